@@ -1,0 +1,1 @@
+//! Pure routing logic of the Skein router: no I/O, no clock, no runtime.

@@ -1,0 +1,1 @@
+//! Identities, signed statements, certificates and the verifiers that enforce them.

@@ -1,0 +1,1 @@
+//! Resource types and the token format: what users write and read.

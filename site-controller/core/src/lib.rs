@@ -1,0 +1,1 @@
+//! Pure planning of a site: desired and observed state in, actions out.

@@ -1,0 +1,1 @@
+//! Benchmarks that run Skein beside a peer in one go.

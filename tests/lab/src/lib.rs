@@ -1,0 +1,1 @@
+//! Network namespaces as a test network: LANs, NAT, firewalls, cuts.
