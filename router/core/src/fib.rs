@@ -1,0 +1,79 @@
+//! Immutable forwarding snapshots: what the data path reads, without a lock.
+
+use crate::{Address, AddressEntry, Handle, Label, LinkId, Pin, RouterId, SiteId};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+/// Labels a short frame header has room for; with the ingress's own first link that makes eight hops.
+pub const LABELS_MAX: usize = 7;
+
+/// One way to a router, chosen by this one: source routing.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Path {
+    /// Our own link on which the frame leaves.
+    pub first_link: LinkId,
+    /// For each transit router in order, its label of the link to use; empty when the router is our neighbour.
+    pub labels: Vec<Label>,
+    /// Routers passed, the destination last.
+    pub hops: Vec<RouterId>,
+    /// Sum over its links of cost × 1 ms + quantised RTT, in microseconds.
+    pub metric_us: u64,
+    /// Largest end-to-end packet every link of the path carries, frame header excluded, in bytes.
+    pub mtu: u16,
+}
+
+/// Everything the data path needs to reach one router.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Route {
+    /// The router.
+    pub router: RouterId,
+    /// Its site.
+    pub site: SiteId,
+    /// Site name, for logs.
+    pub site_name: Arc<str>,
+    /// Its handle of this boot.
+    pub handle: Handle,
+    /// Its boot epoch; sessions to an older one are dropped at once.
+    pub boot_epoch: u64,
+    /// Paths by pin, `paths[0]` the shortest, the others as disjoint from it and each other as the graph allows; never empty.
+    pub paths: Vec<Path>,
+}
+
+/// A router that serves an address. The entry is as advertised, the route as it is now.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Provider {
+    /// Who serves.
+    pub router: RouterId,
+    /// Its site.
+    pub site: SiteId,
+    /// What it advertises.
+    pub entry: AddressEntry,
+    /// Metric of its shortest path plus the entry's cost, in microseconds; 0 for this router itself.
+    pub metric_us: u64,
+}
+
+/// One consistent view of the network, replaced as a whole.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Fib {
+    /// Grows with every snapshot of this process.
+    pub version: u64,
+    /// Reachable, trusted routers (this one is not among them).
+    pub routes: HashMap<RouterId, Arc<Route>>,
+    /// Routers by the handle in frame headers; holds trusted routers even while no path leads to them.
+    pub handles: HashMap<Handle, RouterId>,
+    /// Our links by label: the transit look-up.
+    pub labels: HashMap<Label, LinkId>,
+    /// Reachable providers by address, in ascending order of (metric, router).
+    pub addresses: BTreeMap<Address, Arc<[Provider]>>,
+}
+
+impl Fib {
+    /// The path to `handle` under `pin`; a pin beyond the paths there are wraps around.
+    #[must_use]
+    pub fn path(&self, handle: Handle, pin: Pin) -> Option<&Path> {
+        let route = self.routes.get(self.handles.get(&handle)?)?;
+        route.paths.get(usize::from(pin.0) % route.paths.len().max(1))
+    }
+}
