@@ -1,1 +1,37 @@
 //! The Skein data-plane router.
+//!
+//! `ARCHITECTURE.md` has the data path file by file. Binaries call [`run`]; tests and simulations start any number of routers
+//! in one process with [`Router::start`].
+
+mod config;
+
+mod router;
+mod telemetry;
+
+pub use config::{Config, ControllerAddress};
+pub use router::{Router, Runtimes, StartError};
+
+use clap::Parser as _;
+use std::{ffi::OsString, process::ExitCode};
+
+/// Runs a router as a process of its own until SIGTERM or SIGINT, then drains; `args` begins with the program's name.
+///
+/// Exits 0 after an orderly end, 1 after a failure, 2 on wrong arguments.
+pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
+    let args = match config::Args::try_parse_from(args) {
+        Ok(args) => args,
+        Err(error) => {
+            // Nothing is left to do when even the usage message cannot be printed.
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS };
+        }
+    };
+    telemetry::install(args.log_format, &args.log_level);
+    match router::run_process(args.into_config()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(error = format!("{error:#}"), "router failed");
+            ExitCode::FAILURE
+        }
+    }
+}

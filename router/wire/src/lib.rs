@@ -2,6 +2,8 @@
 //!
 //! Nothing here does I/O or reads a clock. `docs/protocol.md` describes every byte.
 
+pub mod config;
+
 /// Messages as defined in `proto/`, one module per package.
 #[allow(
     missing_docs,
@@ -9,6 +11,7 @@
     unused_qualifications,
     clippy::all,
     clippy::pedantic,
+    clippy::allow_attributes_without_reason,
     reason = "generated code; the .proto files carry the documentation"
 )]
 pub mod proto {
