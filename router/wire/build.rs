@@ -2,12 +2,13 @@
 
 use std::{error::Error, path::Path};
 
-const FILES: [&str; 5] = [
+const FILES: [&str; 6] = [
     "skein/trust.proto",
     "skein/routing.proto",
     "skein/session.proto",
     "skein/control.proto",
     "skein/site.proto",
+    "skein/claim.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

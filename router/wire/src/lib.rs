@@ -42,7 +42,13 @@ pub mod proto {
                 include!(concat!(env!("OUT_DIR"), "/skein.site.v1.rs"));
             }
         }
+        pub mod claim {
+            pub mod v1 {
+                include!(concat!(env!("OUT_DIR"), "/skein.claim.v1.rs"));
+            }
+        }
     }
+    pub use skein::claim::v1 as claim;
     pub use skein::control::v1 as control;
     pub use skein::routing::v1 as routing;
     pub use skein::session::v1 as session;
