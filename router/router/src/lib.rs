@@ -3,8 +3,11 @@
 //! `ARCHITECTURE.md` has the data path file by file. Binaries call [`run`]; tests and simulations start any number of routers
 //! in one process with [`Router::start`].
 
+pub mod clock;
 mod config;
-
+pub mod fabric;
+pub mod link;
+pub mod net;
 mod router;
 mod telemetry;
 

@@ -1,0 +1,179 @@
+//! The only maker of sockets.
+//!
+//! Simulation replaces this file; nothing else in the crate names a constructor of a socket.
+
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    time::Duration,
+};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
+
+/// Asked for in each direction: at 1 Gbit/s it covers 32 ms in which the process does not run.
+const UDP_BUFFER_BYTES: usize = 4 << 20;
+/// Connections the kernel completes before we accept; more than one poll's worth of a burst.
+const TCP_BACKLOG: i32 = 1024;
+/// How many ephemeral ports are tried until one is free for UDP and TCP alike.
+const PAIR_ATTEMPTS: usize = 16;
+/// First keepalive probe on an otherwise silent TCP connection.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
+/// Between keepalive probes.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+/// Unanswered keepalive probes until the kernel resets the connection.
+const KEEPALIVE_RETRIES: u32 = 5;
+
+/// Binds a UDP socket with large buffers; `[::]` is dual-stack, and becomes `0.0.0.0` where IPv6 is off.
+///
+/// # Errors
+/// Whatever the operating system says of the address.
+pub fn udp_bind(addr: SocketAddr) -> io::Result<UdpSocket> {
+    or_v4(addr, |addr| {
+        let socket = Socket::new(Domain::for_address(addr), Type::DGRAM, Some(Protocol::UDP))?;
+        if addr.is_ipv6() {
+            socket.set_only_v6(!addr.ip().is_unspecified())?;
+        }
+        enlarge(&socket);
+        socket.set_nonblocking(true)?;
+        socket.bind(&addr.into())?;
+        UdpSocket::from_std(socket.into())
+    })
+}
+
+/// Makes an unconnected ephemeral UDP socket that can reach `remote`.
+///
+/// Unconnected, so that the kernel picks the source address anew for each packet when the network changes.
+///
+/// # Errors
+/// Whatever the operating system says; usually that it has no IPv6.
+pub fn udp_towards(remote: SocketAddr) -> io::Result<UdpSocket> {
+    let any: IpAddr =
+        if remote.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    udp_bind(SocketAddr::new(any, 0))
+}
+
+/// Listens for TCP; `[::]` is dual-stack, and becomes `0.0.0.0` where IPv6 is off.
+///
+/// # Errors
+/// Whatever the operating system says of the address.
+pub fn tcp_listen(addr: SocketAddr) -> io::Result<TcpListener> {
+    or_v4(addr, |addr| {
+        let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
+        if addr.is_ipv6() {
+            socket.set_only_v6(!addr.ip().is_unspecified())?;
+        }
+        socket.set_reuse_address(true)?;
+        socket.set_nonblocking(true)?;
+        socket.bind(&addr.into())?;
+        socket.listen(TCP_BACKLOG)?;
+        TcpListener::from_std(socket.into())
+    })
+}
+
+/// Binds UDP and TCP to the same port; port 0 takes one that is free for both.
+///
+/// # Errors
+/// Whatever the operating system says of the address.
+pub fn port_pair(addr: SocketAddr) -> io::Result<(UdpSocket, TcpListener)> {
+    for _ in 1..PAIR_ATTEMPTS {
+        match try_port_pair(addr) {
+            Err(e) if e.kind() == io::ErrorKind::AddrInUse && addr.port() == 0 => {}
+            outcome => return outcome,
+        }
+    }
+    try_port_pair(addr)
+}
+
+fn try_port_pair(addr: SocketAddr) -> io::Result<(UdpSocket, TcpListener)> {
+    let udp = udp_bind(addr)?;
+    let tcp = tcp_listen(udp.local_addr()?)?;
+    Ok((udp, tcp))
+}
+
+/// Opens a TCP connection, from `source` when given.
+///
+/// # Errors
+/// Whatever the operating system or the remote says.
+///
+/// # Cancel safety
+/// Dropping the future closes the socket.
+pub async fn tcp_connect(remote: SocketAddr, source: Option<IpAddr>) -> io::Result<TcpStream> {
+    let socket = if remote.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    if let Some(source) = source {
+        socket.bind(SocketAddr::new(source, 0))?;
+    }
+    socket.connect(remote).await
+}
+
+/// What every TCP socket that carries a flow gets: no Nagle delay, keepalive.
+///
+/// # Errors
+/// Only when the socket is already dead.
+pub fn tcp_flow_options(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let keepalive = TcpKeepalive::new()
+        .with_time(KEEPALIVE_IDLE)
+        .with_interval(KEEPALIVE_INTERVAL)
+        .with_retries(KEEPALIVE_RETRIES);
+    SockRef::from(stream).set_tcp_keepalive(&keepalive)
+}
+
+/// Resolves `host:port` to all its addresses.
+///
+/// # Errors
+/// When the name does not resolve or the text is not `host:port`.
+///
+/// # Cancel safety
+/// Cancel-safe; a resolver thread may run on for a while.
+pub async fn resolve(endpoint: &str) -> io::Result<Vec<SocketAddr>> {
+    Ok(tokio::net::lookup_host(endpoint).await?.collect())
+}
+
+fn or_v4<T>(addr: SocketAddr, bind: impl Fn(SocketAddr) -> io::Result<T>) -> io::Result<T> {
+    match bind(addr) {
+        Err(e) if addr.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED) && is_without_ipv6(&e) => {
+            bind(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), addr.port()))
+        }
+        outcome => outcome,
+    }
+}
+
+fn is_without_ipv6(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::AddrNotAvailable
+        || error.raw_os_error() == Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error())
+}
+
+/// The kernel grants at most `net.core.{r,w}mem_max`; `doctor` tells when that is little.
+fn enlarge(socket: &Socket) {
+    for outcome in [
+        socket.set_recv_buffer_size(UDP_BUFFER_BYTES),
+        socket.set_send_buffer_size(UDP_BUFFER_BYTES),
+    ] {
+        if let Err(error) = outcome {
+            tracing::debug!(%error, "UDP socket keeps its default buffer");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_pair_has_one_port() {
+        let (udp, tcp) = port_pair("127.0.0.1:0".parse().unwrap()).unwrap();
+        assert_eq!(udp.local_addr().unwrap(), tcp.local_addr().unwrap());
+        let taken = port_pair(udp.local_addr().unwrap()).unwrap_err();
+        assert_eq!(taken.kind(), io::ErrorKind::AddrInUse);
+    }
+
+    #[tokio::test]
+    async fn tcp_connects_from_the_given_source() {
+        let listener = tcp_listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        let source: IpAddr = "127.0.0.9".parse().unwrap();
+        let client = tcp_connect(listener.local_addr().unwrap(), Some(source)).await.unwrap();
+        tcp_flow_options(&client).unwrap();
+        let (_, peer) = listener.accept().await.unwrap();
+        assert_eq!(peer.ip(), source);
+    }
+}
