@@ -2,10 +2,22 @@
 //!
 //! Pure: no I/O, no clock, no runtime. Time and randomness are arguments.
 
+mod ca;
+mod claim;
 mod hash;
 mod identity;
 mod statement;
 
+pub use ca::{
+    CA_VALIDITY_S, CSR_LEN_MAX, CaError, CertificateRole, Issued, KeyRequest, LEAF_VALIDITY_S,
+    NOT_BEFORE_SLACK_S, ROUTER_NAME_LEN_MAX, SiteCa, SpiffeId, router_name_is_valid,
+};
+pub use claim::{
+    ALPN_CLAIM, AcceptedClaim, CLAIM_EXPORTER_LABEL, CLAIM_PROTOCOL, CLAIM_RECORDS_MAX,
+    CLAIM_REQUEST_LEN_MAX, CLAIM_RESPONSE_LEN_MAX, CLOCK_DIFFERENCE_MAX_S, ClaimDraft, ClaimError,
+    Code, CodeHash, Exporter, VerifiedAnswer, VerifiedClaim, claim_request, verify_answer,
+    verify_claim,
+};
 pub use identity::{
     ChainError, IdentityError, KEY_LEN, KeyChain, PublicKey, ROTATIONS_MAX, SiteIdentity, handle,
     router_id, site_id,
