@@ -29,7 +29,7 @@ pub struct Label(pub u16);
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct Pin(pub u8);
 
-/// How many paths to a router are kept; four bits of the frame header hold a pin.
+/// How many paths to a router are kept; three bits of the frame header hold a pin.
 pub const PINS_MAX: u8 = 4;
 
 const VADDR_PREFIX: [u8; 4] = [0xfd, 0x5e, 0x1e, 0x17];

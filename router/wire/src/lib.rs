@@ -3,6 +3,7 @@
 //! Nothing here does I/O or reads a clock. `docs/protocol.md` describes every byte.
 
 pub mod config;
+pub mod frame;
 
 /// Messages as defined in `proto/`, one module per package.
 #[allow(
