@@ -5,10 +5,14 @@
 
 pub mod clock;
 mod config;
+pub mod egress;
 pub mod fabric;
+pub mod flows;
+pub mod ingress;
 pub mod link;
 pub mod net;
 mod router;
+pub mod session;
 mod telemetry;
 
 pub use config::{Config, ControllerAddress};

@@ -1,0 +1,215 @@
+//! What ingress and egress know about flows in common: their surroundings, their counters and the access log.
+
+use crate::fabric::Counter;
+use crate::session::Budget;
+use skein_core::{Address, Fib, RouterId, SiteId};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+use tokio::{runtime::Handle, sync::watch};
+
+/// What sessions, ingress and egress of one router share. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Surroundings {
+    /// Runs every task of the data path.
+    pub runtime: Handle,
+    /// This router.
+    pub local: LocalRouter,
+    /// The network as it is now.
+    pub fib: watch::Receiver<Arc<Fib>>,
+    /// Ceiling of the memory that flows may take.
+    pub budget: Arc<Budget>,
+    /// What became of flows.
+    pub counters: Arc<FlowCounters>,
+}
+
+/// This router, as its peers see it.
+#[derive(Clone, Copy, Debug)]
+pub struct LocalRouter {
+    /// Its id.
+    pub router: RouterId,
+    /// Its site.
+    pub site: SiteId,
+    /// Of this start.
+    pub boot_epoch: u64,
+}
+
+/// Which edge of a flow a router is; both, for a flow that never leaves it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Edge {
+    /// The flow enters here.
+    Ingress,
+    /// The flow leaves here.
+    Egress,
+}
+
+/// How a flow ended.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Outcome {
+    /// Both sides finished.
+    Finished,
+    /// The socket on this router's side was reset.
+    NearReset,
+    /// The other router reset the flow: its socket was reset, or it gave up.
+    FarReset,
+    /// The session was lost.
+    SessionLost,
+    /// Nothing moved for the address's idle timeout.
+    Idle,
+    /// This router reset it: shutdown, or its connector was withdrawn at once.
+    Aborted,
+    /// Every candidate refused.
+    Refused,
+    /// No candidate could be reached in time.
+    Unreachable,
+    /// At the ceiling of memory or flows.
+    Overloaded,
+}
+
+impl Outcome {
+    /// All of them, for tables.
+    pub const ALL: [Self; 9] = [
+        Self::Finished,
+        Self::NearReset,
+        Self::FarReset,
+        Self::SessionLost,
+        Self::Idle,
+        Self::Aborted,
+        Self::Refused,
+        Self::Unreachable,
+        Self::Overloaded,
+    ];
+
+    /// The label in metrics and logs.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Finished => "finished",
+            Self::NearReset => "near_reset",
+            Self::FarReset => "far_reset",
+            Self::SessionLost => "session_lost",
+            Self::Idle => "idle",
+            Self::Aborted => "aborted",
+            Self::Refused => "refused",
+            Self::Unreachable => "unreachable",
+            Self::Overloaded => "overloaded",
+        }
+    }
+}
+
+/// What became of the flows of this router.
+#[derive(Debug, Default)]
+pub struct FlowCounters {
+    active: AtomicU64,
+    /// Flows that began: a client was accepted, or a peer opened one.
+    pub opened: Counter,
+    /// Bytes from clients towards targets.
+    pub bytes_sent: Counter,
+    /// Bytes from targets towards clients.
+    pub bytes_received: Counter,
+    /// Another candidate was tried.
+    pub retries: Counter,
+    /// Sessions established, either way.
+    pub sessions_opened: Counter,
+    /// Sessions that could not be established.
+    pub sessions_failed: Counter,
+    /// Sessions closed because the peer broke the protocol.
+    pub protocol_violations: Counter,
+    outcomes: [[Counter; Outcome::ALL.len()]; 2],
+}
+
+impl FlowCounters {
+    /// Flows open now.
+    #[must_use]
+    pub fn active(&self) -> u64 {
+        self.active.load(Ordering::Relaxed)
+    }
+
+    /// Flows that ended in this way at this edge.
+    #[must_use]
+    pub fn ended(&self, edge: Edge, outcome: Outcome) -> u64 {
+        self.outcomes[edge as usize][outcome as usize].total()
+    }
+}
+
+/// One flow, from its first byte until its line in the access log, which is written when this is dropped.
+#[derive(Debug)]
+pub struct FlowRecord {
+    counters: Arc<FlowCounters>,
+    edge: Edge,
+    started: std::time::Instant,
+    /// The address.
+    pub address: Option<Address>,
+    /// Where the flow entered the network.
+    pub ingress_site: SiteId,
+    /// Where it leaves the network, once chosen.
+    pub egress_site: Option<SiteId>,
+    /// The flow's name at both edges.
+    pub flow_id: [u8; 16],
+    /// Bytes from client to target.
+    pub sent_bytes: u64,
+    /// Bytes from target to client.
+    pub received_bytes: u64,
+    /// How it ended.
+    pub outcome: Outcome,
+}
+
+impl FlowRecord {
+    /// Starts the record of a flow; unless told otherwise it was aborted.
+    #[must_use]
+    pub fn start(
+        counters: Arc<FlowCounters>,
+        edge: Edge,
+        ingress_site: SiteId,
+        flow_id: [u8; 16],
+    ) -> Self {
+        counters.opened.add(1);
+        counters.active.fetch_add(1, Ordering::Relaxed);
+        Self {
+            counters,
+            edge,
+            started: crate::clock::now(),
+            address: None,
+            ingress_site,
+            egress_site: None,
+            flow_id,
+            sent_bytes: 0,
+            received_bytes: 0,
+            outcome: Outcome::Aborted,
+        }
+    }
+
+    fn duration(&self) -> Duration {
+        crate::clock::now().saturating_duration_since(self.started)
+    }
+}
+
+impl Drop for FlowRecord {
+    fn drop(&mut self) {
+        self.counters.active.fetch_sub(1, Ordering::Relaxed);
+        self.counters.bytes_sent.add(self.sent_bytes);
+        self.counters.bytes_received.add(self.received_bytes);
+        self.counters.outcomes[self.edge as usize][self.outcome as usize].add(1);
+        tracing::info!(
+            target: "skein::access",
+            edge = match self.edge { Edge::Ingress => "ingress", Edge::Egress => "egress" },
+            flow = %hex(&self.flow_id),
+            address = self.address.as_ref().map_or("", Address::as_str),
+            ingress_site = %self.ingress_site.short(),
+            egress_site = self.egress_site.map(|site| site.short()),
+            sent_bytes = self.sent_bytes,
+            received_bytes = self.received_bytes,
+            duration_ms = u64::try_from(self.duration().as_millis()).unwrap_or(u64::MAX),
+            ended = self.outcome.as_str(),
+            "flow ended"
+        );
+    }
+}
+
+fn hex(bytes: &[u8]) -> impl std::fmt::Display + '_ {
+    std::fmt::from_fn(|f| bytes.iter().try_for_each(|byte| write!(f, "{byte:02x}")))
+}

@@ -1,0 +1,319 @@
+//! Per-flow credit: how many bytes a peer may send that the local socket has not taken yet.
+//!
+//! quinn's own windows cannot do this: its stream window is one size for every stream of a connection, and a finite connection window lets
+//! stalled streams starve the rest. So they are practically unlimited, and every flow has a window of its own here, which grows with the
+//! rate at which its consumer drains it and is paid for from one budget. Pure: the time is an argument.
+
+use super::Reservation;
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::{Duration, Instant},
+};
+use tokio::sync::Notify;
+
+/// Implied for every flow in each direction, so that short flows cost no credit message.
+pub const INITIAL_CREDIT_BYTES: u64 = 256 << 10;
+/// One turn of a writer in the ring; with more than a quarter of the initial credit, shares follow windows instead of turns.
+pub const TURN_BYTES: usize = 64 << 10;
+/// Largest window of a flow: 5 Gbit/s over 100 ms.
+pub const WINDOW_BYTES_MAX: u64 = 64 << 20;
+/// What a sender keeps when it gives back the credit it does not use: enough for a request without waiting for a grant.
+const IDLE_CREDIT_BYTES: u64 = 16 << 10;
+/// A grant is due when this fraction of the window has been consumed since the last one.
+const GRANT_DIVISOR: u64 = 4;
+/// Round-trip times below are scheduling noise and would make windows grow without need.
+const GROWTH_RTT_MIN: Duration = Duration::from_millis(2);
+
+const _: () = assert!(TURN_BYTES as u64 <= INITIAL_CREDIT_BYTES / 4);
+
+/// The peer broke the rules of credit; the session must be closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CreditViolation {
+    /// More bytes arrived than were granted.
+    #[error("the peer sent more than its credit")]
+    Exceeded,
+    /// More credit was returned than was outstanding.
+    #[error("the peer returned credit that it does not have")]
+    ReturnedTooMuch,
+}
+
+/// The receiving side of one flow: what was promised to the sender and how much of it is still open.
+#[derive(Debug)]
+pub struct ReceiveWindow {
+    /// The window and its price are the same number.
+    reservation: Reservation,
+    granted_bytes: u64,
+    received_bytes: u64,
+    consumed_bytes: u64,
+    sample_started: Instant,
+    sample_bytes: u64,
+}
+
+impl ReceiveWindow {
+    /// A window as large as its reservation, which must be [`INITIAL_CREDIT_BYTES`].
+    #[must_use]
+    pub fn new(reservation: Reservation, now: Instant) -> Self {
+        Self {
+            granted_bytes: reservation.bytes(),
+            reservation,
+            received_bytes: 0,
+            consumed_bytes: 0,
+            sample_started: now,
+            sample_bytes: 0,
+        }
+    }
+
+    /// Current size of the window.
+    #[must_use]
+    pub fn window_bytes(&self) -> u64 {
+        self.reservation.bytes()
+    }
+
+    /// Counts bytes that arrived.
+    ///
+    /// # Errors
+    /// When they exceed what was granted.
+    pub fn received(&mut self, bytes: u64) -> Result<(), CreditViolation> {
+        self.received_bytes = self.received_bytes.saturating_add(bytes);
+        if self.received_bytes > self.granted_bytes {
+            Err(CreditViolation::Exceeded)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Counts bytes that the local socket took, and returns the credit to grant now.
+    ///
+    /// The window doubles when a whole window was drained in less than two round trips, so it settles at two to four times the
+    /// bandwidth-delay product; slow and idle flows keep what they have.
+    pub fn consumed(&mut self, bytes: u64, now: Instant, rtt: Duration) -> Option<u64> {
+        self.consumed_bytes += bytes;
+        self.sample_bytes += bytes;
+        let outstanding = self.granted_bytes - self.consumed_bytes;
+        let window = self.window_bytes();
+        if window.saturating_sub(outstanding) < window / GRANT_DIVISOR {
+            return None;
+        }
+        self.grow(now, rtt);
+        let add = self.window_bytes().saturating_sub(outstanding);
+        self.granted_bytes += add;
+        (add > 0).then_some(add)
+    }
+
+    fn grow(&mut self, now: Instant, rtt: Duration) {
+        let window = self.window_bytes();
+        if window < INITIAL_CREDIT_BYTES {
+            // The flow was idle and is not any more. At the ceiling it goes on with what it kept.
+            self.reservation.try_grow(INITIAL_CREDIT_BYTES - window);
+        } else if self.sample_bytes < window {
+            return;
+        } else if now.saturating_duration_since(self.sample_started) < 2 * rtt.max(GROWTH_RTT_MIN) {
+            self.reservation.try_grow(window.min(WINDOW_BYTES_MAX - window));
+        }
+        self.sample_started = now;
+        self.sample_bytes = 0;
+    }
+
+    /// Takes back credit that the sender will not use.
+    ///
+    /// # Errors
+    /// When the sender does not have as much.
+    pub fn returned(&mut self, bytes: u64) -> Result<(), CreditViolation> {
+        if bytes > self.granted_bytes - self.received_bytes {
+            return Err(CreditViolation::ReturnedTooMuch);
+        }
+        self.granted_bytes -= bytes;
+        self.reservation.shrink(bytes);
+        Ok(())
+    }
+
+    /// The sender has finished: only what it sent and nobody consumed still needs memory.
+    pub fn finished(&mut self) {
+        let held = self.received_bytes - self.consumed_bytes;
+        self.reservation.shrink(self.window_bytes().saturating_sub(held));
+    }
+}
+
+/// The sending side of one flow. One task sends; the session's control stream adds.
+#[derive(Debug)]
+pub struct SendCredit {
+    limit_bytes: AtomicU64,
+    raised: Notify,
+}
+
+impl SendCredit {
+    /// Starts with the credit implied by the session's hello.
+    #[must_use]
+    pub fn new(initial_bytes: u64) -> Self {
+        Self { limit_bytes: AtomicU64::new(initial_bytes), raised: Notify::new() }
+    }
+
+    /// Adds credit granted by the peer.
+    pub fn add(&self, bytes: u64) {
+        // Saturating, because the number came from a peer.
+        let raise = |limit: u64| Some(limit.saturating_add(bytes));
+        let _always_some =
+            self.limit_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, raise);
+        self.raised.notify_one();
+    }
+
+    /// What may be sent by a flow that has sent `sent_bytes` so far.
+    #[must_use]
+    pub fn available(&self, sent_bytes: u64) -> u64 {
+        self.limit_bytes.load(Ordering::Relaxed).saturating_sub(sent_bytes)
+    }
+
+    /// Waits until something may be sent, and returns how much.
+    ///
+    /// # Cancel safety
+    /// Cancel-safe.
+    pub async fn wait(&self, sent_bytes: u64) -> u64 {
+        loop {
+            let available = self.available(sent_bytes);
+            if available > 0 {
+                return available;
+            }
+            self.raised.notified().await;
+        }
+    }
+
+    /// Gives up credit of an idle flow and returns how much, to be told to the peer.
+    pub fn give_back(&self, sent_bytes: u64) -> Option<u64> {
+        let surplus = self.available(sent_bytes).saturating_sub(IDLE_CREDIT_BYTES);
+        self.limit_bytes.fetch_sub(surplus, Ordering::Relaxed);
+        (surplus > 0).then_some(surplus)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::Budget;
+    use proptest::prelude::*;
+    use std::sync::Arc;
+
+    const RTT: Duration = Duration::from_millis(50);
+
+    fn window(budget: &Arc<Budget>, now: Instant) -> ReceiveWindow {
+        ReceiveWindow::new(budget.reserve(INITIAL_CREDIT_BYTES).unwrap(), now)
+    }
+
+    /// Drains as fast as the credit allows, one window per `round`.
+    fn drain(window: &mut ReceiveWindow, now: &mut Instant, round: Duration) {
+        *now += round;
+        let open = window.granted_bytes - window.received_bytes;
+        window.received(open).unwrap();
+        window.consumed(open, *now, RTT);
+    }
+
+    #[test]
+    fn a_fast_consumer_grows_to_the_cap_and_a_slow_one_does_not() {
+        let budget = Budget::new(u64::MAX);
+        let mut now = crate::clock::now();
+        let mut fast = window(&budget, now);
+        for _ in 0..20 {
+            drain(&mut fast, &mut now, RTT);
+        }
+        assert_eq!(fast.window_bytes(), WINDOW_BYTES_MAX);
+        let mut slow = window(&budget, now);
+        for _ in 0..20 {
+            drain(&mut slow, &mut now, 3 * RTT);
+        }
+        assert_eq!(slow.window_bytes(), INITIAL_CREDIT_BYTES);
+    }
+
+    #[test]
+    fn growth_stops_at_the_budget_but_grants_go_on() {
+        let budget = Budget::new(3 * INITIAL_CREDIT_BYTES);
+        let mut now = crate::clock::now();
+        let mut flow = window(&budget, now);
+        for _ in 0..10 {
+            drain(&mut flow, &mut now, RTT);
+            assert_eq!(flow.granted_bytes - flow.received_bytes, flow.window_bytes());
+        }
+        assert_eq!(flow.window_bytes(), 2 * INITIAL_CREDIT_BYTES);
+        drop(flow);
+        assert_eq!(budget.used_bytes(), 0);
+    }
+
+    #[test]
+    fn an_idle_flow_holds_little_and_recovers() {
+        let budget = Budget::new(u64::MAX);
+        let now = crate::clock::now();
+        let mut receiver = window(&budget, now);
+        let sender = SendCredit::new(INITIAL_CREDIT_BYTES);
+        let returned = sender.give_back(0).unwrap();
+        assert_eq!(sender.give_back(0), None);
+        receiver.returned(returned).unwrap();
+        assert_eq!(budget.used_bytes(), IDLE_CREDIT_BYTES);
+        let sent = sender.available(0);
+        receiver.received(sent).unwrap();
+        sender.add(receiver.consumed(sent, now, RTT).unwrap());
+        assert_eq!(sender.available(sent), INITIAL_CREDIT_BYTES);
+    }
+
+    #[test]
+    fn violations_are_noticed() {
+        let budget = Budget::new(u64::MAX);
+        let mut flow = window(&budget, crate::clock::now());
+        assert_eq!(flow.returned(INITIAL_CREDIT_BYTES + 1), Err(CreditViolation::ReturnedTooMuch));
+        flow.received(INITIAL_CREDIT_BYTES).unwrap();
+        assert_eq!(flow.returned(1), Err(CreditViolation::ReturnedTooMuch));
+        assert_eq!(flow.received(1), Err(CreditViolation::Exceeded));
+    }
+
+    #[derive(Clone, Debug)]
+    enum Op {
+        Send(u64),
+        Consume(u64),
+        GiveBack,
+        Wait(u16),
+    }
+
+    fn op() -> impl Strategy<Value = Op> {
+        prop_oneof![
+            (1..1_000_000_u64).prop_map(Op::Send),
+            (1..1_000_000_u64).prop_map(Op::Consume),
+            Just(Op::GiveBack),
+            any::<u16>().prop_map(Op::Wait),
+        ]
+    }
+
+    proptest! {
+        /// An honest sender never violates, both ends always agree, and a drained flow can always send again.
+        #[test]
+        fn the_two_ends_agree(ops in proptest::collection::vec(op(), 0..200), ceiling in 1_u64..8) {
+            let budget = Budget::new(ceiling * INITIAL_CREDIT_BYTES);
+            let mut now = crate::clock::now();
+            let mut receiver = window(&budget, now);
+            let sender = SendCredit::new(INITIAL_CREDIT_BYTES);
+            let (mut sent, mut held) = (0_u64, 0_u64);
+            for op in ops {
+                match op {
+                    Op::Send(bytes) => {
+                        let bytes = bytes.min(sender.available(sent));
+                        (sent, held) = (sent + bytes, held + bytes);
+                        prop_assert_eq!(receiver.received(bytes), Ok(()));
+                    }
+                    Op::Consume(bytes) => {
+                        let bytes = bytes.min(held);
+                        held -= bytes;
+                        if let Some(add) = receiver.consumed(bytes, now, RTT) {
+                            sender.add(add);
+                        }
+                    }
+                    Op::GiveBack => {
+                        if let Some(bytes) = sender.give_back(sent) {
+                            prop_assert_eq!(receiver.returned(bytes), Ok(()));
+                        }
+                    }
+                    Op::Wait(ms) => now += Duration::from_millis(ms.into()),
+                }
+                prop_assert_eq!(sender.available(sent), receiver.granted_bytes - receiver.received_bytes);
+                prop_assert!(held + sender.available(sent) <= receiver.window_bytes());
+                prop_assert!(budget.used_bytes() <= budget.ceiling_bytes());
+                prop_assert!(held > 0 || sender.available(sent) > 0);
+            }
+        }
+    }
+}

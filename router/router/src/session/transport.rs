@@ -1,0 +1,96 @@
+//! Settings of the end-to-end endpoint and of each connection.
+
+use super::credit::WINDOW_BYTES_MAX;
+use aws_lc_rs::hmac;
+use quinn::{
+    AsyncUdpSocket, Endpoint, EndpointConfig, IdleTimeout, TransportConfig, VarInt,
+    congestion::CubicConfig,
+};
+use skein_core::Path;
+use std::{io, sync::Arc, time::Duration};
+
+/// Practically unlimited: flow control is per flow and ours, and a finite connection window lets stalled streams starve the rest.
+const CONNECTION_WINDOW_BYTES: u32 = u32::MAX;
+/// Must exceed the largest credit: a writer blocked on a stream window would hold the ring and stop the whole session.
+const STREAM_WINDOW_BYTES: u32 = 128 << 20;
+const _: () = assert!(STREAM_WINDOW_BYTES as u64 > WINDOW_BYTES_MAX);
+/// Start and floor of the send window; see [`super::window`] for how it follows the path.
+pub(super) const SEND_WINDOW_BYTES_MIN: u64 = 1 << 20;
+/// Every QUIC path must carry this, and every carrier does.
+const MTU_MIN: u16 = 1_200;
+/// Largest packet a session uses, whatever a path claims; bounds quinn's receive buffers.
+const MTU_MAX: u16 = 9_000;
+/// A silent session is probed this often.
+const KEEP_ALIVE: Duration = Duration::from_secs(5);
+/// Longer than the longest reroute that flows are to survive, after which sessions are closed for lack of a path.
+const IDLE_MAX: Duration = Duration::from_secs(45);
+/// In round trips; quinn's 3 would throw away the congestion window whenever a reroute takes a second.
+const PERSISTENT_CONGESTION_RTTS: u32 = 1_000;
+/// First flight: what a LAN takes, and what the congestion controller corrects within a round trip elsewhere.
+const INITIAL_WINDOW_BYTES: u64 = 1 << 20;
+/// Below, a busy peer that needs a few milliseconds for the handshake would be asked again for nothing.
+const INITIAL_RTT_MIN: Duration = Duration::from_millis(25);
+/// RFC 9002's own initial value, for when the path is unknown.
+const INITIAL_RTT_MAX: Duration = Duration::from_millis(333);
+
+/// Flows a peer may have open in a session at first; quinn keeps state for each whether open or not, so it grows with use.
+pub(super) const STREAMS_INITIAL: u32 = 256;
+
+/// Which end of a session.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Role {
+    /// Opens flows.
+    Initiator,
+    /// Accepts flows.
+    Responder,
+}
+
+/// Settings of one connection over `path`; without one, what every path can do.
+pub(super) fn transport(role: Role, path: Option<&Path>) -> Arc<TransportConfig> {
+    let mtu = path.map_or(MTU_MIN, |path| path.mtu.clamp(MTU_MIN, MTU_MAX));
+    let rtt = path.map_or(INITIAL_RTT_MAX, |path| Duration::from_micros(path.metric_us));
+    let mut cubic = CubicConfig::default();
+    cubic.initial_window(INITIAL_WINDOW_BYTES);
+    let mut transport = TransportConfig::default();
+    transport
+        .initial_mtu(mtu)
+        .min_mtu(MTU_MIN)
+        .mtu_discovery_config(None)
+        .initial_rtt(rtt.clamp(INITIAL_RTT_MIN, INITIAL_RTT_MAX))
+        .receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES))
+        .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
+        .send_window(SEND_WINDOW_BYTES_MIN)
+        .send_fairness(true)
+        .persistent_congestion_threshold(PERSISTENT_CONGESTION_RTTS)
+        .congestion_controller_factory(Arc::new(cubic))
+        .keep_alive_interval(Some(KEEP_ALIVE))
+        .max_idle_timeout(IdleTimeout::try_from(IDLE_MAX).ok())
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .max_concurrent_bidi_streams(VarInt::from_u32(match role {
+            Role::Initiator => 0,
+            Role::Responder => STREAMS_INITIAL,
+        }))
+        // Sessions carry no datagrams yet; `None` refuses those of the peer instead of buffering them.
+        .datagram_receive_buffer_size(None);
+    Arc::new(transport)
+}
+
+/// The end-to-end endpoint over the virtual socket of the fabric.
+///
+/// The reset key derives from `site_secret`, so that a router that restarts resets the connections of its earlier boots.
+///
+/// # Errors
+/// When there is no runtime to run on.
+pub fn endpoint(socket: Arc<dyn AsyncUdpSocket>, site_secret: &[u8; 32]) -> io::Result<Endpoint> {
+    let mut config = EndpointConfig::new(Arc::new(derive(site_secret, b"skein-e2e-reset/1")));
+    config
+        .grease_quic_bit(false)
+        .max_udp_payload_size(MTU_MAX)
+        .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+    Endpoint::new_with_abstract_socket(config, None, socket, Arc::new(quinn::TokioRuntime))
+}
+
+fn derive(secret: &[u8; 32], purpose: &[u8]) -> hmac::Key {
+    let master = hmac::Key::new(hmac::HMAC_SHA256, secret);
+    hmac::Key::new(hmac::HMAC_SHA256, hmac::sign(&master, purpose).as_ref())
+}
