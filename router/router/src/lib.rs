@@ -3,6 +3,7 @@
 //! `ARCHITECTURE.md` has the data path file by file. Binaries call [`run`]; tests and simulations start any number of routers
 //! in one process with [`Router::start`].
 
+mod api;
 pub mod clock;
 mod config;
 pub mod egress;
@@ -11,6 +12,7 @@ pub mod flows;
 pub mod ingress;
 pub mod link;
 pub mod net;
+mod respawn;
 mod router;
 pub mod session;
 mod telemetry;

@@ -6,9 +6,10 @@ use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::Path,
     time::Duration,
 };
-use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket, UnixStream};
 
 /// Asked for in each direction: at 1 Gbit/s it covers 32 ms in which the process does not run.
 const UDP_BUFFER_BYTES: usize = 4 << 20;
@@ -103,6 +104,17 @@ pub async fn tcp_connect(remote: SocketAddr, source: Option<IpAddr>) -> io::Resu
         socket.bind(SocketAddr::new(source, 0))?;
     }
     socket.connect(remote).await
+}
+
+/// Connects to a Unix socket of this host: a controller's.
+///
+/// # Errors
+/// Whatever the operating system says; usually that nobody listens.
+///
+/// # Cancel safety
+/// Dropping the future closes the socket.
+pub async fn connect_unix(path: &Path) -> io::Result<UnixStream> {
+    UnixStream::connect(path).await
 }
 
 /// What every TCP socket that carries a flow gets: no Nagle delay, keepalive.
