@@ -1,0 +1,213 @@
+//! `Site`: where the site listens, what it calls itself, what it does on its own.
+
+use std::net::SocketAddr;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{invalid::Invalids, manifest::Spec, resource::Kind, value::HostPort};
+
+/// The port of links, sessions and claims, UDP and TCP.
+pub const DEFAULT_PORT: u16 = 7443;
+/// Sockets or advertised endpoints of one site; each is dialled by every peer that links.
+const ENDPOINTS_MAX: usize = 16;
+/// Below this a router cannot hold even its sessions' windows.
+const MEMORY_MIB_MIN: u64 = 16;
+
+/// The wanted state of a site.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct SiteSpec {
+    /// `ADDRESS:PORT` for links, UDP and TCP. An empty list listens nowhere; absent is `[::]:7443`.
+    pub listen: Vec<String>,
+    /// `HOST[:PORT]` under which others reach the site. Empty: the addresses of interfaces with a default route.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub advertise: Vec<String>,
+    /// Whether the routers carry transit. Absent: `interior` if the site listens, else `edge`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub role: Option<Role>,
+    /// Which addresses of the network get a local endpoint by themselves.
+    pub auto_listen: AutoListen,
+    /// What the site runs on.
+    pub platform: Platform,
+    /// What keeps its processes running.
+    pub service: Service,
+    /// Whether a block in `/etc/hosts` names the local endpoints.
+    pub manage_hosts: bool,
+    /// `ADDRESS:PORT` of the router's metrics. Absent: a free port on 127.0.0.1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub metrics_listen: Option<String>,
+    /// Ceilings of each router.
+    #[serde(skip_serializing_if = "Limits::is_default")]
+    pub limits: Limits,
+}
+
+impl Default for SiteSpec {
+    fn default() -> Self {
+        Self {
+            listen: vec![format!("[::]:{DEFAULT_PORT}")],
+            advertise: Vec::new(),
+            role: None,
+            auto_listen: AutoListen::default(),
+            platform: Platform::default(),
+            service: Service::default(),
+            manage_hosts: false,
+            metrics_listen: None,
+            limits: Limits::default(),
+        }
+    }
+}
+
+impl SiteSpec {
+    /// The role, given or implied: a site that listens nowhere never becomes transit by accident.
+    #[must_use]
+    pub fn effective_role(&self) -> Role {
+        self.role.unwrap_or(if self.listen.is_empty() { Role::Edge } else { Role::Interior })
+    }
+}
+
+impl Spec for SiteSpec {
+    const KIND: Kind = Kind::Site;
+
+    fn validate(&self, invalids: &mut Invalids) {
+        let at_most = format!("must have at most {ENDPOINTS_MAX} entries");
+        invalids.check(self.listen.len() <= ENDPOINTS_MAX, "spec.listen", at_most.as_str());
+        invalids.check(self.advertise.len() <= ENDPOINTS_MAX, "spec.advertise", at_most);
+        for (index, text) in self.listen.iter().enumerate().take(ENDPOINTS_MAX) {
+            let rule = "must be ADDRESS:PORT with an IP address (IPv6 in brackets)";
+            invalids.check(
+                text.parse::<SocketAddr>().is_ok(),
+                format!("spec.listen[{index}]"),
+                rule,
+            );
+        }
+        for (index, text) in self.advertise.iter().enumerate().take(ENDPOINTS_MAX) {
+            if let Err(why) = text.parse::<HostPort>() {
+                invalids.add(format!("spec.advertise[{index}]"), why.to_string());
+            }
+        }
+        if let Some(text) = &self.metrics_listen {
+            // Metrics name addresses and peers: not for strangers.
+            let loopback = text.parse::<SocketAddr>().is_ok_and(|addr| addr.ip().is_loopback());
+            let rule = "must be ADDRESS:PORT with a loopback address";
+            invalids.check(loopback, "spec.metricsListen", rule);
+        }
+        self.auto_listen.validate(invalids);
+        if let Some(mib) = self.limits.memory_mib {
+            let rule = format!("must be at least {MEMORY_MIB_MIN}");
+            invalids.check(mib >= MEMORY_MIB_MIN, "spec.limits.memoryMib", rule);
+        }
+        invalids.check(self.limits.flows != Some(0), "spec.limits.flows", "must be at least 1");
+    }
+}
+
+/// Whether routers carry transit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum Role {
+    /// Carries transit.
+    Interior,
+    /// Never carries transit.
+    Edge,
+}
+
+/// What a site runs on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum Platform {
+    /// Found out at `init`.
+    #[default]
+    Auto,
+    /// Processes on a Linux host.
+    Linux,
+}
+
+/// What keeps the processes of a site running.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum Service {
+    /// systemd where it is PID 1 of this machine and this network namespace, else none.
+    #[default]
+    Auto,
+    /// systemd units.
+    Systemd,
+    /// Detached processes that restart each other.
+    None,
+}
+
+/// Which addresses get a local endpoint without a `Listener`: `all`, `none`, or a pattern (`payments.*`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(transparent)]
+pub struct AutoListen(pub String);
+
+impl Default for AutoListen {
+    fn default() -> Self {
+        Self("all".to_owned())
+    }
+}
+
+impl AutoListen {
+    /// Whether `address` gets an endpoint.
+    #[must_use]
+    pub fn matches(&self, address: &str) -> bool {
+        match self.0.as_str() {
+            "all" => true,
+            "none" => false,
+            pattern => pattern.split_once('*').map_or(pattern == address, |(head, tail)| {
+                address.len() >= head.len() + tail.len()
+                    && address.starts_with(head)
+                    && address.ends_with(tail)
+            }),
+        }
+    }
+
+    fn validate(&self, invalids: &mut Invalids) {
+        let legal = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.*".contains(&b);
+        let holds = !self.0.is_empty()
+            && self.0.len() <= skein_core::ADDRESS_LEN_MAX
+            && self.0.bytes().all(legal)
+            && self.0.matches('*').count() <= 1;
+        let rule = "must be all, none, or a pattern of a-z, 0-9, '-', '.' and at most one '*'";
+        invalids.check(holds, "spec.autoListen", rule);
+    }
+}
+
+/// Ceilings of each router.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Limits {
+    /// For flow buffers, MiB. Absent: the router's default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_mib: Option<u64>,
+    /// Flows at once. Absent: the router's default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub flows: Option<u32>,
+}
+
+impl Limits {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_have_one_star() {
+        let matches = |pattern: &str, address: &str| AutoListen(pattern.into()).matches(address);
+        assert!(matches("all", "x") && !matches("none", "x"));
+        assert!(matches("pay.*", "pay.prod") && !matches("pay.*", "play.prod"));
+        assert!(matches("*.prod", "pay.prod") && !matches("*.prod", "prod"));
+        assert!(matches("a*a", "aa") && !matches("a*a", "a"));
+        assert!(matches("db", "db") && !matches("db", "db2"));
+    }
+
+    #[test]
+    fn a_site_that_does_not_listen_is_an_edge() {
+        let quiet = SiteSpec { listen: Vec::new(), ..SiteSpec::default() };
+        assert_eq!(quiet.effective_role(), Role::Edge);
+        assert_eq!(SiteSpec::default().effective_role(), Role::Interior);
+    }
+}
