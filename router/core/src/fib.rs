@@ -49,9 +49,20 @@ pub struct Provider {
     /// Its site.
     pub site: SiteId,
     /// What it advertises.
-    pub entry: AddressEntry,
+    pub entry: Arc<AddressEntry>,
     /// Metric of its shortest path plus the entry's cost, in microseconds; 0 for this router itself.
     pub metric_us: u64,
+}
+
+/// This router as others see it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LocalRouter {
+    /// Its id.
+    pub router: RouterId,
+    /// Its site.
+    pub site: SiteId,
+    /// What it writes as source into frame headers; changes when another router turns out to use the same.
+    pub handle: Handle,
 }
 
 /// One consistent view of the network, replaced as a whole.
@@ -59,6 +70,8 @@ pub struct Provider {
 pub struct Fib {
     /// Grows with every snapshot of this process.
     pub version: u64,
+    /// This router; `None` only before the first snapshot.
+    pub local: Option<LocalRouter>,
     /// Reachable, trusted routers (this one is not among them).
     pub routes: HashMap<RouterId, Arc<Route>>,
     /// Routers by the handle in frame headers; holds trusted routers even while no path leads to them.
@@ -67,6 +80,8 @@ pub struct Fib {
     pub labels: HashMap<Label, LinkId>,
     /// Reachable providers by address, in ascending order of (metric, router).
     pub addresses: BTreeMap<Address, Arc<[Provider]>>,
+    /// Where each router's labels lead, dead links included: what a transit needs to find a detour.
+    pub neighbors: Arc<HashMap<(RouterId, Label), RouterId>>,
 }
 
 impl Fib {
@@ -75,5 +90,29 @@ impl Fib {
     pub fn path(&self, handle: Handle, pin: Pin) -> Option<&Path> {
         let route = self.routes.get(self.handles.get(&handle)?)?;
         route.paths.get(usize::from(pin.0) % route.paths.len().max(1))
+    }
+
+    /// Whether `router` is this one.
+    #[must_use]
+    pub fn is_local(&self, router: RouterId) -> bool {
+        self.local.is_some_and(|local| local.router == router)
+    }
+
+    /// A detour for a frame that came to this router and should leave on `label`, whose link is down.
+    ///
+    /// `rest` are the labels after this one. They are walked to the frame's destination; the answer is the first of our
+    /// paths there that starts on a link that `is_up`. Paths pass only through routers that may be transit.
+    #[must_use]
+    pub fn repair(
+        &self,
+        label: Label,
+        rest: &[Label],
+        is_up: impl Fn(LinkId) -> bool,
+    ) -> Option<&Path> {
+        let at = self.neighbors.get(&(self.local?.router, label))?;
+        let destination =
+            rest.iter().try_fold(at, |at, &label| self.neighbors.get(&(*at, label)))?;
+        let route = self.routes.get(destination)?;
+        route.paths.iter().find(|path| is_up(path.first_link))
     }
 }

@@ -4,6 +4,7 @@
 
 pub mod config;
 pub mod frame;
+pub mod framing;
 
 /// Messages as defined in `proto/`, one module per package.
 #[allow(
