@@ -3,14 +3,21 @@
 //! Pure: no I/O, no clock, no runtime. Time and randomness are arguments.
 
 mod ca;
+mod certificate;
 mod claim;
 mod hash;
 mod identity;
 mod statement;
+mod tls;
+mod verifier;
 
 pub use ca::{
     CA_VALIDITY_S, CSR_LEN_MAX, CaError, CertificateRole, Issued, KeyRequest, LEAF_VALIDITY_S,
     NOT_BEFORE_SLACK_S, ROUTER_NAME_LEN_MAX, SiteCa, SpiffeId, router_name_is_valid,
+};
+pub use certificate::{
+    CHAIN_LEN_MAX, CaPin, Expected, PeerError, PeerIdentity, Usage, peer_identity,
+    verify_controller, verify_router,
 };
 pub use claim::{
     ALPN_CLAIM, AcceptedClaim, CLAIM_EXPORTER_LABEL, CLAIM_PROTOCOL, CLAIM_RECORDS_MAX,
@@ -28,3 +35,8 @@ pub use statement::{
     STATEMENT_LEN_MAX, STATEMENT_VALIDITY_S, StatementDraft, StatementError, VerifiedStatement,
     record_digest, verify_endorsement, verify_revocation, verify_statement,
 };
+pub use tls::{
+    ALPN_LINK, ALPN_SESSION, Admitted, Dial, IdentityCell, RouterIdentity, RouterIdentityError,
+    RouterTls, SERVER_NAME, admit, claim_carrier_client, claim_client, claim_server, explain_alert,
+};
+pub use verifier::TrustCell;

@@ -36,8 +36,10 @@ pub const SCOPE_PATTERNS_MAX: usize = 256;
 /// Longest text that explains a revocation, in bytes.
 pub const REASON_LEN_MAX: usize = 256;
 
-/// The low bits of a statement's epoch count its issues, the bits above them the rotations before it.
-const EPOCH_COUNTER_BITS: u32 = 48;
+/// The low bits of a statement's sequence are its epoch, the bits above them count the rotations before it: whoever
+/// stole a retired key cannot outrun the present one by a large epoch.
+const EPOCH_BITS: u32 = 48;
+const EPOCH_MAX: u64 = (1 << EPOCH_BITS) - 1;
 
 /// Why a signed statement is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -57,8 +59,8 @@ pub enum StatementError {
     /// The history of identity keys does not hold.
     #[error("the site's key history does not hold: {0}")]
     Chain(#[from] ChainError),
-    /// The epoch does not count the rotations.
-    #[error("the statement's epoch does not fit its key history")]
+    /// The epoch has more than 48 bits.
+    #[error("the statement's epoch is out of range")]
     Epoch,
     /// Not signed by the identity key in use.
     #[error("the signature is not by the issuer's identity key")]
@@ -71,8 +73,8 @@ pub enum StatementError {
 /// What a site says of itself; see [`SiteIdentity::statement`].
 #[derive(Clone, Debug, Default)]
 pub struct StatementDraft {
-    /// Counts the site's statements; the higher one wins. Persisted by the controller.
-    pub counter: u64,
+    /// Counts the site's statements, at most 48 bits; the higher one wins. Persisted by the controller.
+    pub epoch: u64,
     /// For people.
     pub name: String,
     /// DER; during a rotation the old CA and the new one.
@@ -107,8 +109,8 @@ impl SiteIdentity {
     #[must_use]
     pub fn statement(&self, draft: &StatementDraft) -> Record {
         let (inception, rotations) = self.chain();
-        let epoch = (self.rotations() as u64) << EPOCH_COUNTER_BITS
-            | draft.counter & ((1 << EPOCH_COUNTER_BITS) - 1);
+        let epoch = draft.epoch.min(EPOCH_MAX);
+        let sequence = statement_sequence(self.rotations(), epoch);
         let site = self.site_id();
         let payload = SiteStatement {
             site_id: site.0.to_vec(),
@@ -121,7 +123,7 @@ impl SiteIdentity {
             expires_unix_s: draft.expires_unix_s,
             network_id: draft.network_id.unwrap_or(site).0.to_vec(),
         };
-        self.seal(RecordKind::SiteStatement, None, epoch, STATEMENT_VALIDITY_S, &payload)
+        self.seal(RecordKind::SiteStatement, None, sequence, STATEMENT_VALIDITY_S, &payload)
     }
 
     /// Signs an endorsement of another site.
@@ -217,10 +219,11 @@ pub fn verify_statement(record: &Record) -> Result<VerifiedStatement, StatementE
     let inception =
         statement.inception.as_ref().ok_or(StatementError::Chain(ChainError::Inception))?;
     let chain = KeyChain::verify(Some(site), inception, &statement.rotations)?;
-    if statement.epoch >> EPOCH_COUNTER_BITS != chain.rotations() as u64 {
+    if statement.epoch > EPOCH_MAX {
         return Err(StatementError::Epoch);
     }
-    if body.origin != site.0 || !body.subkey.is_empty() || body.sequence != statement.epoch {
+    let sequence = statement_sequence(chain.rotations(), statement.epoch);
+    if body.origin != site.0 || !body.subkey.is_empty() || body.sequence != sequence {
         return Err(StatementError::Envelope);
     }
     check_signature(record, &chain.key)?;
@@ -278,6 +281,10 @@ pub fn record_digest(record: &Record) -> [u8; 32] {
 
 pub(crate) fn not_expired(until_unix_s: i64, unix_s: i64) -> Result<(), StatementError> {
     if unix_s < until_unix_s { Ok(()) } else { Err(StatementError::Expired(until_unix_s)) }
+}
+
+fn statement_sequence(rotations: usize, epoch: u64) -> u64 {
+    (rotations as u64) << EPOCH_BITS | epoch
 }
 
 fn open(record: &Record, kind: RecordKind) -> Result<RecordBody, StatementError> {
