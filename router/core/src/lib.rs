@@ -9,6 +9,7 @@ mod engine;
 mod fib;
 mod id;
 mod lsdb;
+mod pages;
 mod record;
 mod trust;
 
@@ -20,6 +21,7 @@ pub use engine::{
 pub use fib::{Fib, LABELS_MAX, LocalRouter, Path, Provider, Route};
 pub use id::{Handle, Label, LinkId, PINS_MAX, Pin, RouterId, SiteId, parse_vaddr, vaddr};
 pub use lsdb::Lsdb;
+pub use pages::page_of;
 pub use record::{
     ADDRESS_PAGES, AddressPage, AgedRecord, LIFETIME_S_MAX, LinkAdvert, Origin, Payload,
     ROUTER_RECORD_LIFETIME, ROUTER_RECORD_REFRESH, Record, RecordDraft, RecordHeader, RecordKey,

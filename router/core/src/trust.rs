@@ -17,12 +17,14 @@ pub struct Inception {
 }
 
 /// One step of a site's key chain.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct KeyRotation {
     /// Ed25519 public key that the step before committed to.
     pub identity_key: [u8; 32],
     /// SHA-256 of the public key that may replace it.
     pub next_key_sha256: [u8; 32],
+    /// By this step's key, over the step.
+    pub signature: Arc<[u8]>,
 }
 
 /// What a site says of itself.
@@ -34,7 +36,7 @@ pub struct SiteStatement {
     pub inception: Inception,
     /// Key changes since, oldest first.
     pub rotations: Vec<KeyRotation>,
-    /// Grows with every statement.
+    /// Grows with every statement; see [`Self::sequence`].
     pub epoch: u64,
     /// For people; not unique.
     pub name: Arc<str>,
@@ -48,18 +50,18 @@ pub struct SiteStatement {
     pub network: SiteId,
 }
 
-/// Bits of a statement's sequence that hold its epoch; the number of key rotations is above.
-const EPOCH_BITS: u32 = 48;
+/// Bits of a statement's epoch that count statements; the number of key rotations is above.
+const COUNTER_BITS: u32 = 48;
 
 impl SiteStatement {
-    /// Sequence number of the record that carries this statement.
+    /// Sequence number of the record that carries this statement: its epoch.
     ///
-    /// The number of rotations is its high part, so that whoever stole a retired key cannot outrun the present one by
-    /// choosing a large epoch. `None` when epoch or rotations are too many.
+    /// The number of rotations is the epoch's high part, so that whoever stole a retired key cannot outrun the present one.
+    /// `None` when an epoch claims otherwise.
     #[must_use]
     pub fn sequence(&self) -> Option<u64> {
-        let rotations = u64::from(u16::try_from(self.rotations.len()).ok()?);
-        (self.epoch >> EPOCH_BITS == 0).then_some((rotations << EPOCH_BITS) | self.epoch)
+        let rotations = u64::try_from(self.rotations.len()).ok()?;
+        (self.epoch >> COUNTER_BITS == rotations).then_some(self.epoch)
     }
 
     /// The identity key in force.

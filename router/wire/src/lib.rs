@@ -3,6 +3,7 @@
 //! Nothing here does I/O or reads a clock. `docs/protocol.md` describes every byte.
 
 pub mod config;
+pub mod convert;
 pub mod frame;
 pub mod framing;
 
