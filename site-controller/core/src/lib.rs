@@ -1,1 +1,18 @@
-//! Pure planning of a site: desired and observed state in, actions out.
+//! Pure planning of a site: desired and observed state in, router configuration, statements to issue and status documents out.
+//!
+//! No I/O, no clock, no randomness: the time is an argument, everything else a value.
+
+mod endpoint;
+mod grant;
+mod plan;
+mod renewal;
+mod resources;
+
+pub use endpoint::{
+    AutoEndpoint, AutoEndpoints, AutoPort, FALLBACK_PORT_FIRST, FALLBACK_PORT_LAST, LocalPorts,
+    assign,
+};
+pub use grant::{Admission, Grant, GrantRefusal, Redemption};
+pub use plan::{Draining, Inputs, Plan, listener_name, plan};
+pub use renewal::{Due, Endorsed, IssuedStatement, RENEW_AFTER_S, due};
+pub use resources::{Conflict, Resources};

@@ -1,0 +1,112 @@
+//! The only place in this crate that makes sockets.
+
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    os::unix::fs::PermissionsExt as _,
+    path::Path,
+    time::Duration,
+};
+
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::{TcpStream, UnixListener};
+
+/// Ports tried from the wanted one upwards before giving up.
+const PORTS_TRIED: u16 = 100;
+
+/// Listens on a Unix socket that only this user can reach. A socket left by a process that is gone is replaced; the caller holds the lock
+/// that says there is no other.
+pub(crate) fn listen_unix(path: &Path) -> io::Result<UnixListener> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    // The directory is private already; this is for whoever moves it.
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// Connects to one address within `timeout`.
+///
+/// # Cancel safety
+/// Dropping it closes the socket.
+#[expect(clippy::disallowed_methods, reason = "this is the maker of sockets")]
+pub(crate) async fn connect_tcp(addr: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
+    let stream = tokio::time::timeout(timeout, TcpStream::connect(addr))
+        .await
+        .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+/// A UDP socket of the family of `peer`, on any port, for one QUIC connection to it.
+pub(crate) fn udp_towards(peer: SocketAddr) -> io::Result<UdpSocket> {
+    let any = match peer {
+        SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    };
+    UdpSocket::bind((any, 0))
+}
+
+/// Whether this host has IPv6 at all.
+pub(crate) fn has_ipv6() -> bool {
+    UdpSocket::bind((Ipv6Addr::LOCALHOST, 0)).is_ok()
+}
+
+/// `wanted`, or the next port above it that is free for both UDP and TCP. Port 0 means any.
+pub(crate) fn free_port(wanted: SocketAddr) -> io::Result<SocketAddr> {
+    let mut last = io::Error::from(io::ErrorKind::AddrInUse);
+    for step in 0..PORTS_TRIED {
+        let port = match wanted.port() {
+            0 => 0,
+            port => match port.checked_add(step) {
+                Some(port) => port,
+                None => break,
+            },
+        };
+        match probe(SocketAddr::new(wanted.ip(), port)) {
+            Ok(bound) => return Ok(bound),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => last = error,
+            Err(error) => return Err(error),
+        }
+    }
+    Err(last)
+}
+
+/// Binds TCP, then UDP on the same port, and lets go of both.
+fn probe(addr: SocketAddr) -> io::Result<SocketAddr> {
+    let tcp = bound(addr, Type::STREAM, Protocol::TCP)?;
+    tcp.listen(1)?;
+    let chosen = tcp.local_addr()?.as_socket().unwrap_or(addr);
+    bound(chosen, Type::DGRAM, Protocol::UDP)?;
+    Ok(chosen)
+}
+
+fn bound(addr: SocketAddr, kind: Type, protocol: Protocol) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(addr), kind, Some(protocol))?;
+    if addr.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
+    if kind == Type::STREAM {
+        // As the router does: connections of an earlier process in TIME_WAIT are no obstacle.
+        socket.set_reuse_address(true)?;
+    }
+    socket.bind(&addr.into())?;
+    Ok(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_taken_port_is_passed_over() {
+        let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let any = free_port(loopback).unwrap();
+        let holder = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let taken = holder.local_addr().unwrap();
+        assert_ne!(any.port(), 0);
+        assert!(free_port(taken).unwrap().port() > taken.port());
+    }
+}

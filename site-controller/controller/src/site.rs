@@ -1,0 +1,325 @@
+//! The birth of a site: identity, CA, secret and the `Site` resource, before any process runs.
+
+use std::{io, net::SocketAddr};
+
+use aws_lc_rs::rand::{SecureRandom, SystemRandom};
+use skein_api::{AutoListen, Limits, Manifest, Platform, Resource, Role, Service, SiteSpec};
+use skein_core::SiteId;
+use skein_site_core::{IssuedStatement, Resources};
+use skein_trust::{CaError, IdentityError, SiteCa, SiteIdentity};
+use zeroize::Zeroizing;
+
+use crate::{
+    clock, net,
+    paths::{PathError, Paths},
+    store::{Change, SiteState, Store, StoreError},
+};
+
+/// What the user said about a site. Whatever is `None` keeps its value, or takes the default at birth.
+#[derive(Clone, Debug, Default)]
+pub struct InitOptions {
+    /// Name of the site; default the host name.
+    pub name: Option<String>,
+    /// Sockets for links; an empty list listens nowhere.
+    pub listen: Option<Vec<SocketAddr>>,
+    /// `HOST[:PORT]` under which others reach the site; an empty list means addresses of this host.
+    pub advertise: Option<Vec<String>>,
+    /// Whether routers carry transit.
+    pub role: Option<Role>,
+    /// Which addresses get a local endpoint by themselves.
+    pub auto_listen: Option<AutoListen>,
+    /// What the site runs on.
+    pub platform: Option<Platform>,
+    /// What keeps its processes running.
+    pub service: Option<Service>,
+    /// Whether `/etc/hosts` names the local endpoints.
+    pub manage_hosts: Option<bool>,
+    /// Where the router's metrics are.
+    pub metrics_listen: Option<String>,
+    /// Ceilings of each router.
+    pub limits: Option<Limits>,
+}
+
+/// A site that is there now.
+#[derive(Clone, Debug)]
+pub struct Created {
+    /// Its resource, with the options merged in.
+    pub site: Manifest<SiteSpec>,
+    /// Its id.
+    pub site_id: SiteId,
+    /// Whether it was made just now. If not, `site` is what to apply through the controller.
+    pub is_new: bool,
+    /// What the user should know, such as another port than the one asked for.
+    pub notes: Vec<String>,
+}
+
+/// Why a site was not made.
+#[derive(Debug, thiserror::Error)]
+pub enum CreateError {
+    /// Its directories cannot be used.
+    #[error(transparent)]
+    Path(#[from] PathError),
+    /// Its state cannot be read or written.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// No key could be made.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// No CA could be made.
+    #[error(transparent)]
+    Ca(#[from] CaError),
+    /// The options break a rule.
+    #[error("{0}")]
+    Invalid(#[from] skein_api::Invalids),
+    /// No socket for links can be made.
+    #[error("cannot listen on {addr}: {source}; choose another --listen ADDR:PORT, or --no-listen")]
+    Listen {
+        /// Where.
+        addr: SocketAddr,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The site has another name.
+    #[error(
+        "this namespace already has the site {0:?}, and a site keeps its name; use another namespace (-n NS), or `skctl delete` first"
+    )]
+    OtherName(String),
+}
+
+/// Makes the site, or finds the one that is there and merges the options into its resource. Starts nothing.
+///
+/// # Errors
+/// See [`CreateError`]; a site that could not be completed is not there afterwards, because the identity is written last.
+pub fn create(paths: &Paths, options: &InitOptions) -> Result<Created, CreateError> {
+    create_with(paths, options, None)
+}
+
+/// As [`create`], for an identity that exists: the rebuild of a lost site.
+///
+/// # Errors
+/// As there.
+pub fn create_with(
+    paths: &Paths,
+    options: &InitOptions,
+    rebuilt: Option<Rebuilt>,
+) -> Result<Created, CreateError> {
+    let store = Store::new(paths.clone());
+    if paths.has_site() {
+        paths.create()?;
+        return existing(&store, options);
+    }
+    let (site, notes) = new_manifest(options)?;
+    site.validate()?;
+    paths.create()?;
+    let now = clock::unix_s();
+    let random = SystemRandom::new();
+    let Rebuilt { identity, ca, network, authorities } = match rebuilt {
+        Some(rebuilt) => rebuilt,
+        None => {
+            let identity = SiteIdentity::generate(&random)?;
+            let ca = SiteCa::generate(identity.site_id(), &random, now)?;
+            let network = identity.site_id();
+            Rebuilt { identity, ca, network, authorities: Vec::new() }
+        }
+    };
+    let mut secret = Zeroizing::new([0; 32]);
+    random.fill(secret.as_mut()).map_err(|_| IdentityError::Randomness)?;
+    let state = SiteState {
+        site: identity.site_id().to_string(),
+        network: network.to_string(),
+        authorities: authorities.iter().map(SiteId::to_string).collect(),
+        created_unix_s: now,
+        statement: IssuedStatement::default(),
+    };
+    store.save_secret(&secret)?;
+    store.save_ca(&ca)?;
+    store.save_site(&state)?;
+    store.commit(&[Change::Put(Resource::Site(site.clone()))])?;
+    // Last: from here on there is a site.
+    store.save_identity(&identity)?;
+    Ok(Created { site, site_id: identity.site_id(), is_new: true, notes })
+}
+
+/// What a back-up brings along.
+#[derive(Debug)]
+pub struct Rebuilt {
+    /// The identity keys.
+    pub identity: SiteIdentity,
+    /// The CA.
+    pub ca: SiteCa,
+    /// The network it belonged to.
+    pub network: SiteId,
+    /// Sites whose revocations count besides the founder's.
+    pub authorities: Vec<SiteId>,
+}
+
+fn existing(store: &Store, options: &InitOptions) -> Result<Created, CreateError> {
+    let loaded = store.load()?;
+    let Resources { site, .. } = loaded.resources;
+    let (site, is_lost) = match site {
+        Some(site) => (site, false),
+        None => (new_manifest(options)?.0, true),
+    };
+    if let Some(name) = &options.name
+        && *name != site.metadata.name
+    {
+        return Err(CreateError::OtherName(site.metadata.name));
+    }
+    let mut notes = loaded.problems;
+    let merged = merge(site, options, &mut notes)?;
+    merged.validate()?;
+    if is_lost {
+        store.commit(&[Change::Put(Resource::Site(merged.clone()))])?;
+    }
+    let site_id = loaded.identity.site_id();
+    Ok(Created { site: merged, site_id, is_new: false, notes })
+}
+
+fn new_manifest(options: &InitOptions) -> Result<(Manifest<SiteSpec>, Vec<String>), CreateError> {
+    let name = options.name.clone().unwrap_or_else(default_name);
+    let mut notes = Vec::new();
+    let mut options = options.clone();
+    if options.listen.is_none() {
+        let any = if net::has_ipv6() { "[::]" } else { "0.0.0.0" };
+        let addr = format!("{any}:{}", skein_api::DEFAULT_PORT);
+        options.listen = Some(addr.parse().into_iter().collect());
+    }
+    let site = merge(Manifest::new(name, SiteSpec::default()), &options, &mut notes)?;
+    Ok((site, notes))
+}
+
+/// Puts the options into the resource. Sockets that are new are tried, and moved to the next free port if taken.
+fn merge(
+    mut site: Manifest<SiteSpec>,
+    options: &InitOptions,
+    notes: &mut Vec<String>,
+) -> Result<Manifest<SiteSpec>, CreateError> {
+    let spec = &mut site.spec;
+    if let Some(listen) = &options.listen {
+        let known = std::mem::take(&mut spec.listen);
+        for addr in listen {
+            spec.listen.push(if known.contains(&addr.to_string()) {
+                addr.to_string()
+            } else {
+                chosen_socket(*addr, notes)?.to_string()
+            });
+        }
+    }
+    if let Some(advertise) = &options.advertise {
+        spec.advertise.clone_from(advertise);
+    }
+    spec.role = options.role.or(spec.role);
+    if let Some(auto_listen) = &options.auto_listen {
+        spec.auto_listen = auto_listen.clone();
+    }
+    spec.platform = options.platform.unwrap_or(spec.platform);
+    spec.service = options.service.unwrap_or(spec.service);
+    spec.manage_hosts = options.manage_hosts.unwrap_or(spec.manage_hosts);
+    if options.metrics_listen.is_some() {
+        spec.metrics_listen.clone_from(&options.metrics_listen);
+    }
+    spec.limits = options.limits.unwrap_or(spec.limits);
+    Ok(site)
+}
+
+fn chosen_socket(addr: SocketAddr, notes: &mut Vec<String>) -> Result<SocketAddr, CreateError> {
+    let chosen = net::free_port(addr).map_err(|source| CreateError::Listen { addr, source })?;
+    if addr.port() != 0 && chosen.port() != addr.port() {
+        notes.push(format!(
+            "port {} is taken, so the site listens on port {}",
+            addr.port(),
+            chosen.port()
+        ));
+    }
+    Ok(chosen)
+}
+
+/// The host name as a DNS label: first part, lower case, everything else a hyphen.
+fn default_name() -> String {
+    let uname = rustix::system::uname();
+    let host = uname.nodename().to_string_lossy().to_lowercase();
+    let label: String = host
+        .split('.')
+        .next()
+        .unwrap_or_default()
+        .chars()
+        .map(|c| if c.is_ascii_lowercase() || c.is_ascii_digit() { c } else { '-' })
+        .take(skein_api::NAME_LEN_MAX)
+        .collect();
+    let label = label.trim_matches('-');
+    if label.is_empty() { "site".to_owned() } else { label.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    fn quiet() -> InitOptions {
+        InitOptions { name: Some("hub".into()), listen: Some(Vec::new()), ..InitOptions::default() }
+    }
+
+    fn places() -> (tempfile::TempDir, Paths) {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = Paths::new(dir.path().join("state"), dir.path().join("run"));
+        (dir, paths)
+    }
+
+    #[test]
+    fn a_site_is_made_once() {
+        let (_dir, paths) = places();
+        let made = create(&paths, &quiet()).unwrap();
+        assert!(made.is_new && paths.has_site());
+        let again = create(&paths, &quiet()).unwrap();
+        assert!(!again.is_new);
+        assert_eq!((again.site_id, again.site), (made.site_id, made.site));
+        let other = InitOptions { name: Some("other".into()), ..quiet() };
+        assert!(
+            matches!(create(&paths, &other), Err(CreateError::OtherName(name)) if name == "hub")
+        );
+        let advertised = InitOptions { advertise: Some(vec!["h.example".into()]), ..quiet() };
+        assert_eq!(create(&paths, &advertised).unwrap().site.spec.advertise, ["h.example"]);
+    }
+
+    #[test]
+    fn every_file_is_private() {
+        let (dir, paths) = places();
+        create(&paths, &quiet()).unwrap();
+        let mut open = vec![dir.path().join("state")];
+        while let Some(path) = open.pop() {
+            let mode = std::fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+            if path.is_dir() {
+                assert_eq!(mode, 0o700, "{}", path.display());
+                open.extend(std::fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path()));
+            } else {
+                assert_eq!(mode, 0o600, "{}", path.display());
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_is_made_from_bad_options() {
+        let (_dir, paths) = places();
+        for name in ["../x", "", "Ä", "😀", &"x".repeat(64)] {
+            let options = InitOptions { name: Some((*name).into()), ..quiet() };
+            assert!(matches!(create(&paths, &options), Err(CreateError::Invalid(_))), "{name}");
+        }
+        assert!(!paths.state().exists());
+    }
+
+    #[test]
+    fn a_taken_port_is_replaced_and_said() {
+        let (_dir, paths) = places();
+        let holder = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let taken = holder.local_addr().unwrap();
+        let options = InitOptions { listen: Some(vec![taken]), ..quiet() };
+        let made = create(&paths, &options).unwrap();
+        assert_ne!(made.site.spec.listen, [taken.to_string()]);
+        assert_eq!(made.notes.len(), 1);
+    }
+
+    #[test]
+    fn the_host_name_becomes_a_label() {
+        assert!(skein_api::valid_name(&default_name()));
+    }
+}

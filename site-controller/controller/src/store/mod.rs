@@ -1,0 +1,599 @@
+//! What a site remembers, as files in its state directory.
+//!
+//! | file | content |
+//! |---|---|
+//! | `identity.key` | identity keys (never rewritten but by a rotation) |
+//! | `ca.json` | key and certificate of the CA |
+//! | `site.json` | network, secrets, authorities, the last statement |
+//! | `epochs.json` | boot epoch of each router |
+//! | `endpoints.json` | automatic endpoints handed out |
+//! | `resources/KIND.NAME.yaml` | desired state |
+//! | `grants/NAME.json` | tokens made here, codes hashed |
+//! | `trust/endorsed/SITE.json` | what this site says of another |
+//! | `trust/learned.pb` | statements heard of others |
+//!
+//! A damaged file is set aside under another name and reported; it is never overwritten. Identity and CA are different: without them
+//! there is no site, so a damaged one stops the controller.
+
+mod disk;
+mod journal;
+
+use std::{
+    collections::BTreeMap,
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use prost::Message as _;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use skein_api::{Kind, Resource};
+use skein_core::{Address, SiteId};
+use skein_site_core::{AutoEndpoint, AutoEndpoints, Endorsed, Grant, IssuedStatement, Resources};
+use skein_trust::{SiteCa, SiteIdentity};
+use skein_wire::proto::{control::Learned, routing::Record};
+use zeroize::Zeroizing;
+
+pub use disk::{Disk, HostDisk};
+pub use journal::Change;
+
+use crate::{clock, paths::Paths};
+
+/// Most a controller keeps of what it heard; more is an attack, not a network (1,000 sites have a few thousand statements).
+pub const LEARNED_MAX: usize = 20_000;
+
+/// Why state could not be read or written. Every variant names the file.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The file system refused.
+    #[error("cannot {action} {}: {}", path.display(), explain(source))]
+    Io {
+        /// `read`, `write`, …
+        action: &'static str,
+        /// Which file.
+        path: PathBuf,
+        /// What the file system said.
+        source: io::Error,
+    },
+    /// A file without which there is no site cannot be understood.
+    #[error(
+        "{} is damaged ({why}); restore it from a back-up of this directory, or rebuild the site with `skctl init --identity FILE`",
+        path.display()
+    )]
+    Damaged {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// There is no site here.
+    #[error("there is no site in {}; make one with `skctl init`", path.display())]
+    NoSite {
+        /// The state directory.
+        path: PathBuf,
+    },
+}
+
+/// Says the two errors people meet most in their own words.
+fn explain(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::StorageFull => "the disk is full; free some space and try again".to_owned(),
+        io::ErrorKind::ReadOnlyFilesystem => "the file system is read-only".to_owned(),
+        io::ErrorKind::PermissionDenied => {
+            "permission denied; the state belongs to another user".to_owned()
+        }
+        _ => error.to_string(),
+    }
+}
+
+/// The part of a site's state that is neither a resource nor a key.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SiteState {
+    /// Site id, checked against the identity.
+    pub site: String,
+    /// Network id: the founder's site id.
+    pub network: String,
+    /// Sites whose revocations count besides the founder's.
+    #[serde(default)]
+    pub authorities: Vec<String>,
+    /// Unix time.
+    pub created_unix_s: i64,
+    /// What the site last said of itself.
+    #[serde(default)]
+    pub statement: IssuedStatement,
+}
+
+/// Key and certificate of a CA, base64.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct StoredCa {
+    key: Zeroizing<String>,
+    certificate: String,
+}
+
+/// Everything read back when a controller starts.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The identity keys.
+    pub identity: SiteIdentity,
+    /// The certificate authority.
+    pub ca: SiteCa,
+    /// Network, authorities, statement.
+    pub site: SiteState,
+    /// From which routers derive keys that must survive their restart.
+    pub site_secret: Zeroizing<[u8; 32]>,
+    /// Desired state.
+    pub resources: Resources,
+    /// Tokens made here, by name.
+    pub grants: BTreeMap<String, Grant>,
+    /// What this site says of others.
+    pub endorsed: BTreeMap<SiteId, Endorsed>,
+    /// Statements heard of others.
+    pub learned: Vec<Record>,
+    /// Boot epoch of each router.
+    pub epochs: BTreeMap<String, u64>,
+    /// Automatic endpoints handed out.
+    pub endpoints: AutoEndpoints,
+    /// What was set aside, for people.
+    pub problems: Vec<String>,
+}
+
+/// Reads and writes the state of one site.
+#[derive(Clone, Debug)]
+pub struct Store {
+    paths: Paths,
+    disk: Arc<dyn Disk>,
+}
+
+impl Store {
+    /// The state under `paths`, on the file system of this host.
+    #[must_use]
+    pub fn new(paths: Paths) -> Self {
+        Self::with_disk(paths, Arc::new(HostDisk))
+    }
+
+    /// As [`new`](Self::new), on another disk.
+    #[must_use]
+    pub fn with_disk(paths: Paths, disk: Arc<dyn Disk>) -> Self {
+        Self { paths, disk }
+    }
+
+    /// The directories.
+    #[must_use]
+    pub fn paths(&self) -> &Paths {
+        &self.paths
+    }
+
+    /// Reads everything. Damaged files are set aside and reported in [`Loaded::problems`].
+    ///
+    /// # Errors
+    /// There is no site, an indispensable file is damaged, or the file system refuses.
+    pub fn load(&self) -> Result<Loaded, StoreError> {
+        let identity = self.load_identity()?;
+        let ca = self.load_ca(identity.site_id())?;
+        let site: SiteState = self.indispensable("site.json")?;
+        let path = self.path("site.json");
+        if site.site != identity.site_id().to_string() {
+            let why = "it belongs to another identity".to_owned();
+            return Err(StoreError::Damaged { path, why });
+        }
+        let site_secret = self.load_secret()?;
+        let mut problems = Vec::new();
+        self.finish_journal(&mut problems)?;
+        let resources = self.load_resources(&mut problems)?;
+        let grants = self.load_grants(&mut problems)?;
+        let endorsed = self.load_endorsed(&mut problems)?;
+        let learned = self.load_learned(&mut problems)?;
+        let epochs = self.optional("epochs.json", &mut problems)?;
+        let by_name: BTreeMap<String, AutoEndpoint> =
+            self.optional("endpoints.json", &mut problems)?;
+        let endpoints = by_name
+            .into_iter()
+            .filter_map(|(address, endpoint)| Some((address.parse::<Address>().ok()?, endpoint)))
+            .collect();
+        Ok(Loaded {
+            identity,
+            ca,
+            site,
+            site_secret,
+            resources,
+            grants,
+            endorsed,
+            learned,
+            epochs,
+            endpoints,
+            problems,
+        })
+    }
+
+    /// Stores the identity keys.
+    ///
+    /// # Errors
+    /// The file system refuses; the keys are as before.
+    pub fn save_identity(&self, identity: &SiteIdentity) -> Result<(), StoreError> {
+        self.write(&self.paths.identity_file(), &identity.to_secret_bytes())
+    }
+
+    /// Stores the CA.
+    ///
+    /// # Errors
+    /// The file system refuses; the CA is as before.
+    pub fn save_ca(&self, ca: &SiteCa) -> Result<(), StoreError> {
+        let base64 = data_encoding::BASE64;
+        let stored = StoredCa {
+            key: Zeroizing::new(base64.encode(ca.key_pkcs8())),
+            certificate: base64.encode(ca.certificate()),
+        };
+        self.save_json("ca.json", &stored)
+    }
+
+    /// Stores the site secret.
+    ///
+    /// # Errors
+    /// The file system refuses.
+    pub fn save_secret(&self, secret: &[u8; 32]) -> Result<(), StoreError> {
+        self.write(&self.path("site.secret"), secret)
+    }
+
+    /// Stores network, authorities and statement.
+    ///
+    /// # Errors
+    /// The file system refuses; the file is as before.
+    pub fn save_site(&self, site: &SiteState) -> Result<(), StoreError> {
+        self.save_json("site.json", site)
+    }
+
+    /// Stores the boot epochs.
+    ///
+    /// # Errors
+    /// The file system refuses; the file is as before.
+    pub fn save_epochs(&self, epochs: &BTreeMap<String, u64>) -> Result<(), StoreError> {
+        self.save_json("epochs.json", epochs)
+    }
+
+    /// Stores the automatic endpoints.
+    ///
+    /// # Errors
+    /// The file system refuses; the file is as before.
+    pub fn save_endpoints(&self, endpoints: &AutoEndpoints) -> Result<(), StoreError> {
+        let by_name: BTreeMap<_, _> =
+            endpoints.iter().map(|(address, endpoint)| (address.as_str(), endpoint)).collect();
+        self.save_json("endpoints.json", &by_name)
+    }
+
+    /// Stores a grant.
+    ///
+    /// # Errors
+    /// The file system refuses; the grant is as before.
+    pub fn save_grant(&self, grant: &Grant) -> Result<(), StoreError> {
+        self.save_json(&format!("grants/{}.json", grant.name), grant)
+    }
+
+    /// Removes a grant.
+    ///
+    /// # Errors
+    /// The file system refuses.
+    pub fn remove_grant(&self, name: &str) -> Result<(), StoreError> {
+        let path = self.path(&format!("grants/{name}.json"));
+        self.disk.remove(&path).map_err(|source| io_error("remove", &path, source))
+    }
+
+    /// Stores what this site says of another.
+    ///
+    /// # Errors
+    /// The file system refuses; the file is as before.
+    pub fn save_endorsed(&self, endorsed: &Endorsed) -> Result<(), StoreError> {
+        self.save_json(&format!("trust/endorsed/{}.json", endorsed.site), endorsed)
+    }
+
+    /// Stores what was heard of others.
+    ///
+    /// # Errors
+    /// The file system refuses; the file is as before.
+    pub fn save_learned(&self, learned: &[Record]) -> Result<(), StoreError> {
+        let encoded = Learned { records: learned.to_vec() }.encode_to_vec();
+        self.write(&self.path("trust/learned.pb"), &encoded)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.paths.state().join(name)
+    }
+
+    fn read(&self, path: &Path) -> Result<Option<Vec<u8>>, StoreError> {
+        self.disk.read(path).map_err(|source| io_error("read", path, source))
+    }
+
+    fn write(&self, path: &Path, content: &[u8]) -> Result<(), StoreError> {
+        self.disk.replace(path, content).map_err(|source| io_error("write", path, source))
+    }
+
+    fn save_json<T: Serialize>(&self, name: &str, value: &T) -> Result<(), StoreError> {
+        let json = Zeroizing::new(
+            serde_json::to_vec_pretty(value).expect("invariant: state has string keys only"),
+        );
+        self.write(&self.path(name), &json)
+    }
+
+    fn load_identity(&self) -> Result<SiteIdentity, StoreError> {
+        let path = self.paths.identity_file();
+        let Some(bytes) = self.read(&path)? else {
+            return Err(StoreError::NoSite { path: self.paths.state().to_owned() });
+        };
+        let bytes = Zeroizing::new(bytes);
+        SiteIdentity::from_secret_bytes(&bytes)
+            .map_err(|error| StoreError::Damaged { path, why: error.to_string() })
+    }
+
+    fn load_ca(&self, site: SiteId) -> Result<SiteCa, StoreError> {
+        let stored: StoredCa = self.indispensable("ca.json")?;
+        let path = self.path("ca.json");
+        let damaged = |why: String| StoreError::Damaged { path: path.clone(), why };
+        let base64 = data_encoding::BASE64;
+        let key = base64.decode(stored.key.as_bytes()).map_err(|e| damaged(e.to_string()))?;
+        let key = Zeroizing::new(key);
+        let certificate =
+            base64.decode(stored.certificate.as_bytes()).map_err(|e| damaged(e.to_string()))?;
+        SiteCa::load(site, &key, &certificate).map_err(|e| damaged(e.to_string()))
+    }
+
+    fn load_secret(&self) -> Result<Zeroizing<[u8; 32]>, StoreError> {
+        let path = self.path("site.secret");
+        let bytes = Zeroizing::new(self.read(&path)?.unwrap_or_default());
+        let secret = <[u8; 32]>::try_from(bytes.as_slice())
+            .map_err(|_| StoreError::Damaged { path, why: "it has not 32 bytes".to_owned() })?;
+        Ok(Zeroizing::new(secret))
+    }
+
+    fn indispensable<T: DeserializeOwned>(&self, name: &str) -> Result<T, StoreError> {
+        let path = self.path(name);
+        let damaged = |why: String| StoreError::Damaged { path: path.clone(), why };
+        let bytes = self.read(&path)?.ok_or_else(|| damaged("it is missing".to_owned()))?;
+        let bytes = Zeroizing::new(bytes);
+        serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))
+    }
+
+    fn optional<T: DeserializeOwned + Default>(
+        &self,
+        name: &str,
+        problems: &mut Vec<String>,
+    ) -> Result<T, StoreError> {
+        let path = self.path(name);
+        let Some(bytes) = self.read(&path)? else { return Ok(T::default()) };
+        match serde_json::from_slice(&bytes) {
+            Ok(value) => Ok(value),
+            Err(error) => {
+                self.set_aside(&path, &error.to_string(), problems)?;
+                Ok(T::default())
+            }
+        }
+    }
+
+    /// Moves a damaged file out of the way, keeping it for whoever wants to look.
+    fn set_aside(
+        &self,
+        path: &Path,
+        why: &str,
+        problems: &mut Vec<String>,
+    ) -> Result<(), StoreError> {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or("file");
+        let aside = path.with_file_name(format!("{name}.corrupt-{}", clock::unix_s()));
+        self.disk.rename(path, &aside).map_err(|source| io_error("set aside", path, source))?;
+        let problem =
+            format!("{} was damaged ({why}) and set aside as {}", path.display(), aside.display());
+        tracing::error!(file = %path.display(), aside = %aside.display(), why, "state file damaged");
+        problems.push(problem);
+        Ok(())
+    }
+
+    fn load_resources(&self, problems: &mut Vec<String>) -> Result<Resources, StoreError> {
+        let mut out = Resources::default();
+        let dir = self.paths.resources_dir();
+        for name in self.list(&dir, ".yaml")? {
+            let path = dir.join(&name);
+            let bytes = self.read(&path)?.unwrap_or_default();
+            let parsed = skein_api::parse_documents(&bytes).map_err(|error| error.to_string());
+            let inserted = parsed.and_then(|mut documents| {
+                let resource = documents.pop().filter(|_| documents.is_empty());
+                let resource = resource.ok_or_else(|| "it holds not one resource".to_owned())?;
+                if resource_file_name(resource.kind(), resource.name()) != name {
+                    return Err("its name does not fit its content".to_owned());
+                }
+                out.insert(resource).map_err(|error| error.to_string())
+            });
+            if let Err(why) = inserted {
+                self.set_aside(&path, &why, problems)?;
+            }
+        }
+        Ok(out)
+    }
+
+    fn load_grants(
+        &self,
+        problems: &mut Vec<String>,
+    ) -> Result<BTreeMap<String, Grant>, StoreError> {
+        let mut out = BTreeMap::new();
+        for name in self.list(&self.path("grants"), ".json")? {
+            let grant: Option<Grant> = self.optional(&format!("grants/{name}"), problems)?;
+            if let Some(grant) = grant {
+                out.insert(grant.name.clone(), grant);
+            }
+        }
+        Ok(out)
+    }
+
+    fn load_endorsed(
+        &self,
+        problems: &mut Vec<String>,
+    ) -> Result<BTreeMap<SiteId, Endorsed>, StoreError> {
+        let mut out = BTreeMap::new();
+        for name in self.list(&self.path("trust/endorsed"), ".json")? {
+            let endorsed: Option<Endorsed> =
+                self.optional(&format!("trust/endorsed/{name}"), problems)?;
+            if let Some((site, endorsed)) =
+                endorsed.and_then(|endorsed| Some((SiteId::parse(&endorsed.site)?, endorsed)))
+            {
+                out.insert(site, endorsed);
+            }
+        }
+        Ok(out)
+    }
+
+    fn load_learned(&self, problems: &mut Vec<String>) -> Result<Vec<Record>, StoreError> {
+        let path = self.path("trust/learned.pb");
+        let Some(bytes) = self.read(&path)? else { return Ok(Vec::new()) };
+        match Learned::decode(bytes.as_slice()) {
+            Ok(mut learned) => {
+                learned.records.truncate(LEARNED_MAX);
+                Ok(learned.records)
+            }
+            Err(error) => {
+                self.set_aside(&path, &error.to_string(), problems)?;
+                Ok(Vec::new())
+            }
+        }
+    }
+
+    /// Names of state files; temporary and set-aside ones are not among them.
+    fn list(&self, dir: &Path, suffix: &str) -> Result<Vec<String>, StoreError> {
+        let names = self.disk.list(dir).map_err(|source| io_error("read", dir, source))?;
+        Ok(names
+            .into_iter()
+            .filter(|name| name.ends_with(suffix) && !name.starts_with('.'))
+            .collect())
+    }
+}
+
+fn io_error(action: &'static str, path: &Path, source: io::Error) -> StoreError {
+    StoreError::Io { action, path: path.to_owned(), source }
+}
+
+/// Kinds and names are of letters, digits and hyphens, so the dot separates them.
+fn resource_file_name(kind: Kind, name: &str) -> String {
+    format!("{}.{name}.yaml", kind.as_str().to_ascii_lowercase())
+}
+
+/// The content of a resource's file.
+fn resource_yaml(resource: &Resource) -> String {
+    skein_api::to_yaml(std::slice::from_ref(resource))
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::site::{InitOptions, create};
+    use std::{
+        fs,
+        sync::atomic::{AtomicUsize, Ordering},
+    };
+
+    /// Lets a number of writes pass, then fails as a full disk does.
+    #[derive(Debug)]
+    pub(crate) struct FullAfter(pub(crate) AtomicUsize);
+
+    impl FullAfter {
+        fn spend(&self) -> io::Result<()> {
+            let left =
+                self.0.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1));
+            left.map(drop).map_err(|_| io::ErrorKind::StorageFull.into())
+        }
+    }
+
+    impl Disk for FullAfter {
+        fn read(&self, path: &Path) -> io::Result<Option<Vec<u8>>> {
+            HostDisk.read(path)
+        }
+        fn replace(&self, path: &Path, content: &[u8]) -> io::Result<()> {
+            self.spend().and_then(|()| HostDisk.replace(path, content))
+        }
+        fn remove(&self, path: &Path) -> io::Result<()> {
+            self.spend().and_then(|()| HostDisk.remove(path))
+        }
+        fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+            HostDisk.rename(from, to)
+        }
+        fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
+            HostDisk.list(dir)
+        }
+    }
+
+    /// A site that does not listen, in a directory of its own.
+    pub(crate) fn site() -> (tempfile::TempDir, Paths) {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = Paths::new(dir.path().join("state"), dir.path().join("run"));
+        let options = InitOptions {
+            name: Some("hub".into()),
+            listen: Some(Vec::new()),
+            ..InitOptions::default()
+        };
+        create(&paths, &options).unwrap();
+        (dir, paths)
+    }
+
+    fn connectors(count: u32) -> Vec<Change> {
+        (0..count)
+            .map(|n| {
+                let port = skein_api::ConnectorPort {
+                    port: n + 1,
+                    target_port: None,
+                    protocol: skein_api::Protocol::Tcp,
+                };
+                let spec = skein_api::ConnectorSpec::new("db", vec![port]);
+                Change::Put(Resource::Connector(skein_api::Manifest::new(format!("c{n}"), spec)))
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_change_is_made_as_a_whole_wherever_the_disk_fills_up() {
+        for writes in 0..8 {
+            let (_dir, paths) = site();
+            let disk = Arc::new(FullAfter(AtomicUsize::new(writes)));
+            let done = Store::with_disk(paths.clone(), disk).commit(&connectors(5));
+            let found = Store::new(paths).load().unwrap().resources.connectors.len();
+            match done {
+                Ok(()) => assert_eq!(found, 5, "{writes}"),
+                Err(error) => {
+                    assert_eq!(found, 0, "{writes}");
+                    assert!(error.to_string().contains("apply.journal"), "{error}");
+                    assert!(error.to_string().contains("disk is full"), "{error}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_damaged_file_is_set_aside_and_the_rest_is_read() {
+        let (_dir, paths) = site();
+        let store = Store::new(paths.clone());
+        store.commit(&connectors(2)).unwrap();
+        fs::write(paths.resources_dir().join("connector.c0.yaml"), "kind: [").unwrap();
+        fs::write(paths.state().join("endpoints.json"), "{").unwrap();
+        fs::write(paths.trust_dir().join("learned.pb"), [0xff; 9]).unwrap();
+        let loaded = store.load().unwrap();
+        assert_eq!(loaded.resources.connectors.keys().collect::<Vec<_>>(), ["c1"]);
+        assert_eq!(loaded.problems.len(), 3, "{:?}", loaded.problems);
+        let aside = |dir: &Path| {
+            let names = HostDisk.list(dir).unwrap();
+            names.into_iter().filter(|name| name.contains(".corrupt-")).count()
+        };
+        let places = [paths.resources_dir(), paths.state().to_owned(), paths.trust_dir()];
+        assert_eq!(places.iter().map(|dir| aside(dir)).sum::<usize>(), 3);
+        assert!(store.load().unwrap().problems.is_empty());
+    }
+
+    #[test]
+    fn without_identity_or_ca_there_is_no_site_and_nothing_is_touched() {
+        for name in ["identity.key", "ca.json", "site.json", "site.secret"] {
+            let (_dir, paths) = site();
+            let path = paths.state().join(name);
+            fs::write(&path, "garbage").unwrap();
+            let error = Store::new(paths).load().unwrap_err();
+            assert!(
+                matches!(&error, StoreError::Damaged { path, .. } if path.ends_with(name)),
+                "{error}"
+            );
+            assert_eq!(fs::read(&path).unwrap(), b"garbage");
+        }
+    }
+}

@@ -1,0 +1,238 @@
+//! Automatic local endpoints: which loopback address and port leads to which address of the network.
+//!
+//! An address keeps its endpoint for as long as the state of the site lives, whatever other addresses come and go: clients have it in
+//! their configuration files.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
+
+use serde::{Deserialize, Serialize};
+use siphasher::sip::SipHasher24;
+use skein_core::{Address, Port, Protocol, SiteId};
+use std::hash::Hasher as _;
+
+/// First port used where a service's own port is not: below the ephemeral range of Linux (32768), above registered services.
+pub const FALLBACK_PORT_FIRST: u16 = 20_000;
+/// Last such port.
+pub const FALLBACK_PORT_LAST: u16 = 29_999;
+/// Ports below are for the machine's own services: while `127.64.1.2:22` listened, nobody could bind `0.0.0.0:22`.
+const PRIVILEGED_PORT_END: u16 = 1024;
+/// 127.64.0.0/10 leaves 22 bits.
+const NETWORK: u32 = 0x7f40_0000;
+const HOST_MASK: u32 = 0x003f_ffff;
+
+/// The automatic endpoints of a site, by address.
+pub type AutoEndpoints = BTreeMap<Address, AutoEndpoint>;
+
+/// Where an address can be reached on this host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AutoEndpoint {
+    /// Of 127.64.0.0/10.
+    pub ip: Ipv4Addr,
+    /// By port of the service.
+    pub ports: Vec<AutoPort>,
+}
+
+/// One port of an automatic endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AutoPort {
+    /// Port of the service.
+    pub port: u16,
+    /// Whether it carries datagrams.
+    #[serde(default)]
+    pub udp: bool,
+    /// Port to listen on.
+    pub local: u16,
+    /// Port to listen on where `local` is taken; equal to it when there is no other choice.
+    pub fallback: u16,
+}
+
+/// What the planner must know of the ports of this host.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LocalPorts {
+    /// Bound on the wildcard by some process: an endpoint there would fail.
+    pub wildcard: BTreeSet<(u16, Protocol)>,
+    /// Not to be taken: the site's own ports and what the kernel was told to reserve.
+    pub reserved: BTreeSet<u16>,
+    /// Targets on loopback that this site serves. A process that restarts may bind the wildcard, which an endpoint on its port would prevent.
+    pub served: BTreeSet<(u16, Protocol)>,
+}
+
+impl LocalPorts {
+    fn own_port_is_free(&self, port: Port) -> bool {
+        let key = (port.port, port.protocol);
+        port.port >= PRIVILEGED_PORT_END
+            && !(FALLBACK_PORT_FIRST..=FALLBACK_PORT_LAST).contains(&port.port)
+            && !self.wildcard.contains(&key)
+            && !self.served.contains(&key)
+            && !self.reserved.contains(&port.port)
+    }
+}
+
+/// Gives every address of `services` an endpoint. `known` is the earlier result: whatever it says is kept, also for addresses that are
+/// away at the moment.
+#[must_use]
+pub fn assign(
+    site: SiteId,
+    services: &BTreeMap<Address, BTreeSet<Port>>,
+    known: &AutoEndpoints,
+    host: &LocalPorts,
+) -> AutoEndpoints {
+    let mut out = known.clone();
+    let mut taken: BTreeSet<Ipv4Addr> = known.values().map(|endpoint| endpoint.ip).collect();
+    for (address, ports) in services {
+        let endpoint = out.entry(address.clone()).or_insert_with(|| {
+            let ip = free_ip(site, address, &taken);
+            taken.insert(ip);
+            AutoEndpoint { ip, ports: Vec::new() }
+        });
+        for port in ports {
+            let udp = port.protocol == Protocol::Udp;
+            if endpoint.ports.iter().any(|known| known.port == port.port && known.udp == udp) {
+                continue;
+            }
+            let used: BTreeSet<u16> =
+                endpoint.ports.iter().flat_map(|known| [known.local, known.fallback]).collect();
+            let fallback = fallback_port(address, *port, &used, host);
+            let own = host.own_port_is_free(*port) && !used.contains(&port.port);
+            let local = if own { port.port } else { fallback };
+            endpoint.ports.push(AutoPort { port: port.port, udp, local, fallback });
+        }
+        endpoint.ports.sort_by_key(|port| (port.port, port.udp));
+    }
+    out
+}
+
+/// A pseudo-random but stable number: the same site and address give the same endpoint on every machine.
+fn hash(parts: &[&[u8]]) -> u64 {
+    // The key is part of the format: another one moves every endpoint.
+    let mut hasher = SipHasher24::new_with_keys(0x736b_6569_6e2d_6175, 0x746f_2d65_6e64_7074);
+    for part in parts {
+        hasher.write_u64(part.len() as u64);
+        hasher.write(part);
+    }
+    hasher.finish()
+}
+
+fn free_ip(site: SiteId, address: &Address, taken: &BTreeSet<Ipv4Addr>) -> Ipv4Addr {
+    let start = hash(&[&site.0, address.as_str().as_bytes()]) & u64::from(HOST_MASK);
+    let start = u32::try_from(start).expect("invariant: masked to 22 bits");
+    (0..=HOST_MASK)
+        .map(|step| Ipv4Addr::from(NETWORK | (start + step) & HOST_MASK))
+        // Some software takes .0 and .255 for network and broadcast addresses.
+        .find(|ip| !matches!(ip.octets()[3], 0 | 255) && !taken.contains(ip))
+        .expect("invariant: there are fewer addresses than 127.64.0.0/10 has room for")
+}
+
+fn fallback_port(address: &Address, port: Port, used: &BTreeSet<u16>, host: &LocalPorts) -> u16 {
+    let udp = [u8::from(port.protocol == Protocol::Udp)];
+    let span = u64::from(FALLBACK_PORT_LAST - FALLBACK_PORT_FIRST) + 1;
+    let start = hash(&[address.as_str().as_bytes(), &port.port.to_be_bytes(), &udp]) % span;
+    let nth = |step: u64| {
+        FALLBACK_PORT_FIRST
+            + u16::try_from((start + step) % span).expect("invariant: below the span")
+    };
+    (0..span)
+        .map(nth)
+        .find(|candidate| {
+            !used.contains(candidate)
+                && !host.reserved.contains(candidate)
+                && !host.wildcard.contains(&(*candidate, port.protocol))
+        })
+        // All 10,000 taken: the router reports that it cannot bind.
+        .unwrap_or_else(|| nth(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const SITE: SiteId = SiteId([7; 32]);
+
+    fn tcp(port: u16) -> Port {
+        Port { port, protocol: Protocol::Tcp }
+    }
+
+    fn services(of: &[(&str, &[u16])]) -> BTreeMap<Address, BTreeSet<Port>> {
+        of.iter()
+            .map(|(address, ports)| {
+                (address.parse().unwrap(), ports.iter().map(|port| tcp(*port)).collect())
+            })
+            .collect()
+    }
+
+    #[test]
+    fn the_own_port_is_used_where_nobody_is_harmed() {
+        let mut host = LocalPorts::default();
+        host.wildcard.insert((5433, Protocol::Tcp));
+        host.served.insert((5434, Protocol::Tcp));
+        host.reserved.insert(7443);
+        let services = services(&[("db", &[22, 5432, 5433, 5434, 7443, 20_500])]);
+        let endpoints = assign(SITE, &services, &AutoEndpoints::new(), &host);
+        let ports = &endpoints[&"db".parse::<Address>().unwrap()].ports;
+        for port in ports {
+            let range = FALLBACK_PORT_FIRST..=FALLBACK_PORT_LAST;
+            assert!(range.contains(&port.fallback));
+            assert_eq!(port.local == port.port, port.port == 5432, "{port:?}");
+        }
+        let locals: BTreeSet<_> = ports.iter().map(|port| port.local).collect();
+        assert_eq!(locals.len(), ports.len());
+    }
+
+    #[test]
+    fn the_format_is_stable() {
+        let endpoints = assign(
+            SITE,
+            &services(&[("postgres", &[5432])]),
+            &AutoEndpoints::new(),
+            &LocalPorts::default(),
+        );
+        let endpoint = &endpoints[&"postgres".parse::<Address>().unwrap()];
+        // Computed once; a change here moves every endpoint of every user.
+        assert_eq!(endpoint.ip.to_string(), "127.71.215.80");
+        assert_eq!(endpoint.ports[0].fallback, 22_473);
+    }
+
+    #[test]
+    fn collisions_are_resolved() {
+        let taken: BTreeSet<_> = [free_ip(SITE, &"a".parse().unwrap(), &BTreeSet::new())].into();
+        let second = free_ip(SITE, &"a".parse().unwrap(), &taken);
+        assert!(!taken.contains(&second) && second.octets()[0] == 127);
+    }
+
+    proptest! {
+        #[test]
+        fn endpoints_are_kept_distinct_and_in_their_network(
+            rounds in prop::collection::vec(
+                (prop::collection::btree_map("[a-z]{1,3}", prop::collection::btree_set(1_u16.., 1..4), 0..12),
+                 prop::collection::btree_set(1_u16.., 0..4)), 1..6),
+        ) {
+            let mut known = AutoEndpoints::new();
+            for (names, wildcard) in rounds {
+                let services = names.iter()
+                    .map(|(name, ports)| (name.parse().unwrap(), ports.iter().map(|port| tcp(*port)).collect()))
+                    .collect();
+                let host = LocalPorts {
+                    wildcard: wildcard.into_iter().map(|port| (port, Protocol::Tcp)).collect(),
+                    ..LocalPorts::default()
+                };
+                let next = assign(SITE, &services, &known, &host);
+                for (address, before) in &known {
+                    let after = &next[address];
+                    prop_assert_eq!(after.ip, before.ip);
+                    for port in &before.ports {
+                        prop_assert!(after.ports.contains(port));
+                    }
+                }
+                let ips: BTreeSet<_> = next.values().map(|endpoint| endpoint.ip).collect();
+                prop_assert_eq!(ips.len(), next.len());
+                prop_assert!(ips.iter().all(|ip| u32::from(*ip) & !HOST_MASK == NETWORK));
+                prop_assert_eq!(assign(SITE, &services, &next, &host), next.clone());
+                known = next;
+            }
+        }
+    }
+}

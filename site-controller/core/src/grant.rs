@@ -1,0 +1,142 @@
+//! Grants: who may still redeem a token, decided before anything is written or said.
+
+use serde::{Deserialize, Serialize};
+use skein_core::SiteId;
+
+/// What a site keeps of a token it made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Grant {
+    /// Name of the grant.
+    pub name: String,
+    /// SHA-256 of the code, hexadecimal; the code itself is not kept.
+    pub code_sha256: String,
+    /// Unix time.
+    pub created_unix_s: i64,
+    /// Unix time.
+    pub expires_unix_s: i64,
+    /// How many sites may redeem it.
+    pub uses: u32,
+    /// Who has.
+    pub redemptions: Vec<Redemption>,
+}
+
+/// One use of a grant.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Redemption {
+    /// Site id of the redeemer.
+    pub site: String,
+    /// Its name then.
+    pub site_name: String,
+    /// Unix time.
+    pub at_unix_s: i64,
+}
+
+/// Why a grant admits nobody more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum GrantRefusal {
+    /// Its time is over.
+    #[error("the token has expired")]
+    Expired,
+    /// Others were first.
+    #[error("the token has been used as often as it may be")]
+    UsedUp,
+}
+
+/// How a redemption is to be treated.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Admission {
+    /// New: persist this before answering.
+    Consume(Grant),
+    /// The same site redeemed it before, so its answer may have been lost: answer again, consume nothing.
+    Repeat,
+}
+
+impl Grant {
+    /// Decides on a redemption by `redeemer`.
+    ///
+    /// # Errors
+    /// The grant is over. A redeemer that was admitted before is admitted again until expiry, also when the grant is used up.
+    pub fn admit(
+        &self,
+        redeemer: SiteId,
+        redeemer_name: &str,
+        now_unix_s: i64,
+    ) -> Result<Admission, GrantRefusal> {
+        if now_unix_s >= self.expires_unix_s {
+            return Err(GrantRefusal::Expired);
+        }
+        let site = redeemer.to_string();
+        if self.redemptions.iter().any(|redemption| redemption.site == site) {
+            return Ok(Admission::Repeat);
+        }
+        if self.redemptions.len() >= usize::try_from(self.uses).unwrap_or(usize::MAX) {
+            return Err(GrantRefusal::UsedUp);
+        }
+        let mut next = self.clone();
+        next.redemptions.push(Redemption {
+            site,
+            site_name: redeemer_name.to_owned(),
+            at_unix_s: now_unix_s,
+        });
+        Ok(Admission::Consume(next))
+    }
+
+    /// `valid`, `expired` or `used`.
+    #[must_use]
+    pub fn state(&self, now_unix_s: i64) -> &'static str {
+        if self.redemptions.len() >= usize::try_from(self.uses).unwrap_or(usize::MAX) {
+            "used"
+        } else if now_unix_s >= self.expires_unix_s {
+            "expired"
+        } else {
+            "valid"
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn grant(uses: u32) -> Grant {
+        Grant {
+            name: "g".into(),
+            code_sha256: String::new(),
+            created_unix_s: 0,
+            expires_unix_s: 100,
+            uses,
+            redemptions: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn the_same_redeemer_is_admitted_again_until_expiry() {
+        let redeemer = SiteId([1; 32]);
+        let Ok(Admission::Consume(used)) = grant(1).admit(redeemer, "a", 1) else {
+            panic!("a fresh grant admits");
+        };
+        assert_eq!(used.admit(redeemer, "a", 99), Ok(Admission::Repeat));
+        assert_eq!(used.admit(redeemer, "a", 100), Err(GrantRefusal::Expired));
+        assert_eq!(used.admit(SiteId([2; 32]), "b", 1), Err(GrantRefusal::UsedUp));
+        assert_eq!(
+            (used.state(1), grant(1).state(1), grant(1).state(100)),
+            ("used", "valid", "expired")
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn never_more_sites_than_uses(uses in 0_u32..5, redeemers in prop::collection::vec(0_u8..10, 0..40)) {
+            let mut grant = grant(uses);
+            for redeemer in redeemers {
+                if let Ok(Admission::Consume(next)) = grant.admit(SiteId([redeemer; 32]), "x", 1) {
+                    grant = next;
+                }
+            }
+            prop_assert!(grant.redemptions.len() <= uses as usize);
+        }
+    }
+}

@@ -1,0 +1,395 @@
+//! From what is wanted and what is seen to what the routers are told.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use skein_api::{
+    ConnectorSpec, Manifest, ProxyProtocol, Retry, Role, SiteSpec, SourceAddress, Strategy,
+};
+use skein_core::{Address, Port, Protocol, SiteId};
+use skein_wire::{
+    config::canonicalise,
+    proto::{
+        control::{
+            self, AutoListen, ConnectorConfig, ConnectorPort, LinkConfig, ListenerConfig,
+            ListenerPort, RouterConfig, RouterSettings,
+        },
+        routing::{self, Record},
+    },
+};
+
+use crate::{
+    endpoint::{AutoEndpoints, LocalPorts, assign},
+    resources::Resources,
+};
+
+/// Metrics of the router listen here unless the site says otherwise: any free port, reported in the status.
+const METRICS_LISTEN: &str = "127.0.0.1:0";
+const MIB: u64 = 1 << 20;
+
+/// A connector that was deleted while flows ran.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Draining {
+    /// What it was.
+    pub connector: Manifest<ConnectorSpec>,
+    /// Running flows are reset now.
+    pub reset: bool,
+}
+
+/// Everything a plan depends on.
+#[derive(Clone, Debug)]
+pub struct Inputs<'a> {
+    /// This site.
+    pub site: SiteId,
+    /// What is wanted.
+    pub resources: &'a Resources,
+    /// Deleted connectors with running flows.
+    pub draining: &'a [Draining],
+    /// Addresses served anywhere in the network, this site included, with their ports.
+    pub services: &'a BTreeMap<Address, BTreeSet<Port>>,
+    /// Automatic endpoints handed out so far.
+    pub endpoints: &'a AutoEndpoints,
+    /// Ports of this host.
+    pub host: &'a LocalPorts,
+    /// `host:port` under which others reach this site.
+    pub advertise: &'a [String],
+    /// Statements, endorsements and revocations the site stands on.
+    pub records: Vec<Record>,
+    /// Unix socket to which routers splice claims.
+    pub claim_socket: &'a str,
+    /// Sites whose revocations count.
+    pub authorities: &'a [SiteId],
+}
+
+/// What follows from the [`Inputs`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    /// For every router, in canonical form.
+    pub config: RouterConfig,
+    /// To be kept: includes every endpoint handed out before.
+    pub endpoints: AutoEndpoints,
+}
+
+/// Name of the automatic listener of an address. The colon keeps it apart from every listener a user can name.
+#[must_use]
+pub fn listener_name(address: &Address) -> String {
+    format!("auto:{address}")
+}
+
+/// Plans. The same inputs give the same plan, byte for byte, and the plan's own endpoints change nothing.
+#[must_use]
+pub fn plan(inputs: Inputs<'_>) -> Plan {
+    let spec = inputs.resources.site.as_ref().map(|site| site.spec.clone()).unwrap_or_default();
+    let automatic: BTreeMap<_, _> = inputs
+        .services
+        .iter()
+        .filter(|(address, _)| spec.auto_listen.matches(address.as_str()))
+        .map(|(address, ports)| (address.clone(), ports.clone()))
+        .collect();
+    let host = host_ports(&spec, &inputs);
+    let endpoints = assign(inputs.site, &automatic, inputs.endpoints, &host);
+    let mut listeners: Vec<_> =
+        inputs.resources.listeners.values().filter_map(|l| explicit(l, inputs.services)).collect();
+    listeners.extend(automatic.keys().map(|address| automatic_listener(address, &endpoints)));
+    let draining = inputs
+        .draining
+        .iter()
+        .filter(|gone| !inputs.resources.connectors.contains_key(&gone.connector.metadata.name));
+    let connectors = inputs
+        .resources
+        .connectors
+        .values()
+        .map(|connector| connector_config(connector, false, false))
+        .chain(draining.map(|gone| connector_config(&gone.connector, true, gone.reset)))
+        .collect();
+    let mut config = RouterConfig {
+        settings: Some(settings(&spec, &inputs)),
+        links: links(inputs.resources, inputs.site),
+        listeners,
+        connectors,
+        records: inputs.records,
+    };
+    canonicalise(&mut config);
+    Plan { config, endpoints }
+}
+
+fn settings(spec: &SiteSpec, inputs: &Inputs<'_>) -> RouterSettings {
+    let role = match spec.effective_role() {
+        Role::Interior => routing::Role::Interior,
+        Role::Edge => routing::Role::Edge,
+    };
+    let site_name = inputs.resources.site.as_ref().map(|site| site.metadata.name.clone());
+    RouterSettings {
+        role: role.into(),
+        listen: spec.listen.clone(),
+        advertise: if spec.listen.is_empty() { Vec::new() } else { inputs.advertise.to_vec() },
+        claim_socket: inputs.claim_socket.to_owned(),
+        memory_bytes: spec.limits.memory_mib.unwrap_or(0).saturating_mul(MIB),
+        flows_max: spec.limits.flows.unwrap_or(0),
+        site_name: site_name.unwrap_or_default(),
+        auto_listen: Some(AutoListen { patterns: vec![spec.auto_listen.0.clone()] }),
+        metrics_listen: spec.metrics_listen.clone().unwrap_or_else(|| METRICS_LISTEN.to_owned()),
+        network_authorities: inputs.authorities.iter().map(|site| site.0.to_vec()).collect(),
+    }
+}
+
+/// The site's own sockets and targets are no place for automatic endpoints.
+fn host_ports(spec: &SiteSpec, inputs: &Inputs<'_>) -> LocalPorts {
+    let mut host = inputs.host.clone();
+    let sockets = spec.listen.iter().chain(&spec.metrics_listen);
+    host.reserved.extend(
+        sockets
+            .filter_map(|text| text.parse::<std::net::SocketAddr>().ok())
+            .map(|addr| addr.port()),
+    );
+    for connector in inputs.resources.connectors.values() {
+        let loopback = |host: &String| {
+            host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+        };
+        if !connector.spec.targets().iter().any(loopback) {
+            continue;
+        }
+        for port in &connector.spec.ports {
+            if let Ok(target) = u16::try_from(port.target_port.unwrap_or(port.port)) {
+                host.served.insert((target, port.protocol.into()));
+            }
+        }
+    }
+    host
+}
+
+fn links(resources: &Resources, site: SiteId) -> Vec<LinkConfig> {
+    resources
+        .links
+        .values()
+        .filter_map(|link| {
+            let peer = SiteId::parse(&link.spec.peer).filter(|peer| *peer != site)?;
+            Some(LinkConfig {
+                name: link.metadata.name.clone(),
+                peer_site_id: peer.0.to_vec(),
+                endpoints: link.spec.endpoints.clone(),
+                cost: link.spec.cost,
+            })
+        })
+        .collect()
+}
+
+fn explicit(
+    listener: &Manifest<skein_api::ListenerSpec>,
+    services: &BTreeMap<Address, BTreeSet<Port>>,
+) -> Option<ListenerConfig> {
+    let spec = &listener.spec;
+    let ports = if spec.ports.is_empty() {
+        let served = services.get(spec.address.as_str())?;
+        served.iter().map(|port| listener_port(port.port, port.port, 0, port.protocol)).collect()
+    } else {
+        let port = |port: &skein_api::ListenerPort| {
+            let number = u16::try_from(port.port).ok()?;
+            let local = u16::try_from(port.local_port.unwrap_or(port.port)).ok()?;
+            Some(listener_port(number, local, 0, port.protocol.into()))
+        };
+        spec.ports.iter().filter_map(port).collect()
+    };
+    Some(ListenerConfig {
+        name: listener.metadata.name.clone(),
+        address: spec.address.clone(),
+        host: spec.host.clone(),
+        ports,
+        automatic: false,
+    })
+}
+
+fn automatic_listener(address: &Address, endpoints: &AutoEndpoints) -> ListenerConfig {
+    let endpoint = endpoints.get(address).expect("invariant: every automatic address was assigned");
+    let port = |port: &crate::endpoint::AutoPort| {
+        let protocol = if port.udp { Protocol::Udp } else { Protocol::Tcp };
+        let fallback = if port.fallback == port.local { 0 } else { port.fallback };
+        listener_port(port.port, port.local, fallback, protocol)
+    };
+    ListenerConfig {
+        name: listener_name(address),
+        address: address.to_string(),
+        host: endpoint.ip.to_string(),
+        ports: endpoint.ports.iter().map(port).collect(),
+        automatic: true,
+    }
+}
+
+fn listener_port(port: u16, local: u16, fallback: u16, protocol: Protocol) -> ListenerPort {
+    ListenerPort {
+        port: port.into(),
+        local_port: local.into(),
+        fallback_port: fallback.into(),
+        protocol: protocol_number(protocol),
+    }
+}
+
+fn connector_config(
+    connector: &Manifest<ConnectorSpec>,
+    draining: bool,
+    reset: bool,
+) -> ConnectorConfig {
+    let spec = &connector.spec;
+    let millis = |duration: Option<skein_api::Duration>| {
+        duration.map_or(0, |duration| u64::try_from(duration.0.as_millis()).unwrap_or(u64::MAX))
+    };
+    let strategy = match spec.strategy {
+        Strategy::Closest => routing::Strategy::Closest,
+        Strategy::Balanced => routing::Strategy::Balanced,
+        Strategy::Priority => routing::Strategy::Priority,
+        Strategy::Weighted => routing::Strategy::Weighted,
+    };
+    let source = match spec.source {
+        SourceAddress::Host => control::SourceAddress::Unspecified,
+        SourceAddress::Site => control::SourceAddress::Site,
+    };
+    let port = |port: &skein_api::ConnectorPort| ConnectorPort {
+        port: port.port,
+        target_port: port.target_port.unwrap_or(port.port),
+        protocol: protocol_number(port.protocol.into()),
+    };
+    ConnectorConfig {
+        name: connector.metadata.name.clone(),
+        address: spec.address.clone(),
+        targets: spec.targets(),
+        ports: spec.ports.iter().map(port).collect(),
+        strategy: strategy.into(),
+        priority: spec.priority,
+        weight: spec.weight,
+        cost: spec.cost,
+        at_least_once: spec.retry == Retry::AtLeastOnce,
+        idle_timeout_ms: millis(spec.idle_timeout),
+        connect_timeout_ms: millis(spec.connect_timeout),
+        source: source.into(),
+        proxy_protocol: if spec.proxy_protocol == ProxyProtocol::V2 { 2 } else { 0 },
+        draining,
+        reset,
+    }
+}
+
+fn protocol_number(protocol: Protocol) -> i32 {
+    match protocol {
+        Protocol::Tcp => routing::Protocol::Tcp.into(),
+        Protocol::Udp => routing::Protocol::Udp.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use skein_api::{LinkSpec, ListenerSpec, Resource};
+
+    const SITE: SiteId = SiteId([1; 32]);
+
+    fn resources(links: &[u8], connectors: &[(String, u32)], listeners: &[String]) -> Resources {
+        let mut out = Resources::default();
+        let mut insert = |resource| drop(out.insert(resource).unwrap());
+        insert(Resource::Site(Manifest::new("hub", SiteSpec::default())));
+        for peer in links {
+            let peer_id = SiteId([*peer; 32]).to_string();
+            let spec = LinkSpec { peer: peer_id, endpoints: vec!["h:1".into()], cost: 1 };
+            insert(Resource::Link(Manifest::new(format!("link-{peer}"), spec)));
+        }
+        for (name, port) in connectors {
+            let port = skein_api::ConnectorPort {
+                port: *port,
+                target_port: None,
+                protocol: skein_api::Protocol::Tcp,
+            };
+            insert(Resource::Connector(Manifest::new(
+                name.clone(),
+                ConnectorSpec::new(name.clone(), vec![port]),
+            )));
+        }
+        for name in listeners {
+            let spec =
+                ListenerSpec { address: name.clone(), host: "127.0.0.1".into(), ports: Vec::new() };
+            insert(Resource::Listener(Manifest::new(name.clone(), spec)));
+        }
+        out
+    }
+
+    fn planned(
+        resources: &Resources,
+        services: &BTreeMap<Address, BTreeSet<Port>>,
+        endpoints: &AutoEndpoints,
+        draining: &[Draining],
+    ) -> Plan {
+        plan(Inputs {
+            site: SITE,
+            resources,
+            draining,
+            services,
+            endpoints,
+            host: &LocalPorts::default(),
+            advertise: &["203.0.113.7:7443".to_owned()],
+            records: Vec::new(),
+            claim_socket: "/run/claim.sock",
+            authorities: &[SITE],
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn a_plan_is_a_fixed_point(
+            links in prop::collection::vec(0_u8..5, 0..4),
+            connectors in prop::collection::vec(("[a-d]", 1_u32..65_536), 0..4),
+            listeners in prop::collection::vec("[a-f]", 0..3),
+            services in prop::collection::btree_map("[a-h]", prop::collection::btree_set(1_u16.., 1..3), 0..6),
+        ) {
+            let resources = resources(&links, &connectors, &listeners);
+            let services = services.into_iter()
+                .map(|(name, ports)| {
+                    let ports = ports.into_iter().map(|port| Port { port, protocol: Protocol::Tcp });
+                    (name.parse().unwrap(), ports.collect())
+                })
+                .collect();
+            let first = planned(&resources, &services, &AutoEndpoints::new(), &[]);
+            let second = planned(&resources, &services, &first.endpoints, &[]);
+            prop_assert_eq!(&first, &second);
+            prop_assert_eq!(
+                skein_wire::config::hash(&first.config), skein_wire::config::hash(&second.config));
+            prop_assert_eq!(first.config.listeners.iter().filter(|l| l.automatic).count(), services.len());
+            prop_assert!(first.config.links.iter().all(|link| link.peer_site_id != SITE.0));
+        }
+    }
+
+    #[test]
+    fn a_deleted_connector_drains_until_it_is_made_again() {
+        let all = resources(&[], &[("db".into(), 5432)], &[]);
+        let connector = all.connectors["db"].clone();
+        let draining = [Draining { connector, reset: false }];
+        let none = resources(&[], &[], &[]);
+        let services = BTreeMap::new();
+        let config = planned(&none, &services, &AutoEndpoints::new(), &draining).config;
+        assert!(config.connectors.len() == 1 && config.connectors[0].draining);
+        let config = planned(&all, &services, &AutoEndpoints::new(), &draining).config;
+        assert!(config.connectors.len() == 1 && !config.connectors[0].draining);
+    }
+
+    #[test]
+    fn a_listener_without_ports_takes_those_of_the_address() {
+        let all = resources(&[], &[], &["db".into()]);
+        let port = Port { port: 5432, protocol: Protocol::Tcp };
+        let services = BTreeMap::from([("db".parse().unwrap(), BTreeSet::from([port]))]);
+        let config = planned(&all, &services, &AutoEndpoints::new(), &[]).config;
+        let listener = config.listeners.iter().find(|l| l.name == "db").unwrap();
+        assert_eq!(listener.ports[0].local_port, 5432);
+        let config = planned(&all, &BTreeMap::new(), &AutoEndpoints::new(), &[]).config;
+        assert!(config.listeners.is_empty());
+    }
+
+    #[test]
+    fn automatic_endpoints_follow_the_pattern() {
+        let mut all = resources(&[], &[], &[]);
+        all.site.as_mut().unwrap().spec.auto_listen = skein_api::AutoListen("pay.*".into());
+        let port = Port { port: 80, protocol: Protocol::Tcp };
+        let services: BTreeMap<Address, _> = ["pay.a", "other"]
+            .into_iter()
+            .map(|name| (name.parse().unwrap(), BTreeSet::from([port])))
+            .collect();
+        let config = planned(&all, &services, &AutoEndpoints::new(), &[]).config;
+        assert_eq!(config.listeners.len(), 1);
+        assert_eq!(config.listeners[0].name, "auto:pay.a");
+    }
+}
