@@ -4,13 +4,18 @@
 //! in one process with [`Router::start`].
 
 mod api;
+mod claims;
 pub mod clock;
 mod config;
+mod credentials;
+mod data;
 pub mod egress;
 pub mod fabric;
 pub mod flows;
 pub mod ingress;
+mod key;
 pub mod link;
+mod metrics;
 pub mod net;
 mod respawn;
 mod router;
