@@ -14,7 +14,7 @@ pub const SUBKEY_LEN_MAX: usize = 32;
 pub const ROUTER_RECORD_LIFETIME: Duration = Duration::from_secs(60 * 60);
 /// A router issues its records anew after this time: two refreshes may be lost.
 pub const ROUTER_RECORD_REFRESH: Duration = Duration::from_secs(20 * 60);
-/// Longest lifetime of any record: endorsements are valid for seven days, plus a day of grace for renewal.
+/// Longest lifetime of any record but revocations: endorsements are valid for seven days, plus a day of grace for renewal.
 pub const LIFETIME_S_MAX: u32 = 8 * 24 * 60 * 60;
 /// Pages over which a router's addresses are hashed: a change re-floods about 1/64 of them.
 pub const ADDRESS_PAGES: u8 = 64;
@@ -62,6 +62,13 @@ impl RecordKind {
             5 => Self::AddressPage,
             other => Self::Unknown(other),
         })
+    }
+
+    /// Longest lifetime such a record may ask for, in seconds. Revocations have no limit: one that aged out would let
+    /// back in whoever is still endorsed somewhere.
+    #[must_use]
+    pub fn lifetime_s_max(self) -> u32 {
+        if self == Self::Revocation { u32::MAX } else { LIFETIME_S_MAX }
     }
 
     /// Statements of sites: signed by identity keys, kept by controllers.

@@ -352,7 +352,8 @@ fn check_endorsement(
     subject: SiteId,
     unix_s: i64,
 ) -> Result<Endorsement, ClaimError> {
-    let endorsement = verify_endorsement(record, &issuer.chain).map_err(ClaimError::Endorsement)?;
+    let endorsement = verify_endorsement(record, issuer.site, &issuer.chain.key)
+        .map_err(ClaimError::Endorsement)?;
     if endorsement.subject != subject.0 {
         return Err(ClaimError::WrongSubject);
     }

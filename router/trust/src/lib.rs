@@ -7,6 +7,8 @@ mod certificate;
 mod claim;
 mod hash;
 mod identity;
+mod memo;
+mod notary;
 mod statement;
 mod tls;
 mod verifier;
@@ -29,11 +31,12 @@ pub use identity::{
     ChainError, IdentityError, KEY_LEN, KeyChain, PublicKey, ROTATIONS_MAX, SiteIdentity, handle,
     router_id, site_id,
 };
+pub use notary::RouterNotary;
 pub use statement::{
     CAS_MAX, CERTIFICATE_LEN_MAX, ENDPOINT_LEN_MAX, ENDPOINTS_MAX, EndorsementDraft,
     REASON_LEN_MAX, REVOCATION_LIFETIME_S, SCOPE_PATTERNS_MAX, SITE_NAME_LEN_MAX,
-    STATEMENT_LEN_MAX, STATEMENT_VALIDITY_S, StatementDraft, StatementError, VerifiedStatement,
-    record_digest, verify_endorsement, verify_revocation, verify_statement,
+    STATEMENT_VALIDITY_S, StatementDraft, StatementError, VerifiedStatement, record_digest,
+    verify_endorsement, verify_revocation, verify_statement,
 };
 pub use tls::{
     ALPN_LINK, ALPN_SESSION, Admitted, Dial, IdentityCell, RouterIdentity, RouterIdentityError,

@@ -8,19 +8,18 @@ use crate::{
 };
 use prost::Message;
 use skein_core::SiteId;
-use skein_wire::proto::{
-    routing::{Record, RecordBody, RecordKind},
-    trust::{Endorsement, Membership, Revocation, Scope, SiteStatement},
+use skein_wire::{
+    convert::{RECORD_BODY_LEN_MAX, RECORD_DOMAIN},
+    proto::{
+        routing::{Record, RecordBody, RecordKind},
+        trust::{Endorsement, Membership, Revocation, Scope, SiteStatement},
+    },
 };
-
-pub(crate) const RECORD_CONTEXT: &[u8] = b"skein-record/1";
 
 /// Statements and endorsements are valid this long and renewed daily.
 pub const STATEMENT_VALIDITY_S: u32 = 7 * 24 * 3600;
 /// Revocations are kept for as long as a record can be: ten years outlive whatever they revoke.
 pub const REVOCATION_LIFETIME_S: u32 = 10 * 365 * 24 * 3600;
-/// Longest body of a statement, endorsement or revocation, in bytes; room for eight certificates and 64 rotations.
-pub const STATEMENT_LEN_MAX: usize = 64 * 1024;
 /// Certificate authorities a site may have at once; rotation needs two.
 pub const CAS_MAX: usize = 8;
 /// Longest certificate accepted, in bytes.
@@ -44,8 +43,8 @@ const EPOCH_MAX: u64 = (1 << EPOCH_BITS) - 1;
 /// Why a signed statement is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StatementError {
-    /// Longer than [`STATEMENT_LEN_MAX`].
-    #[error("the statement is longer than {STATEMENT_LEN_MAX} bytes")]
+    /// Longer than [`RECORD_BODY_LEN_MAX`].
+    #[error("the statement is longer than {RECORD_BODY_LEN_MAX} bytes")]
     TooLong,
     /// Not protobuf, or a field is missing, of the wrong length or beyond its bound.
     #[error("the statement is malformed: {0}")]
@@ -180,7 +179,7 @@ impl SiteIdentity {
             payload: payload.encode_to_vec(),
         }
         .encode_to_vec();
-        let signature = self.sign(&[RECORD_CONTEXT, &body]).to_vec();
+        let signature = self.sign(&[RECORD_DOMAIN, &body]).to_vec();
         Record { body: body.into(), signature: signature.into() }
     }
 }
@@ -230,13 +229,14 @@ pub fn verify_statement(record: &Record) -> Result<VerifiedStatement, StatementE
     Ok(VerifiedStatement { site, chain, network_id, statement })
 }
 
-/// Checks an endorsement against the current identity key of its issuer. Says nothing of expiry.
+/// Checks an endorsement against `key`, the current identity key of its issuer. Says nothing of expiry.
 ///
 /// # Errors
 /// See [`StatementError`].
 pub fn verify_endorsement(
     record: &Record,
-    issuer: &KeyChain,
+    issuer: SiteId,
+    key: &PublicKey,
 ) -> Result<Endorsement, StatementError> {
     let body = open(record, RecordKind::Endorsement)?;
     let endorsement: Endorsement = payload(&body)?;
@@ -253,22 +253,26 @@ pub fn verify_endorsement(
             return Err(StatementError::Malformed("unknown membership"));
         }
     }
-    check_issuer(record, &body, issuer)?;
+    check_issuer(record, &body, issuer, key)?;
     Ok(endorsement)
 }
 
-/// Checks a revocation against the current identity key of its issuer. Says nothing of the issuer's authority.
+/// Checks a revocation against `key`, the current identity key of its issuer. Says nothing of the issuer's authority.
 ///
 /// # Errors
 /// See [`StatementError`].
-pub fn verify_revocation(record: &Record, issuer: &KeyChain) -> Result<Revocation, StatementError> {
+pub fn verify_revocation(
+    record: &Record,
+    issuer: SiteId,
+    key: &PublicKey,
+) -> Result<Revocation, StatementError> {
     let body = open(record, RecordKind::Revocation)?;
     let revocation: Revocation = payload(&body)?;
     check_envelope(&body, &revocation.issuer, &revocation.subject, revocation.sequence)?;
     if revocation.reason.len() > REASON_LEN_MAX {
         return Err(StatementError::Malformed("reason too long"));
     }
-    check_issuer(record, &body, issuer)?;
+    check_issuer(record, &body, issuer, key)?;
     Ok(revocation)
 }
 
@@ -288,7 +292,7 @@ fn statement_sequence(rotations: usize, epoch: u64) -> u64 {
 }
 
 fn open(record: &Record, kind: RecordKind) -> Result<RecordBody, StatementError> {
-    if record.body.len() > STATEMENT_LEN_MAX {
+    if record.body.len() > RECORD_BODY_LEN_MAX {
         return Err(StatementError::TooLong);
     }
     let body = RecordBody::decode(&record.body[..])
@@ -336,16 +340,17 @@ fn check_envelope(
 fn check_issuer(
     record: &Record,
     body: &RecordBody,
-    issuer: &KeyChain,
+    issuer: SiteId,
+    key: &PublicKey,
 ) -> Result<(), StatementError> {
-    if body.origin != issuer.site.0 {
+    if body.origin != issuer.0 {
         return Err(StatementError::Signature);
     }
-    check_signature(record, &issuer.key)
+    check_signature(record, key)
 }
 
 fn check_signature(record: &Record, key: &PublicKey) -> Result<(), StatementError> {
-    if verify(key, &[RECORD_CONTEXT, &record.body], &record.signature) {
+    if verify(key, &[RECORD_DOMAIN, &record.body], &record.signature) {
         Ok(())
     } else {
         Err(StatementError::Signature)

@@ -1,5 +1,7 @@
 //! Which certificate gets past which end of which connection: only the one it was made for.
 
+#![allow(clippy::unwrap_used, reason = "a test stops at what it cannot unwrap")]
+
 mod common;
 
 use common::{

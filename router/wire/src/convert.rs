@@ -10,7 +10,7 @@ use crate::proto;
 use bytes::Bytes;
 use prost::Message as _;
 use skein_core::{
-    AgedRecord, LIFETIME_S_MAX, Message, Origin, Payload, Record, RecordDraft, RecordHeader,
+    AgedRecord, Message, Origin, Payload, Record, RecordDraft, RecordHeader,
     RecordKey, RecordKind, RouterId, Sealed, SiteId, Subkey,
 };
 use std::sync::Arc;
@@ -100,7 +100,7 @@ pub fn parse_record(body: &[u8], signature: &[u8]) -> Result<Record, ConvertErro
     }
     let decoded = proto::routing::RecordBody::decode(body).map_err(|_| ConvertError::Encoding)?;
     let key = parse_key(decoded.kind, &decoded.origin, &decoded.subkey)?;
-    if decoded.lifetime_s > LIFETIME_S_MAX {
+    if decoded.lifetime_s > key.kind.lifetime_s_max() {
         return Err(ConvertError::Field("lifetime"));
     }
     let payload = if decoded.lifetime_s == 0 {

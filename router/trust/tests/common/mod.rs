@@ -1,5 +1,10 @@
 //! Sites, certificates and in-memory handshakes for the tests.
 #![allow(dead_code, reason = "each test uses its part")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::unwrap_in_result,
+    reason = "a test stops at what it cannot unwrap"
+)]
 
 use aws_lc_rs::rand::SystemRandom;
 use rcgen::{
@@ -296,7 +301,7 @@ pub(crate) struct Connected {
 pub(crate) fn handshake(
     client: Arc<ClientConfig>,
     server: Arc<ServerConfig>,
-) -> Result<Connected, rustls::Error> {
+) -> Result<Connected, Error> {
     let name = ServerName::try_from(SERVER_NAME).unwrap();
     let mut client = ClientConnection::new(client, name).unwrap();
     let mut server = ServerConnection::new(server).unwrap();

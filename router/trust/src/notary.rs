@@ -1,0 +1,248 @@
+//! Seals this router's records and checks those of others: the engine's [`Notary`] with real signatures.
+//!
+//! | record | must be signed by |
+//! |---|---|
+//! | site statement | the identity key at the end of the chain that begins with the site's id |
+//! | endorsement, revocation | the issuer's identity key, by the issuer's statement in the database |
+//! | router LSA | the leaf it carries, which must name this very router and be issued by a CA its site states |
+//! | address page | the leaf in the LSA of its origin |
+//!
+//! Records of kinds unknown here are held to the rule of their origin: the identity key of a site, or the leaf in the
+//! LSA of a router.
+
+use crate::{
+    ca::{CertificateRole, SpiffeId},
+    certificate::{PeerError, Usage, leaf_id, verify_chain},
+    hash::sha256,
+    identity::{self, PublicKey, handle},
+    memo::Memo,
+    statement::{
+        StatementError, VerifiedStatement, verify_endorsement, verify_revocation, verify_statement,
+    },
+    tls::IdentityCell,
+};
+use rustls_pki_types::{CertificateDer, UnixTime};
+use skein_core::{
+    Handle, Known, Notary, Origin, Payload, Record, RecordDraft, Rejection, RouterId, RouterLsa,
+    SealError, Sealed, SiteId, SiteStatement,
+};
+use skein_wire::{
+    convert::{encode_body, signed_bytes},
+    proto,
+};
+use std::{sync::Arc, time::Duration};
+use webpki::EndEntityCert;
+use x509_parser::prelude::{FromDer as _, X509Certificate};
+
+/// Checks remembered: every record of 1,000 routers with 10 pages each, at about 60 bytes an entry.
+const MEMO_LEN_MAX: usize = 16 * 1024;
+
+/// See the module.
+#[derive(Debug)]
+pub struct RouterNotary {
+    identity: Arc<IdentityCell>,
+    router: RouterId,
+    boot_epoch: u64,
+    memo: Memo,
+}
+
+impl RouterNotary {
+    /// The notary of `router` in its boot `boot_epoch`; it seals with the identity in force.
+    #[must_use]
+    pub fn new(identity: Arc<IdentityCell>, router: RouterId, boot_epoch: u64) -> Self {
+        Self { identity, router, boot_epoch, memo: Memo::new(MEMO_LEN_MAX) }
+    }
+
+    fn verify_site_statement(
+        &mut self,
+        record: &Record,
+        known: &Known<'_>,
+    ) -> Result<(), Rejection> {
+        let memo_key = sha256(&[b"statement", &digest(record)]);
+        if self.memo.contains(&memo_key, known.unix_s) {
+            return Ok(());
+        }
+        let verified = verify_statement(&envelope(record)).map_err(rejection)?;
+        if let Some(known) = known.statement(verified.site)
+            && !continues(&verified, known)
+        {
+            return Err(Rejection::Invalid("it contradicts the key history known of this site"));
+        }
+        self.memo.insert(memo_key, i64::MAX);
+        Ok(())
+    }
+
+    /// Checks a record signed by the identity key of a site that is known already.
+    fn verify_by_site(
+        &mut self,
+        record: &Record,
+        site: SiteId,
+        known: &Known<'_>,
+    ) -> Result<(), Rejection> {
+        let statement = known.statement(site).ok_or(Rejection::Missing(Origin::Site(site)))?;
+        let key = statement.identity_key();
+        let memo_key = sha256(&[b"site", key, &digest(record)]);
+        if self.memo.contains(&memo_key, known.unix_s) {
+            return Ok(());
+        }
+        match &record.payload {
+            Payload::Endorsement(_) => {
+                verify_endorsement(&envelope(record), site, key).map(drop).map_err(rejection)?;
+            }
+            Payload::Revocation(_) => {
+                verify_revocation(&envelope(record), site, key).map(drop).map_err(rejection)?;
+            }
+            _ => verify_unknown(record, key)?,
+        }
+        self.memo.insert(memo_key, i64::MAX);
+        Ok(())
+    }
+
+    /// Checks a record signed by the key of a router, under the LSA that is to be believed for it.
+    fn verify_by_router(
+        &mut self,
+        record: &Record,
+        lsa: &RouterLsa,
+        known: &Known<'_>,
+    ) -> Result<(), Rejection> {
+        let until_unix_s = self.verify_leaf(lsa, known)?;
+        let memo_key = sha256(&[b"router", &sha256(&[&lsa.certificate]), &digest(record)]);
+        if self.memo.contains(&memo_key, known.unix_s) {
+            return Ok(());
+        }
+        let leaf = CertificateDer::from(&lsa.certificate[..]);
+        let leaf = EndEntityCert::try_from(&leaf)
+            .map_err(|_| Rejection::Invalid("its certificate cannot be read"))?;
+        let message = signed_bytes(&record.sealed.body);
+        let signed = [webpki::aws_lc_rs::ED25519, webpki::aws_lc_rs::ECDSA_P256_SHA256]
+            .iter()
+            .any(|&alg| leaf.verify_signature(alg, &message, &record.sealed.signature).is_ok());
+        if !signed {
+            return Err(Rejection::Invalid("it is not signed by the key of its router"));
+        }
+        self.memo.insert(memo_key, until_unix_s);
+        Ok(())
+    }
+
+    /// Checks that the certificate in an LSA is that router's, by a CA its site states; returns when it expires.
+    fn verify_leaf(&mut self, lsa: &RouterLsa, known: &Known<'_>) -> Result<i64, Rejection> {
+        let leaf = CertificateDer::from(&lsa.certificate[..]);
+        let id =
+            leaf_id(&leaf).map_err(|_| Rejection::Invalid("its certificate is no router's"))?;
+        let expected =
+            SpiffeId { site: lsa.site, role: CertificateRole::Router(lsa.name.to_string()) };
+        if id != expected || id.router_id() != Some(lsa.router) {
+            return Err(Rejection::Invalid("its certificate is another router's"));
+        }
+        let site = Origin::Site(lsa.site);
+        let statement = known.statement(lsa.site).ok_or(Rejection::Missing(site))?;
+        if statement.expires_unix_s <= known.unix_s {
+            return Err(Rejection::Expired);
+        }
+        let anchors: Vec<&[u8]> = statement.ca_certificates.iter().map(|ca| &ca[..]).collect();
+        let hashes: Vec<[u8; 32]> = anchors.iter().map(|ca| sha256(&[ca])).collect();
+        let anchors_sha256 = sha256(&hashes.iter().map(<[u8; 32]>::as_slice).collect::<Vec<_>>());
+        let memo_key = sha256(&[b"leaf", &anchors_sha256, &lsa.certificate]);
+        if let Some(until_unix_s) = self.memo.until(&memo_key, known.unix_s) {
+            return Ok(until_unix_s);
+        }
+        let now = u64::try_from(known.unix_s).map_err(|_| Rejection::Expired)?;
+        let now = UnixTime::since_unix_epoch(Duration::from_secs(now));
+        verify_chain(&leaf, &[], Usage::Server, &anchors, &id, now).map_err(
+            |error| match error {
+                PeerError::Expired { .. } | PeerError::NotYetValid { .. } => Rejection::Expired,
+                _ => Rejection::Invalid("its certificate was not issued by its site's CA"),
+            },
+        )?;
+        let (_, parsed) = X509Certificate::from_der(&leaf)
+            .map_err(|_| Rejection::Invalid("its certificate cannot be read"))?;
+        let until_unix_s = parsed.validity().not_after.timestamp();
+        self.memo.insert(memo_key, until_unix_s);
+        Ok(until_unix_s)
+    }
+}
+
+impl Notary for RouterNotary {
+    fn certificate(&self) -> Option<Arc<[u8]>> {
+        self.identity.current().map(|identity| identity.certificate().as_ref().into())
+    }
+
+    fn handle(&self, attempt: u32) -> Handle {
+        handle(self.router, self.boot_epoch, attempt)
+    }
+
+    fn seal(&mut self, draft: RecordDraft) -> Result<Record, SealError> {
+        let identity = self.identity.current().ok_or(SealError::NoKey)?;
+        let body = encode_body(&draft).map_err(|_| SealError::TooLarge)?;
+        let signature = identity.sign(&signed_bytes(&body)).map_err(|_| SealError::NoKey)?;
+        let sealed = Sealed { body: body.into(), signature: signature.into() };
+        let RecordDraft { key, sequence, lifetime_s, payload } = draft;
+        Ok(Record { key, sequence, lifetime_s, payload, sealed })
+    }
+
+    fn verify(&mut self, record: &Record, known: &Known<'_>) -> Result<(), Rejection> {
+        match (&record.payload, record.key.origin) {
+            (Payload::SiteStatement(_), Origin::Site(_)) => {
+                self.verify_site_statement(record, known)
+            }
+            (Payload::RouterLsa(lsa), Origin::Router(router)) if lsa.router == router => {
+                self.verify_by_router(record, lsa, known)
+            }
+            (
+                Payload::Endorsement(_) | Payload::Revocation(_) | Payload::Unknown,
+                Origin::Site(site),
+            ) => self.verify_by_site(record, site, known),
+            (Payload::AddressPage(_) | Payload::Unknown, Origin::Router(router)) => {
+                let missing = Rejection::Missing(Origin::Router(router));
+                let lsa = known.lsa(router).ok_or(missing)?;
+                self.verify_by_router(record, lsa, known)
+            }
+            _ => Err(Rejection::Invalid("its origin cannot say such a thing")),
+        }
+    }
+}
+
+fn verify_unknown(record: &Record, key: &PublicKey) -> Result<(), Rejection> {
+    if identity::verify(key, &[&signed_bytes(&record.sealed.body)], &record.sealed.signature) {
+        Ok(())
+    } else {
+        Err(Rejection::Invalid("it is not signed by its site's identity key"))
+    }
+}
+
+/// Whether one of two key histories is the beginning of the other. A shorter one is merely old: its record's sequence
+/// is below that of the longer.
+fn continues(statement: &VerifiedStatement, known: &SiteStatement) -> bool {
+    let rotations = &statement.statement.rotations;
+    rotations.iter().zip(&known.rotations).all(|(ours, theirs)| {
+        ours.identity_key == theirs.identity_key && ours.next_key_sha256 == theirs.next_key_sha256
+    })
+}
+
+fn digest(record: &Record) -> [u8; 32] {
+    let Sealed { body, signature } = &record.sealed;
+    // The body's length keeps bytes from moving between the two.
+    sha256(&[&(body.len() as u64).to_be_bytes(), body, signature])
+}
+
+fn envelope(record: &Record) -> proto::routing::Record {
+    proto::routing::Record {
+        body: record.sealed.body.to_vec().into(),
+        signature: record.sealed.signature.to_vec().into(),
+    }
+}
+
+fn rejection(error: StatementError) -> Rejection {
+    match error {
+        StatementError::Expired(_) => Rejection::Expired,
+        StatementError::Signature => {
+            Rejection::Invalid("it is not signed by its site's identity key")
+        }
+        StatementError::Chain(_) => Rejection::Invalid("its key history does not hold"),
+        StatementError::TooLong
+        | StatementError::Malformed(_)
+        | StatementError::Kind
+        | StatementError::Envelope
+        | StatementError::Epoch => Rejection::Invalid("the statement is malformed"),
+    }
+}
