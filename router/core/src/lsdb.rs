@@ -22,4 +22,21 @@ impl Lsdb {
     pub fn lsa(&self, router: RouterId) -> Option<&Arc<RouterLsa>> {
         self.lsas.get(&router)
     }
+
+    /// Every router's LSA, trusted or not, by router.
+    pub fn lsas(&self) -> impl Iterator<Item = &Arc<RouterLsa>> {
+        self.lsas.values()
+    }
+
+    /// How many records there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.statements.len() + self.lsas.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
 }
