@@ -3,39 +3,58 @@
 //! A link is one mTLS QUIC connection (ALPN `skein-link/1`) that carries control messages and from which the keys of the
 //! frames derive, and the carrier that moves those frames.
 
+mod accept;
+mod dial;
+mod established;
 mod event;
+mod hello;
+mod liveness;
+mod mtu;
+mod port;
+mod status;
+mod stream;
+mod tcp;
+mod transport;
 
 pub use event::{Claim, LinkEvent, LinkUp, Peer};
+pub use hello::{PROTOCOL_MAX, PROTOCOL_MIN};
+pub(crate) use liveness::{Due, Liveness};
+pub(crate) use mtu::FrameSize;
 
-use crate::fabric::Fabric;
+use crate::fabric::{Fabric, FrameLink};
+use accept::{Acceptor, Bound};
+use dial::{Dialler, Progress};
+use parking_lot::Mutex;
+use rustls::time_provider::TimeProvider;
 use skein_core::{LinkId, RouterId, SiteId};
+use skein_trust::RouterTls;
 use skein_wire::proto::{
-    control::{BoundSocket, LinkConfig, LinkStatus, ProbeResult},
+    control::LinkConfig,
     routing::{LinkHello, LinkMessage},
 };
-use std::{net::SocketAddr, sync::Arc};
-use tokio::sync::mpsc;
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt,
+    future::Future,
+    net::SocketAddr,
+    sync::Arc,
+};
+use tokio::{
+    runtime::Handle,
+    sync::{mpsc, watch},
+    task::JoinHandle,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// Unhandled events until link tasks wait for their consumer.
 const EVENTS_MAX: usize = 256;
 
-/// The trust decisions a link needs.
-pub trait LinkTls: Send + Sync + 'static {
-    /// TLS for dialling `peer`: ALPN `skein-link/1`, our certificate, the peer's site pinned.
-    fn client(&self, peer: SiteId) -> Arc<rustls::ClientConfig>;
-
-    /// TLS for accepting over QUIC: ALPN `skein-link/1` with a client certificate, `skein-claim/1` without.
-    fn server(&self) -> Arc<rustls::ServerConfig>;
-
-    /// Who presented this verified chain.
-    ///
-    /// # Errors
-    /// The reason for people, when it is not a router's certificate.
-    fn identify(&self, chain: &[rustls_pki_types::CertificateDer<'_>]) -> Result<Peer, String>;
-}
-
-/// Writes our side of the hello for a neighbour of the given site; cost, name and nonce are filled in by the link.
+/// Writes our side of the hello for a neighbour of the given site. Protocol range, cost, name and nonce are filled in by
+/// the link.
 pub type HelloFor = dyn Fn(SiteId) -> LinkHello + Send + Sync;
+
+/// Fills a buffer with random bytes fit for secrets.
+pub type Random = dyn Fn(&mut [u8]) + Send + Sync;
 
 /// What [`Links::start`] needs.
 #[allow(missing_debug_implementations, reason = "holds closures and key material")]
@@ -44,44 +63,183 @@ pub struct LinksConfig {
     pub fabric: Arc<Fabric>,
     /// This router.
     pub router: RouterId,
-    /// Trust decisions.
-    pub tls: Arc<dyn LinkTls>,
+    /// Certificates and whom to trust.
+    pub tls: RouterTls,
+    /// The time certificates are judged by.
+    pub time: Arc<dyn TimeProvider>,
     /// Our side of each hello.
     pub hello: Arc<HelloFor>,
+    /// Nonces and jitter.
+    pub random: Arc<Random>,
 }
 
 /// All links of this router, dialled and accepted. Cheap to clone; may be used from any thread.
 #[derive(Clone, Debug)]
-pub struct Links {
-    _fabric: Arc<Fabric>,
-}
+pub struct Links(Arc<Inner>);
 
 /// The link is gone; its `Down` event has been or is being delivered.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("the link is down")]
 pub struct LinkGone;
 
+/// What all tasks of links share.
+struct Inner {
+    fabric: Arc<Fabric>,
+    router: RouterId,
+    tls: RouterTls,
+    time: Arc<dyn TimeProvider>,
+    hello: Arc<HelloFor>,
+    random: Arc<Random>,
+    runtime: Handle,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+    events: mpsc::Sender<LinkEvent>,
+    links: Mutex<HashMap<LinkId, Registered>>,
+    dialled: Mutex<BTreeMap<String, Dialled>>,
+    listening: Mutex<BTreeMap<SocketAddr, Listening>>,
+}
+
+/// A link in service.
+struct Registered {
+    queue: mpsc::Sender<LinkMessage>,
+    frames: Arc<FrameLink>,
+    close: CancellationToken,
+    close_reason: Arc<Mutex<String>>,
+    up: LinkUp,
+    since_unix_ms: i64,
+}
+
+/// A link that is configured.
+struct Dialled {
+    config: LinkConfig,
+    endpoints: watch::Sender<Vec<String>>,
+    progress: Arc<Mutex<Progress>>,
+    stop: CancellationToken,
+}
+
+/// An address that is configured.
+struct Listening {
+    bound: Arc<Mutex<Bound>>,
+    stop: CancellationToken,
+}
+
 impl Links {
-    /// Starts without any link or socket. Must be called on the runtime that shall carry the data path.
+    /// Starts without any link or socket.
+    ///
+    /// # Panics
+    /// Outside of the runtime that shall carry the data path.
     #[must_use]
     pub fn start(config: LinksConfig) -> (Self, mpsc::Receiver<LinkEvent>) {
-        let (_, events) = mpsc::channel(EVENTS_MAX);
-        (Self { _fabric: config.fabric }, events)
+        let LinksConfig { fabric, router, tls, time, hello, random } = config;
+        let (events, receiver) = mpsc::channel(EVENTS_MAX);
+        let inner = Inner {
+            fabric,
+            router,
+            tls,
+            time,
+            hello,
+            random,
+            runtime: Handle::current(),
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
+            events,
+            links: Mutex::default(),
+            dialled: Mutex::default(),
+            listening: Mutex::default(),
+        };
+        (Self(Arc::new(inner)), receiver)
     }
 
     /// Takes the complete list of links to dial: new ones are dialled, changed ones dialled anew, missing ones closed.
-    pub fn configure(&self, _links: Vec<LinkConfig>) {}
+    /// New endpoints alone do not disturb a link that is up.
+    pub fn configure(&self, links: Vec<LinkConfig>) {
+        let mut dialled = self.0.dialled.lock();
+        dialled.retain(|name, old| {
+            let keep = links.iter().any(|new| new.name == *name && is_same_link(new, &old.config));
+            if !keep {
+                old.stop.cancel();
+            }
+            keep
+        });
+        for config in links {
+            match dialled.get_mut(&config.name) {
+                Some(old) => {
+                    old.endpoints.send_if_modified(|endpoints| {
+                        let changed = *endpoints != config.endpoints;
+                        endpoints.clone_from(&config.endpoints);
+                        changed
+                    });
+                    old.config = config;
+                }
+                None => {
+                    let Some(new) = self.dial(config) else { continue };
+                    dialled.insert(new.config.name.clone(), new);
+                }
+            }
+        }
+    }
 
-    /// Replaces the endpoints of the link to `site`, which has told of new ones.
-    pub fn set_endpoints(&self, _site: SiteId, _endpoints: Vec<String>) {}
+    fn dial(&self, config: LinkConfig) -> Option<Dialled> {
+        let Ok(site) = config.peer_site_id.as_slice().try_into().map(SiteId) else {
+            tracing::error!(name = config.name, "a configured link names no site; not dialled");
+            return None;
+        };
+        let (endpoints, receiver) = watch::channel(config.endpoints.clone());
+        let progress = Arc::<Mutex<Progress>>::default();
+        let stop = self.0.stop.child_token();
+        let dialler = Dialler {
+            inner: Arc::clone(&self.0),
+            name: config.name.clone(),
+            site,
+            cost: config.cost.max(1),
+            endpoints: receiver,
+            progress: Arc::clone(&progress),
+            stop: stop.clone(),
+        };
+        self.0.spawn(dialler.run());
+        Some(Dialled { config, endpoints, progress, stop })
+    }
 
-    /// Takes the complete list of addresses to accept on, UDP and TCP. What cannot be bound is tried again.
-    pub fn listen(&self, _addresses: Vec<SocketAddr>) {}
+    /// Replaces the endpoints of the links to `site`, which has told of new ones.
+    pub fn set_endpoints(&self, site: SiteId, endpoints: &[String]) {
+        for link in self.0.dialled.lock().values() {
+            if link.config.peer_site_id == site.0 {
+                link.endpoints.send_if_modified(|current| {
+                    let changed = current != endpoints && !endpoints.is_empty();
+                    if changed {
+                        *current = endpoints.to_vec();
+                    }
+                    changed
+                });
+            }
+        }
+    }
 
-    /// The addresses asked for and what became of each.
-    #[must_use]
-    pub fn sockets(&self) -> Vec<BoundSocket> {
-        Vec::new()
+    /// Takes the complete list of addresses to accept on, UDP and TCP. What cannot be bound is tried again; links accepted
+    /// on an address no longer listed are closed.
+    pub fn listen(&self, addresses: &[SocketAddr]) {
+        let mut listening = self.0.listening.lock();
+        listening.retain(|addr, old| {
+            let keep = addresses.contains(addr);
+            if !keep {
+                old.stop.cancel();
+            }
+            keep
+        });
+        for addr in addresses {
+            listening.entry(*addr).or_insert_with(|| {
+                let listening =
+                    Listening { bound: Arc::default(), stop: self.0.stop.child_token() };
+                let acceptor = Acceptor {
+                    inner: Arc::clone(&self.0),
+                    addr: *addr,
+                    bound: Arc::clone(&listening.bound),
+                    stop: listening.stop.clone(),
+                };
+                self.0.spawn(acceptor.run());
+                listening
+            });
+        }
     }
 
     /// Queues a message to the neighbour; waits while the queue is full.
@@ -91,33 +249,89 @@ impl Links {
     ///
     /// # Cancel safety
     /// Cancelled, the message is not sent.
-    #[allow(clippy::unused_async, reason = "the signature others code against")]
-    pub async fn send(&self, _id: LinkId, _message: LinkMessage) -> Result<(), LinkGone> {
-        Err(LinkGone)
+    pub async fn send(&self, id: LinkId, message: LinkMessage) -> Result<(), LinkGone> {
+        let queue = self.0.links.lock().get(&id).map(|link| link.queue.clone());
+        queue.ok_or(LinkGone)?.send(message).await.map_err(|_| LinkGone)
+    }
+
+    /// Queues a message if there is room; hands it back otherwise.
+    ///
+    /// # Errors
+    /// When the queue is full or the link is down.
+    pub fn try_send(
+        &self,
+        id: LinkId,
+        message: LinkMessage,
+    ) -> Result<(), mpsc::error::TrySendError<LinkMessage>> {
+        match self.0.links.lock().get(&id) {
+            Some(link) => link.queue.try_send(message),
+            None => Err(mpsc::error::TrySendError::Closed(message)),
+        }
     }
 
     /// Closes a link for a reason the neighbour is told; a dialled one is dialled again.
-    pub fn close(&self, _id: LinkId, _reason: &str) {}
-
-    /// State of every configured and every incoming link.
-    #[must_use]
-    pub fn status(&self) -> Vec<LinkStatus> {
-        Vec::new()
+    pub fn close(&self, id: LinkId, reason: &str) {
+        if let Some(link) = self.0.links.lock().get(&id) {
+            reason.clone_into(&mut link.close_reason.lock());
+            link.close.cancel();
+        }
     }
 
-    /// Tries endpoints from where this router stands: UDP handshake and TCP connect.
-    ///
-    /// # Cancel safety
-    /// Cancel-safe.
-    #[allow(clippy::unused_async, reason = "the signature others code against")]
-    pub async fn probe(&self, _endpoints: Vec<String>) -> Vec<ProbeResult> {
-        Vec::new()
-    }
-
-    /// Says goodbye on every link, closes all sockets and waits for every task.
+    /// Closes every link and socket and waits for every task.
     ///
     /// # Cancel safety
     /// Cancelled, tasks end on their own time.
-    #[allow(clippy::unused_async, reason = "the signature others code against")]
-    pub async fn shutdown(&self, _reason: &str) {}
+    pub async fn shutdown(&self) {
+        self.0.stop.cancel();
+        self.0.tasks.close();
+        self.0.tasks.wait().await;
+    }
+}
+
+/// Whether a link goes on under a new configuration.
+fn is_same_link(new: &LinkConfig, old: &LinkConfig) -> bool {
+    new.peer_site_id == old.peer_site_id && new.cost.max(1) == old.cost.max(1)
+}
+
+impl Inner {
+    /// Runs a task that ends before [`Links::shutdown`] returns.
+    fn spawn<T: Send + 'static>(
+        &self,
+        task: impl Future<Output = T> + Send + 'static,
+    ) -> JoinHandle<T> {
+        self.tasks.spawn_on(task, &self.runtime)
+    }
+
+    /// Reports an event; waits while the consumer is behind.
+    async fn report(&self, event: LinkEvent) {
+        // Without a consumer the router is shutting down, and nobody wants to know.
+        let _ = self.events.send(event).await;
+    }
+
+    /// `false` if there is a link of that id already.
+    fn register(&self, link: Registered) -> bool {
+        match self.links.lock().entry(link.up.id) {
+            std::collections::hash_map::Entry::Occupied(_) => false,
+            std::collections::hash_map::Entry::Vacant(slot) => {
+                slot.insert(link);
+                true
+            }
+        }
+    }
+
+    fn unregister(&self, id: LinkId) {
+        self.links.lock().remove(&id);
+    }
+
+    fn link_nonce(&self) -> Vec<u8> {
+        let mut nonce = vec![0; hello::NONCE_LEN];
+        (self.random)(&mut nonce);
+        nonce
+    }
+}
+
+impl fmt::Debug for Inner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Links").field("router", &self.router).finish_non_exhaustive()
+    }
 }

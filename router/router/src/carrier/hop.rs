@@ -1,0 +1,148 @@
+//! The socket of a hop connection: QUIC packets that the shared port's reader sorted out.
+
+use super::UdpPort;
+use parking_lot::Mutex;
+use quinn::{
+    AsyncUdpSocket, UdpPoller,
+    udp::{EcnCodepoint, RecvMeta, Transmit},
+};
+use std::{
+    collections::VecDeque,
+    fmt,
+    future::Future,
+    io::{self, IoSliceMut},
+    net::{IpAddr, SocketAddr},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, Waker, ready},
+};
+
+/// QUIC packets waiting for the hop endpoint: a burst of handshakes, for hop connections carry little else.
+const PACKETS_MAX: usize = 1024;
+
+#[derive(Debug)]
+struct Packet {
+    addr: SocketAddr,
+    dst_ip: Option<IpAddr>,
+    ecn: Option<EcnCodepoint>,
+    bytes: Box<[u8]>,
+}
+
+/// QUIC packets between the reader of a port and its hop endpoint.
+#[derive(Debug, Default)]
+pub(super) struct HopQueue(Mutex<Waiting>);
+
+#[derive(Debug, Default)]
+struct Waiting {
+    packets: VecDeque<Packet>,
+    waker: Option<Waker>,
+}
+
+impl HopQueue {
+    /// Queues a packet; `false` when it was dropped because the queue is full.
+    pub(super) fn push(&self, bytes: &[u8], meta: &RecvMeta) -> bool {
+        let mut waiting = self.0.lock();
+        if waiting.packets.len() >= PACKETS_MAX {
+            return false;
+        }
+        waiting.packets.push_back(Packet {
+            addr: meta.addr,
+            dst_ip: meta.dst_ip,
+            ecn: meta.ecn,
+            bytes: bytes.into(),
+        });
+        if let Some(waker) = waiting.waker.take() {
+            waker.wake();
+        }
+        true
+    }
+
+    fn poll_pop(
+        &self,
+        cx: &mut Context<'_>,
+        bufs: &mut [IoSliceMut<'_>],
+        metas: &mut [RecvMeta],
+    ) -> Poll<usize> {
+        let mut waiting = self.0.lock();
+        let mut filled = 0;
+        while filled < bufs.len().min(metas.len()) {
+            let Some(packet) = waiting.packets.pop_front() else { break };
+            let len = packet.bytes.len();
+            // A datagram longer than what the endpoint announced to accept is not QUIC's; it would be cut.
+            let Some(buf) = bufs[filled].get_mut(..len) else { continue };
+            buf.copy_from_slice(&packet.bytes);
+            metas[filled] = RecvMeta {
+                addr: packet.addr,
+                len,
+                stride: len,
+                ecn: packet.ecn,
+                dst_ip: packet.dst_ip,
+            };
+            filled += 1;
+        }
+        if filled == 0 {
+            waiting.waker = Some(cx.waker().clone());
+            return Poll::Pending;
+        }
+        Poll::Ready(filled)
+    }
+}
+
+/// What a hop endpoint sees of a UDP port.
+#[derive(Debug)]
+pub(crate) struct HopSocket(pub(crate) Arc<UdpPort>);
+
+impl AsyncUdpSocket for HopSocket {
+    fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
+        Box::pin(PortPoller { port: Arc::clone(&self.0), waiting: None })
+    }
+
+    fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        self.0.try_send(transmit)
+    }
+
+    fn poll_recv(
+        &self,
+        cx: &mut Context<'_>,
+        bufs: &mut [IoSliceMut<'_>],
+        metas: &mut [RecvMeta],
+    ) -> Poll<io::Result<usize>> {
+        self.0.hop_queue().poll_pop(cx, bufs, metas).map(Ok)
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.0.local_addr()
+    }
+
+    fn max_transmit_segments(&self) -> usize {
+        self.0.segments_max()
+    }
+
+    fn may_fragment(&self) -> bool {
+        self.0.may_fragment()
+    }
+}
+
+type Waits = Pin<Box<dyn Future<Output = ()> + Send + Sync>>;
+
+struct PortPoller {
+    port: Arc<UdpPort>,
+    waiting: Option<Waits>,
+}
+
+impl UdpPoller for PortPoller {
+    fn poll_writable(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let port = Arc::clone(&self.port);
+        let waiting =
+            self.waiting.get_or_insert_with(|| Box::pin(async move { port.writable().await }));
+        ready!(waiting.as_mut().poll(cx));
+        self.waiting = None;
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl fmt::Debug for PortPoller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PortPoller").finish_non_exhaustive()
+    }
+}

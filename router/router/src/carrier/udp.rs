@@ -1,0 +1,256 @@
+//! UDP: one socket for QUIC and frames, told apart by the first byte.
+
+use super::hop::HopQueue;
+use crate::{
+    clock,
+    fabric::{Fabric, FrameLink},
+};
+use parking_lot::{Mutex, RwLock};
+use quinn::udp::{EcnCodepoint, RecvMeta, Transmit, UdpSocketState};
+use std::{
+    collections::HashMap,
+    io::{self, IoSliceMut},
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tokio::{io::Interest, net::UdpSocket};
+
+/// Received buffers handled until other tasks of the thread get their turn.
+const BUFFERS_PER_TURN: usize = 64;
+/// Buffers one system call may fill.
+pub(crate) const BATCH: usize = 8;
+/// Largest batch of a UDP socket: an IPv4 datagram's payload.
+const BATCH_BYTES_MAX: usize = 65_507;
+/// Authentication codes computed for frames from unknown addresses, per [`TRIAL_PERIOD`]: about a millisecond of work.
+const TRIALS_MAX: usize = 4_096;
+const TRIAL_PERIOD: Duration = Duration::from_millis(100);
+
+/// A UDP socket with the links whose frames it carries.
+#[derive(Debug)]
+pub(crate) struct UdpPort {
+    socket: UdpSocket,
+    state: UdpSocketState,
+    hop: HopQueue,
+    links: RwLock<HashMap<SocketAddr, Arc<FrameLink>>>,
+    trials: Mutex<Trials>,
+}
+
+impl UdpPort {
+    /// Takes over a socket.
+    ///
+    /// # Errors
+    /// When the operating system refuses an option it must have.
+    pub(crate) fn new(socket: UdpSocket) -> io::Result<Arc<Self>> {
+        let state = UdpSocketState::new((&socket).into())?;
+        Ok(Arc::new(Self {
+            socket,
+            state,
+            hop: HopQueue::default(),
+            links: RwLock::default(),
+            trials: Mutex::new(Trials { since: clock::now(), left: TRIALS_MAX }),
+        }))
+    }
+
+    /// Reads the socket for ever and hands what arrives to the fabric and the hop endpoint.
+    ///
+    /// # Cancel safety
+    /// Dropping the future loses nothing that was read.
+    pub(crate) async fn run(self: Arc<Self>, fabric: Arc<Fabric>) {
+        loop {
+            if let Err(error) = self.socket.readable().await {
+                // Only a runtime that shuts down refuses to wait.
+                tracing::debug!(%error, "UDP socket is no longer polled");
+                return;
+            }
+            if self.read_turn(&fabric) {
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+
+    /// Reads until the socket is empty or the turn is over, which is when it returns `true`.
+    fn read_turn(self: &Arc<Self>, fabric: &Fabric) -> bool {
+        let mut buffers = fabric.pool().take(BATCH);
+        let mut handled = 0;
+        let more = loop {
+            let mut metas = [RecvMeta::default(); BATCH];
+            let Ok(n) = self.recv(&mut buffers, &mut metas) else { break false };
+            let now = clock::now();
+            for (buffer, meta) in buffers.iter_mut().zip(&metas[..n]) {
+                fabric.receive(self, buffer, meta, now);
+            }
+            handled += n;
+            if handled >= BUFFERS_PER_TURN {
+                break true;
+            }
+        };
+        fabric.pool().give(buffers);
+        more
+    }
+
+    /// Errors are those of a socket without data; ICMP errors of single neighbours show as missing probes.
+    fn recv(&self, buffers: &mut [Box<[u8]>], metas: &mut [RecvMeta]) -> io::Result<usize> {
+        let mut slices = buffers.iter_mut();
+        let mut slices: [IoSliceMut<'_>; BATCH] = std::array::from_fn(|_| {
+            IoSliceMut::new(slices.next().expect("invariant: the pool gives BATCH buffers"))
+        });
+        self.socket.try_io(Interest::READABLE, || {
+            self.state.recv((&self.socket).into(), &mut slices, metas)
+        })
+    }
+
+    pub(crate) fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        self.socket.try_io(Interest::WRITABLE, || self.state.send((&self.socket).into(), transmit))
+    }
+
+    pub(crate) async fn writable(&self) {
+        if let Err(error) = self.socket.writable().await {
+            tracing::debug!(%error, "UDP socket is no longer polled");
+        }
+    }
+
+    pub(crate) fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.socket.local_addr()
+    }
+
+    pub(crate) fn segments_max(&self) -> usize {
+        self.state.max_gso_segments()
+    }
+
+    pub(super) fn may_fragment(&self) -> bool {
+        self.state.may_fragment()
+    }
+
+    pub(super) fn hop_queue(&self) -> &HopQueue {
+        &self.hop
+    }
+
+    /// Passes a QUIC packet to the hop endpoint; `false` when it had to be dropped.
+    pub(crate) fn push_hop(&self, packet: &[u8], meta: &RecvMeta) -> bool {
+        self.hop.push(packet, meta)
+    }
+
+    /// The link whose frames come from `addr`.
+    pub(crate) fn link_from(&self, addr: &SocketAddr) -> Option<Arc<FrameLink>> {
+        self.links.read().get(addr).cloned()
+    }
+
+    /// Frames from `addr` belong to `link` from now on.
+    pub(crate) fn attach(&self, addr: SocketAddr, link: Arc<FrameLink>) {
+        self.links.write().insert(addr, link);
+    }
+
+    /// Forgets `addr` if it still leads to `link`.
+    pub(crate) fn detach(&self, addr: &SocketAddr, link: &FrameLink) {
+        let mut links = self.links.write();
+        if links.get(addr).is_some_and(|attached| std::ptr::eq(&raw const **attached, link)) {
+            links.remove(addr);
+        }
+    }
+
+    /// The link for which `opens` holds, tried on each: a neighbour whose address has changed is known by its key only.
+    pub(crate) fn find_link(
+        &self,
+        now: Instant,
+        opens: impl Fn(&FrameLink) -> bool,
+    ) -> Option<Arc<FrameLink>> {
+        let links = self.links.read();
+        if !self.trials.lock().allow(now, links.len()) {
+            return None;
+        }
+        #[allow(clippy::iter_over_hash_type, reason = "at most one link opens the frame")]
+        for link in links.values() {
+            if opens(link) {
+                return Some(Arc::clone(link));
+            }
+        }
+        None
+    }
+}
+
+/// What strangers may cost us.
+#[derive(Debug)]
+struct Trials {
+    since: Instant,
+    left: usize,
+}
+
+impl Trials {
+    fn allow(&mut self, now: Instant, links: usize) -> bool {
+        if now.saturating_duration_since(self.since) >= TRIAL_PERIOD {
+            *self = Self { since: now, left: TRIALS_MAX };
+        }
+        let allowed = self.left > 0 && links > 0;
+        self.left = self.left.saturating_sub(links);
+        allowed
+    }
+}
+
+/// Frames to one neighbour through a port.
+#[derive(Debug)]
+pub(crate) struct UdpCarrier {
+    port: Arc<UdpPort>,
+    remote: Mutex<Remote>,
+}
+
+/// Where a neighbour is.
+#[derive(Clone, Copy, Debug)]
+struct Remote {
+    addr: SocketAddr,
+    /// The address of ours it talks to: on a host with several, replies must come from that one.
+    local_ip: Option<IpAddr>,
+}
+
+impl UdpCarrier {
+    pub(crate) fn new(port: Arc<UdpPort>, addr: SocketAddr, local_ip: Option<IpAddr>) -> Self {
+        Self { port, remote: Mutex::new(Remote { addr, local_ip }) }
+    }
+
+    pub(crate) fn port(&self) -> &Arc<UdpPort> {
+        &self.port
+    }
+
+    pub(crate) fn remote(&self) -> SocketAddr {
+        self.remote.lock().addr
+    }
+
+    /// Moves the destination of frames.
+    pub(crate) fn set_remote(&self, addr: SocketAddr, local_ip: Option<IpAddr>) {
+        *self.remote.lock() = Remote { addr, local_ip };
+    }
+
+    pub(super) fn send(
+        &self,
+        frames: &[u8],
+        stride: usize,
+        ecn: Option<EcnCodepoint>,
+    ) -> io::Result<()> {
+        let Remote { addr, local_ip } = *self.remote.lock();
+        let per_batch = self.port.segments_max().min(BATCH_BYTES_MAX / stride.max(1)).max(1);
+        for batch in frames.chunks(per_batch * stride) {
+            self.port.try_send(&Transmit {
+                destination: addr,
+                ecn,
+                contents: batch,
+                segment_size: (batch.len() > stride).then_some(stride),
+                src_ip: local_ip,
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Sends one frame to an address that is not (yet) the neighbour's.
+    pub(crate) fn send_to(&self, frame: &[u8], addr: SocketAddr, local_ip: Option<IpAddr>) {
+        let transmit = Transmit {
+            destination: addr,
+            ecn: None,
+            contents: frame,
+            segment_size: None,
+            src_ip: local_ip,
+        };
+        if let Err(error) = self.port.try_send(&transmit) {
+            tracing::trace!(%error, "challenge not sent");
+        }
+    }
+}

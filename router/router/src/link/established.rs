@@ -1,0 +1,251 @@
+//! The life of a link between its hello and its end.
+
+use super::{
+    Inner, LinkEvent, LinkUp, Registered,
+    hello::{self, CLOSED, Greeted, HelloError},
+    port::ReadPort,
+    stream::{MessageReader, ReadError, write_queued},
+};
+use crate::{
+    carrier::{Carrier, UdpCarrier},
+    clock,
+    fabric::{Attention, FrameLink, LinkKeys},
+};
+use quinn::{Connection, ConnectionError, SendStream};
+use skein_core::LinkId;
+use skein_wire::{
+    frame::{CONTROL_LEN, Key},
+    proto::routing::{LinkMessage, LinkParameters, link_message::Message},
+};
+use std::{sync::Arc, time::Duration};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+/// Control messages waiting for the hop connection, per link; the engine keeps the rest.
+const OUTGOING_MAX: usize = 64;
+/// How long frames of a link that ended are still accepted: some are on their way.
+const LINGER: Duration = Duration::from_secs(2);
+/// A round-trip time is told again when it has changed by this fraction.
+const RTT_CHANGE_FRACTION: u32 = 4;
+/// Changes below this are noise, whatever the fraction.
+const RTT_CHANGE_MIN: Duration = Duration::from_millis(1);
+/// Link costs as LSAs carry them.
+const COST_MAX: u32 = 65_535;
+
+/// A link about to go into service.
+pub(super) struct Established {
+    up: LinkUp,
+    connection: Connection,
+    send: SendStream,
+    reader: MessageReader,
+    frames: Arc<FrameLink>,
+    port: Arc<ReadPort>,
+}
+
+/// What a link is called and costs here; an incoming one adopts what the neighbour says.
+#[derive(Clone, Debug)]
+pub(super) struct Terms {
+    pub(super) name: String,
+    pub(super) cost: u32,
+    pub(super) incoming: bool,
+}
+
+impl Established {
+    /// Derives the keys and joins everything a link is made of.
+    ///
+    /// # Errors
+    /// When the TLS library exports no keys.
+    pub(super) fn new(
+        inner: &Inner,
+        connection: Connection,
+        port: Arc<ReadPort>,
+        greeted: Greeted,
+        terms: Terms,
+    ) -> Result<Self, HelloError> {
+        let Greeted { peer, hello, id, send, reader } = greeted;
+        let Terms { name, cost, incoming } = terms;
+        let (from_dialler, from_accepter) = hello::frame_keys(&connection, id)?;
+        let (mine, theirs) =
+            if incoming { (from_accepter, from_dialler) } else { (from_dialler, from_accepter) };
+        let epoch = u8::try_from(id.0 & 3).expect("invariant: two bits");
+        let keys = LinkKeys { send: Key::new(mine), receive: Key::new(theirs), epoch };
+        let mut nonce = [0; CONTROL_LEN];
+        (inner.random)(&mut nonce);
+        // A dialled link leaves the choice of the source address to the kernel, so that it survives a change of network.
+        let local_ip = connection.local_ip().filter(|_| incoming);
+        let carrier =
+            UdpCarrier::new(Arc::clone(port.udp()), connection.remote_address(), local_ip);
+        let frames = FrameLink::new(
+            (id, inner.fabric.source()),
+            Carrier::Udp(carrier),
+            keys,
+            nonce,
+            (clock::now(), connection.rtt()),
+        );
+        let up = LinkUp {
+            id,
+            incoming,
+            name,
+            peer,
+            hello,
+            cost: cost.clamp(1, COST_MAX),
+            rtt: frames.rtt(),
+            mtu: frames.mtu(),
+        };
+        Ok(Self { up, connection, send, reader, frames, port })
+    }
+
+    pub(super) fn id(&self) -> LinkId {
+        self.up.id
+    }
+
+    /// Serves the link until it ends; returns why.
+    ///
+    /// # Cancel safety
+    /// Must run to its end, or the link's `Down` event is missing: end it through `stop` or its [`Registered`] entry.
+    pub(super) async fn run(self, inner: &Arc<Inner>, stop: &CancellationToken) -> String {
+        let Self { up, connection, send, reader, frames, port } = self;
+        let id = up.id;
+        let (queue, queued) = mpsc::channel(OUTGOING_MAX);
+        let close = CancellationToken::new();
+        let registered = Registered {
+            queue: queue.clone(),
+            frames: Arc::clone(&frames),
+            close: close.clone(),
+            close_reason: Arc::default(),
+            up: up.clone(),
+            since_unix_ms: clock::unix_ms(),
+        };
+        let close_reason = Arc::clone(&registered.close_reason);
+        if !inner.register(registered) {
+            connection.close(CLOSED, b"link id in use");
+            return "link id in use".to_owned();
+        }
+        port.udp().attach(connection.remote_address(), Arc::clone(&frames));
+        inner.fabric.add_link(Arc::clone(&frames));
+        tracing::info!(name = up.name, peer = %up.peer.router, incoming = up.incoming, "link up");
+        let incoming = up.incoming;
+        let reported = (up.rtt, up.mtu);
+        inner.report(LinkEvent::Up(Box::new(up))).await;
+
+        let ping = (!incoming).then_some(&queue);
+        let reason = tokio::select! {
+            // The branches are futures made here and dropped together: none is resumed after another has ended.
+            reason = read(reader, id, inner) => reason,
+            outcome = write_queued(send, queued) => write_reason(outcome),
+            silence = keep_alive(&frames, reported, ping, inner) => {
+                format!("no sign of life for {} ms", silence.as_millis())
+            }
+            error = connection.closed() => connection_reason(&error),
+            () = close.cancelled() => close_reason.lock().clone(),
+            () = stop.cancelled() => "closed here".to_owned(),
+        };
+        frames.set_down();
+        inner.fabric.remove_link(id);
+        let reason = connection.close_reason().map_or(reason, |error| connection_reason(&error));
+        connection.close(CLOSED, reason.as_bytes());
+        inner.unregister(id);
+        tracing::info!(reason, "link down");
+        inner.report(LinkEvent::Down { id, reason: reason.clone() }).await;
+        linger(inner, frames, port);
+        reason
+    }
+}
+
+/// Passes control messages on to the consumer of events.
+async fn read(mut reader: MessageReader, id: LinkId, inner: &Inner) -> String {
+    loop {
+        match reader.next().await {
+            // Parameters of this type only make the hop connection send something.
+            Ok(LinkMessage { message: Some(Message::Parameters(_)) }) => {}
+            Ok(message) => inner.report(LinkEvent::Message(id, message)).await,
+            Err(error @ ReadError::Ended) => {
+                // Usually the whole connection ended, knows the reason and reports it in a moment.
+                tokio::time::sleep(LINGER).await;
+                return error.to_string();
+            }
+            Err(error) => return error.to_string(),
+        }
+    }
+}
+
+/// Probes the link and reports its changes until it is dead; returns for how long it has been silent.
+async fn keep_alive(
+    frames: &FrameLink,
+    mut reported: (Duration, u16),
+    ping: Option<&mpsc::Sender<LinkMessage>>,
+    inner: &Inner,
+) -> Duration {
+    loop {
+        let now = clock::now();
+        let until = match frames.poll_attention(now, inner.fabric.counters()) {
+            Attention::Dead(silence) => return silence,
+            Attention::Missed => {
+                if let Some(queue) = ping {
+                    // If our address has changed, the neighbour learns it from whatever the hop connection sends. A full queue
+                    // means that it is sending already.
+                    let parameters = Message::Parameters(LinkParameters::default());
+                    let _ = queue.try_send(LinkMessage { message: Some(parameters) });
+                }
+                continue;
+            }
+            Attention::Sleep(until) => until,
+        };
+        let current = (frames.rtt(), frames.mtu());
+        let tolerance = (reported.0 / RTT_CHANGE_FRACTION).max(RTT_CHANGE_MIN);
+        if current.1 != reported.1 || current.0.abs_diff(reported.0) > tolerance {
+            reported = current;
+            let changed = LinkEvent::Changed { id: frames.id(), rtt: current.0, mtu: current.1 };
+            // A consumer that is behind must not keep us from probing; the next change tells it.
+            if inner.events.try_send(changed).is_err() {
+                reported = (Duration::ZERO, 0);
+            }
+        }
+        tokio::select! {
+            () = tokio::time::sleep_until(until.into()) => {} // cancel-safe
+            () = frames.rearmed() => {} // cancel-safe
+        }
+    }
+}
+
+/// Accepts frames that are still on their way, then forgets the link.
+fn linger(inner: &Inner, frames: Arc<FrameLink>, port: Arc<ReadPort>) {
+    let stop = inner.stop.clone();
+    inner.spawn(async move {
+        tokio::select! {
+            () = tokio::time::sleep(LINGER) => {} // cancel-safe
+            () = stop.cancelled() => {} // cancel-safe
+        }
+        frames.detach();
+        drop(port);
+    });
+}
+
+fn write_reason(outcome: Result<(), quinn::WriteError>) -> String {
+    match outcome {
+        Ok(()) => "closed here".to_owned(),
+        Err(error) => error.to_string(),
+    }
+}
+
+/// Why a connection ended, in words for people.
+pub(super) fn connection_reason(error: &ConnectionError) -> String {
+    match error {
+        ConnectionError::ApplicationClosed(close) if !close.reason.is_empty() => {
+            // The peer's words: bounded, and without control characters that would garble a terminal.
+            let words = String::from_utf8_lossy(&close.reason);
+            let words: String = words.chars().filter(|c| !c.is_control()).take(200).collect();
+            format!("the peer: {words}")
+        }
+        ConnectionError::ConnectionClosed(close) => {
+            let alert = u64::from(close.error_code).checked_sub(0x100);
+            let explained = alert
+                .and_then(|alert| u8::try_from(alert).ok())
+                .and_then(skein_trust::explain_alert);
+            explained.map_or_else(|| error.to_string(), str::to_owned)
+        }
+        ConnectionError::LocallyClosed => "closed here".to_owned(),
+        ConnectionError::Reset => "the peer restarted".to_owned(),
+        other => other.to_string(),
+    }
+}

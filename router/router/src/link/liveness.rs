@@ -1,0 +1,232 @@
+//! When to probe a link and when to give it up. Pure: events and time in, decisions out.
+
+use std::time::{Duration, Instant};
+
+/// Between probes while traffic flows.
+const ACTIVE_INTERVAL: Duration = Duration::from_millis(100);
+/// Between probes otherwise.
+const IDLE_INTERVAL: Duration = Duration::from_secs(1);
+/// How long after the last data traffic counts as flowing.
+const ACTIVE_FOR: Duration = Duration::from_secs(1);
+/// No link is given up sooner, whatever its round-trip time: schedulers stall for less.
+const DEAD_AFTER_MIN: Duration = Duration::from_millis(300);
+/// A timer this late means that we did not run; the silence may be ours.
+const STARVED: Duration = Duration::from_millis(100);
+
+/// What is due.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Due {
+    /// Send a probe with this token.
+    Probe {
+        /// To come back in the reply.
+        token: u64,
+        /// Nothing has arrived since well before the previous probe.
+        missed: bool,
+    },
+    /// Nothing has arrived for this long: the link is dead.
+    Dead(Duration),
+}
+
+/// Liveness and round-trip time of one link.
+#[derive(Debug)]
+pub(crate) struct Liveness {
+    start: Instant,
+    last_received: Instant,
+    last_data: Option<Instant>,
+    last_probe: Option<Instant>,
+    /// Silence counts from here at the earliest.
+    grace: Instant,
+    next_probe: Instant,
+    srtt: Duration,
+    rttvar: Duration,
+}
+
+impl Liveness {
+    /// A link whose handshake has just been completed, with the round-trip time measured by it.
+    pub(crate) fn new(now: Instant, rtt: Duration) -> Self {
+        Self {
+            start: now,
+            last_received: now,
+            last_data: None,
+            last_probe: None,
+            grace: now,
+            next_probe: now,
+            srtt: rtt,
+            rttvar: rtt / 2,
+        }
+    }
+
+    /// An authenticated frame arrived.
+    pub(crate) fn frame_received(&mut self, now: Instant) {
+        self.last_received = self.last_received.max(now);
+    }
+
+    /// Data was sent or received; `true` when it is the first after a pause and the timer must be set anew.
+    pub(crate) fn data_moved(&mut self, now: Instant) -> bool {
+        let first = !self.is_active(now);
+        self.last_data = Some(now);
+        if first {
+            // Idle probes are a second apart: their silence says nothing about the link under traffic.
+            self.grace = now;
+            self.next_probe = now;
+        }
+        first
+    }
+
+    /// A probe was answered (RFC 6298 §2).
+    pub(crate) fn reply_received(&mut self, now: Instant, token: u64) {
+        let Some(sent) = self.start.checked_add(Duration::from_micros(token)) else { return };
+        if sent > now {
+            return;
+        }
+        let sample = now - sent;
+        self.rttvar = (self.rttvar * 3 + self.srtt.abs_diff(sample)) / 4;
+        self.srtt = (self.srtt * 7 + sample) / 8;
+    }
+
+    /// The token of a probe sent now.
+    pub(crate) fn token(&self, now: Instant) -> u64 {
+        u64::try_from(now.saturating_duration_since(self.start).as_micros()).unwrap_or(u64::MAX)
+    }
+
+    /// Smoothed round-trip time.
+    pub(crate) fn rtt(&self) -> Duration {
+        self.srtt
+    }
+
+    /// When [`handle_timeout`](Self::handle_timeout) wants to be called.
+    pub(crate) fn poll_timeout(&self, now: Instant) -> Instant {
+        self.next_probe.min(self.deadline(now))
+    }
+
+    /// What is due, if anything.
+    pub(crate) fn handle_timeout(&mut self, now: Instant) -> Option<Due> {
+        let late = now.saturating_duration_since(self.poll_timeout(now));
+        if late >= STARVED && now.saturating_duration_since(self.grace) > 2 * self.dead_after(now) {
+            self.grace = now;
+        }
+        if now >= self.deadline(now) {
+            return Some(Due::Dead(now.saturating_duration_since(self.last_received)));
+        }
+        if now < self.next_probe {
+            return None;
+        }
+        let patience = self.srtt + 4 * self.rttvar;
+        let missed = self.last_probe.is_some_and(|probe| {
+            self.last_received < probe && now.saturating_duration_since(probe) >= patience
+        });
+        self.last_probe = Some(now);
+        self.next_probe = now + self.interval(now);
+        Some(Due::Probe { token: self.token(now), missed })
+    }
+
+    fn is_active(&self, now: Instant) -> bool {
+        self.last_data.is_some_and(|last| now.saturating_duration_since(last) < ACTIVE_FOR)
+    }
+
+    fn interval(&self, now: Instant) -> Duration {
+        if self.is_active(now) { ACTIVE_INTERVAL } else { IDLE_INTERVAL }
+    }
+
+    fn dead_after(&self, now: Instant) -> Duration {
+        (self.srtt + 4 * self.rttvar + 2 * self.interval(now)).max(DEAD_AFTER_MIN)
+    }
+
+    fn deadline(&self, now: Instant) -> Instant {
+        self.last_received.max(self.grace) + self.dead_after(now)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    fn start() -> Instant {
+        crate::clock::now()
+    }
+
+    /// Runs the timer from `from` with a neighbour silent throughout; returns the time of death and probes sent.
+    fn until_dead(link: &mut Liveness, from: Instant) -> (Duration, u32) {
+        let (mut now, mut probes) = (from, 0);
+        loop {
+            now = now.max(link.poll_timeout(now));
+            match link.handle_timeout(now) {
+                Some(Due::Dead(_)) => return (now - from, probes),
+                Some(Due::Probe { .. }) => probes += 1,
+                None => {}
+            }
+        }
+    }
+
+    #[test]
+    fn a_silent_idle_link_dies_after_two_idle_intervals() {
+        let t = start();
+        let (after, probes) = until_dead(&mut Liveness::new(t, 2 * MS), t);
+        assert_eq!(after, 2 * IDLE_INTERVAL + 6 * MS);
+        assert_eq!(probes, 3);
+    }
+
+    #[test]
+    fn traffic_on_an_idle_link_probes_at_once_and_detects_in_the_minimum() {
+        let t = start();
+        let mut link = Liveness::new(t, 2 * MS);
+        link.handle_timeout(t);
+        let t = t + 900 * MS;
+        assert!(link.data_moved(t));
+        assert!(!link.data_moved(t + MS));
+        assert_eq!(link.poll_timeout(t), t);
+        let (after, probes) = until_dead(&mut link, t);
+        assert_eq!(after, DEAD_AFTER_MIN, "the idle silence before does not count");
+        assert_eq!(probes, 3);
+    }
+
+    #[test]
+    fn a_long_round_trip_gets_its_time() {
+        let t = start();
+        let mut link = Liveness::new(t, 400 * MS);
+        link.data_moved(t);
+        let (after, _) = until_dead(&mut link, t);
+        assert_eq!(after, 400 * MS + 4 * 200 * MS + 2 * ACTIVE_INTERVAL);
+    }
+
+    #[test]
+    fn the_first_missed_probe_is_told() {
+        let t = start();
+        let mut link = Liveness::new(t, MS);
+        link.data_moved(t);
+        assert!(matches!(link.handle_timeout(t), Some(Due::Probe { missed: false, .. })));
+        let t = t + ACTIVE_INTERVAL;
+        assert!(matches!(link.handle_timeout(t), Some(Due::Probe { missed: true, .. })));
+        link.frame_received(t + MS);
+        let t = t + ACTIVE_INTERVAL;
+        assert!(matches!(link.handle_timeout(t), Some(Due::Probe { missed: false, .. })));
+    }
+
+    #[test]
+    fn our_own_stall_does_not_kill_the_link_but_lasting_silence_does() {
+        let t = start();
+        let mut link = Liveness::new(t, MS);
+        link.data_moved(t);
+        link.handle_timeout(t);
+        let t = t + Duration::from_secs(10);
+        link.data_moved(t - 500 * MS);
+        assert!(matches!(link.handle_timeout(t), Some(Due::Probe { .. })));
+        let (after, _) = until_dead(&mut link, t);
+        assert!(after <= 2 * IDLE_INTERVAL + 10 * MS, "{after:?}");
+    }
+
+    #[test]
+    fn round_trip_times_are_smoothed_and_impossible_replies_ignored() {
+        let t = start();
+        let mut link = Liveness::new(t, 100 * MS);
+        for _ in 0..50 {
+            link.reply_received(t + 20 * MS, 0);
+        }
+        assert!(link.rtt() < 21 * MS, "{:?}", link.rtt());
+        link.reply_received(t, u64::MAX);
+        link.reply_received(t, 1_000_000);
+        assert!(link.rtt() < 21 * MS);
+    }
+}

@@ -1,0 +1,144 @@
+//! The largest frame a link carries, found with padded probes. Pure: events and time in, sizes to try out.
+//!
+//! Hop connections carry too little to notice when their path shrinks, so frames find out for themselves: all sizes at
+//! once, which takes one round trip, and then a look now and again.
+
+use std::time::{Duration, Instant};
+
+/// A frame for an end-to-end packet of 1,200 bytes: fits every path IPv6 may use.
+pub(crate) const FRAME_LEN_MIN: u16 = 1_232;
+/// Datagram sizes tried over IPv4: Ethernet, PPPoE, tunnels and mobile networks.
+const SIZES_V4: &[u16] = &[1_472, 1_464, 1_452, 1_432, 1_412, 1_392, 1_372, 1_342, 1_312, 1_272];
+/// The same over IPv6, whose header is 20 bytes longer.
+const SIZES_V6: &[u16] = &[1_452, 1_444, 1_432, 1_412, 1_392, 1_372, 1_352, 1_322, 1_292, 1_262];
+/// Times all sizes are sent before the best answer counts; single ones get lost.
+const ROUNDS: u8 = 3;
+/// Between rounds at least.
+const ROUND_MIN: Duration = Duration::from_millis(50);
+/// Between checks that the size found still passes.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// Between checks after one got lost.
+const RECHECK_INTERVAL: Duration = Duration::from_millis(200);
+/// Checks lost in a row until the path counts as shrunk.
+const LOST_MAX: u8 = 3;
+/// How often larger sizes are tried again.
+const SEARCH_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Frame size of one link.
+#[derive(Debug)]
+pub(crate) struct FrameSize {
+    sizes: &'static [u16],
+    current: u16,
+    rounds_left: u8,
+    unanswered: u8,
+    next: Instant,
+    next_search: Instant,
+}
+
+impl FrameSize {
+    /// Nothing is known yet but the minimum.
+    pub(crate) fn new(now: Instant, is_ipv6: bool) -> Self {
+        Self {
+            sizes: if is_ipv6 { SIZES_V6 } else { SIZES_V4 },
+            current: FRAME_LEN_MIN,
+            rounds_left: ROUNDS,
+            unanswered: 0,
+            next: now,
+            next_search: now + SEARCH_INTERVAL,
+        }
+    }
+
+    /// The largest frame known to pass.
+    pub(crate) fn current(&self) -> u16 {
+        self.current
+    }
+
+    /// The neighbour has received a frame of this size.
+    pub(crate) fn reply_received(&mut self, size: u16) {
+        if size >= self.current {
+            self.unanswered = 0;
+        }
+        if size > self.current && self.sizes.contains(&size) {
+            self.current = size;
+        }
+    }
+
+    /// When [`handle_timeout`](Self::handle_timeout) wants to be called.
+    pub(crate) fn poll_timeout(&self) -> Instant {
+        self.next
+    }
+
+    /// Sizes of the probes to send now.
+    pub(crate) fn handle_timeout(&mut self, now: Instant, rtt: Duration) -> Vec<u16> {
+        if now < self.next {
+            return Vec::new();
+        }
+        if self.rounds_left == 0 && self.unanswered >= LOST_MAX && self.current > FRAME_LEN_MIN {
+            self.current = FRAME_LEN_MIN;
+            self.rounds_left = ROUNDS;
+        }
+        if now >= self.next_search {
+            self.next_search = now + SEARCH_INTERVAL;
+            self.rounds_left = 1;
+        }
+        if self.rounds_left > 0 {
+            self.rounds_left -= 1;
+            self.unanswered = 0;
+            self.next = now + (2 * rtt).max(ROUND_MIN);
+            return self.sizes.iter().copied().filter(|&size| size > self.current).collect();
+        }
+        self.next = now + if self.unanswered == 0 { CHECK_INTERVAL } else { RECHECK_INTERVAL };
+        self.unanswered = self.unanswered.saturating_add(1);
+        vec![self.current]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Runs for `duration` over a path that carries frames up to `limit`; returns the probes sent.
+    fn run(size: &mut FrameSize, now: &mut Instant, duration: Duration, limit: u16) -> usize {
+        let (end, mut probes) = (*now + duration, 0);
+        while *now < end {
+            for probe in size.handle_timeout(*now, Duration::from_millis(1)) {
+                probes += 1;
+                if probe <= limit {
+                    size.reply_received(probe);
+                }
+            }
+            *now = size.poll_timeout();
+        }
+        probes
+    }
+
+    #[test]
+    fn the_first_round_finds_the_size_and_shrinking_is_noticed() {
+        for (limit, found) in [(1_472, 1_472), (1_450, 1_432), (1_200, 1_232)] {
+            let mut now = crate::clock::now();
+            let mut size = FrameSize::new(now, false);
+            run(&mut size, &mut now, Duration::from_millis(1), limit);
+            assert_eq!(size.current(), found);
+            run(&mut size, &mut now, Duration::from_secs(10), 1_300);
+            assert_eq!(size.current(), 1_272.min(found.max(1_272)));
+            run(&mut size, &mut now, Duration::from_secs(120), 1_472);
+            assert_eq!(size.current(), 1_472, "a path that grows is used");
+        }
+    }
+
+    #[test]
+    fn a_settled_link_sends_one_check_a_second() {
+        let mut now = crate::clock::now();
+        let mut size = FrameSize::new(now, true);
+        run(&mut size, &mut now, Duration::from_secs(1), 1_452);
+        let probes = run(&mut size, &mut now, Duration::from_secs(30), 1_452);
+        assert!((29..=31).contains(&probes), "{probes}");
+    }
+
+    #[test]
+    fn made_up_sizes_are_ignored() {
+        let mut size = FrameSize::new(crate::clock::now(), false);
+        size.reply_received(u16::MAX);
+        assert_eq!(size.current(), FRAME_LEN_MIN);
+    }
+}

@@ -1,0 +1,156 @@
+//! What links tell people: status and probes.
+
+use super::{Dialled, Inner, Links, Registered, dial};
+use crate::{clock, net};
+use skein_core::LinkId;
+use skein_wire::proto::control::{BoundSocket, LinkStatus, ProbeResult, link_status::LinkState};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+use tokio::{task::JoinSet, time};
+
+/// Endpoints one probe request may name.
+const PROBES_MAX: usize = 64;
+/// For a TCP connection to an endpoint.
+const TCP_TIMEOUT: Duration = Duration::from_secs(3);
+
+impl Links {
+    /// State of every configured and every incoming link.
+    #[must_use]
+    pub fn status(&self) -> Vec<LinkStatus> {
+        let links = self.0.links.lock();
+        let dialled = self.0.dialled.lock();
+        let mut all: Vec<LinkStatus> = dialled
+            .values()
+            .map(|configured| {
+                let progress = configured.progress.lock();
+                let link = progress.up.and_then(|id: LinkId| links.get(&id));
+                let mut status = link.map_or_else(|| connecting(configured), up);
+                status.name.clone_from(&configured.config.name);
+                status.attempts = progress.attempts();
+                status.error.clone_from(&progress.error);
+                if link.is_none() {
+                    status.since_unix_ms = progress.since_unix_ms;
+                }
+                status
+            })
+            .collect();
+        let mut incoming: Vec<LinkStatus> =
+            links.values().filter(|link| link.up.incoming).map(up).collect();
+        incoming.sort_by(|a, b| {
+            (&a.name, &a.peer_router_id, a.since_unix_ms).cmp(&(
+                &b.name,
+                &b.peer_router_id,
+                b.since_unix_ms,
+            ))
+        });
+        all.append(&mut incoming);
+        all
+    }
+
+    /// The addresses asked for and what became of each.
+    #[must_use]
+    pub fn sockets(&self) -> Vec<BoundSocket> {
+        let listening = self.0.listening.lock();
+        let socket = |(asked, listening): (&SocketAddr, &super::Listening)| {
+            let bound = listening.bound.lock();
+            BoundSocket {
+                address: bound.local.unwrap_or(*asked).to_string(),
+                error: bound.error.clone(),
+            }
+        };
+        listening.iter().map(socket).collect()
+    }
+
+    /// Tries endpoints from where this router stands: UDP handshake and TCP connect. At most 64 are tried.
+    ///
+    /// # Cancel safety
+    /// Cancel-safe.
+    pub async fn probe(&self, endpoints: Vec<String>) -> Vec<ProbeResult> {
+        let mut probes = JoinSet::new();
+        for (i, endpoint) in endpoints.into_iter().take(PROBES_MAX).enumerate() {
+            let inner = Arc::clone(&self.0);
+            probes.spawn_on(async move { (i, probe(&inner, endpoint).await) }, &self.0.runtime);
+        }
+        let mut results = probes.join_all().await;
+        results.sort_by_key(|(i, _)| *i);
+        results.into_iter().map(|(_, result)| result).collect()
+    }
+}
+
+fn connecting(configured: &Dialled) -> LinkStatus {
+    LinkStatus {
+        peer_site_id: configured.config.peer_site_id.clone(),
+        cost: configured.config.cost,
+        state: LinkState::Connecting.into(),
+        ..LinkStatus::default()
+    }
+}
+
+fn up(link: &Registered) -> LinkStatus {
+    let carrier = link.frames.carrier();
+    let (bytes_sent, bytes_received) = link.frames.traffic();
+    let text =
+        |addr: SocketAddr| SocketAddr::new(addr.ip().to_canonical(), addr.port()).to_string();
+    LinkStatus {
+        name: link.up.name.clone(),
+        incoming: link.up.incoming,
+        peer_site_id: link.up.peer.site.0.to_vec(),
+        peer_site_name: link.up.hello.site_name.clone(),
+        peer_router_id: link.up.peer.router.0.to_vec(),
+        peer_router_name: link.up.peer.name.clone(),
+        state: LinkState::Up.into(),
+        carrier: carrier.name().to_owned(),
+        remote: text(carrier.remote()),
+        local: carrier.local().map(text).unwrap_or_default(),
+        rtt_us: u64::try_from(link.frames.rtt().as_micros()).unwrap_or(u64::MAX),
+        cost: link.up.cost,
+        mtu: u32::from(link.frames.mtu()),
+        since_unix_ms: link.since_unix_ms,
+        bytes_sent,
+        bytes_received,
+        ..LinkStatus::default()
+    }
+}
+
+async fn probe(inner: &Inner, endpoint: String) -> ProbeResult {
+    let addrs = match net::resolve(&endpoint).await {
+        Ok(addrs) => addrs,
+        Err(error) => {
+            let error = format!("{endpoint} does not resolve: {error}");
+            return ProbeResult { endpoint, udp: error.clone(), tcp: error, rtt_us: 0 };
+        }
+    };
+    let (mut udp, mut tcp, mut rtt_us) = (String::new(), String::new(), 0);
+    for addr in addrs {
+        let (over_udp, over_tcp) = tokio::join!(dial::probe_udp(inner, addr), probe_tcp(addr));
+        match over_udp {
+            Ok(rtt) if udp != OK => {
+                rtt_us = u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX);
+                OK.clone_into(&mut udp);
+            }
+            Ok(_) => {}
+            Err(error) if udp.is_empty() => udp = error.to_string(),
+            Err(_) => {}
+        }
+        match over_tcp {
+            Ok(()) => OK.clone_into(&mut tcp),
+            Err(error) if tcp.is_empty() => tcp = error,
+            Err(_) => {}
+        }
+    }
+    ProbeResult { endpoint, udp, tcp, rtt_us }
+}
+
+/// What a probe that worked is reported as.
+const OK: &str = "ok";
+
+async fn probe_tcp(addr: SocketAddr) -> Result<(), String> {
+    let began = clock::now();
+    match time::timeout(TCP_TIMEOUT, net::tcp_connect(addr, None)).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(error)) => Err(format!("TCP to {addr}: {error}")),
+        Err(_) => {
+            let waited_s = clock::now().saturating_duration_since(began).as_secs();
+            Err(format!("TCP to {addr} unanswered for {waited_s} s"))
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! TCP on the router's port: claims, told by the protocol their TLS handshake offers. Nothing is decrypted here.
+
+use super::{
+    Claim, Inner, LinkEvent,
+    accept::{PREAUTH_TIMEOUT, offers_claim},
+};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use tokio::{
+    io::AsyncReadExt as _,
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+    time,
+};
+
+/// Longest beginning of a TLS handshake; post-quantum ones take 2 KiB.
+const HEAD_BYTES_MAX: usize = 64 << 10;
+/// Read at a time.
+const READ_BYTES: usize = 4 << 10;
+/// After `accept` failed, for want of file descriptors or memory.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Accepts for ever; at most `unknown_max` connections at a time may be undecided.
+pub(super) async fn accept(inner: &Arc<Inner>, listener: TcpListener, unknown_max: usize) {
+    let undecided = Arc::new(Semaphore::new(unknown_max));
+    loop {
+        let (stream, remote) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::debug!(%error, "accept failed");
+                time::sleep(PAUSE).await;
+                continue;
+            }
+        };
+        let Ok(permit) = Arc::clone(&undecided).try_acquire_owned() else {
+            inner.fabric.counters().connections_refused.add(1);
+            continue;
+        };
+        let inner_of_task = Arc::clone(inner);
+        inner.spawn(async move {
+            let inner = inner_of_task;
+            let decided = tokio::select! {
+                decided = time::timeout(PREAUTH_TIMEOUT, decide(stream)) => decided, // dropped, it closes
+                () = inner.stop.cancelled() => return, // cancel-safe
+            };
+            drop(permit);
+            match decided {
+                Ok(Ok((stream, head))) => {
+                    let claim = Claim::Tcp { stream, head, remote };
+                    inner.report(LinkEvent::Claim(claim)).await;
+                }
+                Ok(Err(error)) => refused(&inner, remote, &error),
+                Err(_) => refused(&inner, remote, &io::ErrorKind::TimedOut.into()),
+            }
+        });
+    }
+}
+
+fn refused(inner: &Inner, remote: SocketAddr, error: &io::Error) {
+    tracing::debug!(%remote, %error, "TCP connection refused");
+    inner.fabric.counters().connections_refused.add(1);
+}
+
+/// Reads until the handshake shows what the client wants; returns what was read.
+///
+/// Links over TCP (`skein-link/1`) will branch off here.
+async fn decide(mut stream: TcpStream) -> io::Result<(TcpStream, Vec<u8>)> {
+    let mut acceptor = rustls::server::Acceptor::default();
+    let (mut head, mut buffer) = (Vec::new(), [0; READ_BYTES]);
+    loop {
+        let n = stream.read(&mut buffer).await?;
+        if n == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let mut unread = &buffer[..n];
+        head.extend_from_slice(unread);
+        while !unread.is_empty() {
+            if acceptor.read_tls(&mut unread)? == 0 {
+                break;
+            }
+        }
+        match acceptor.accept() {
+            Ok(Some(accepted)) => {
+                let is_claim = accepted.client_hello().alpn().is_some_and(offers_claim);
+                return if is_claim { Ok((stream, head)) } else { Err(not_a_claim()) };
+            }
+            Ok(None) if head.len() < HEAD_BYTES_MAX => {}
+            Ok(None) | Err(_) => return Err(not_a_claim()),
+        }
+    }
+}
+
+fn not_a_claim() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "not a claim")
+}
