@@ -1,10 +1,6 @@
 //! The router's certificate and the network's trust, as links and sessions ask for them.
 
-use crate::{
-    clock,
-    link::{LinkTls, Peer},
-    session::Credentials,
-};
+use crate::{clock, session::Credentials};
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use rustls::time_provider::TimeProvider;
 use rustls_pki_types::{CertificateDer, UnixTime};
@@ -23,32 +19,23 @@ impl TimeProvider for Clock {
     }
 }
 
+/// The time certificates are judged by.
+pub(crate) fn time() -> Arc<dyn TimeProvider> {
+    Arc::new(Clock)
+}
+
 /// Makes the TLS configurations of one router; certificate and trust are read from their cells at each handshake.
 #[derive(Debug)]
 pub(crate) struct RouterCredentials(RouterTls);
 
 impl RouterCredentials {
     pub(crate) fn new(trust: Arc<TrustCell>, identity: Arc<IdentityCell>) -> Arc<Self> {
-        Arc::new(Self(RouterTls::new(trust, identity, Arc::new(Clock))))
-    }
-}
-
-impl LinkTls for RouterCredentials {
-    fn client(&self, peer: SiteId) -> Arc<rustls::ClientConfig> {
-        self.0.link_client(peer).config
+        Arc::new(Self(RouterTls::new(trust, identity, time())))
     }
 
-    fn server(&self) -> Arc<rustls::ServerConfig> {
-        self.0.port_server()
-    }
-
-    fn identify(&self, chain: &[CertificateDer<'_>]) -> Result<Peer, String> {
-        let identity = peer_identity(chain).map_err(|error| error.to_string())?;
-        let name = identity.router_name().map(str::to_owned);
-        match (identity.router, name) {
-            (Some(router), Some(name)) => Ok(Peer { site: identity.site, router, name }),
-            _ => Err("the certificate is not a router's".into()),
-        }
+    /// For links, which need the configurations as they are.
+    pub(crate) fn tls(&self) -> &RouterTls {
+        &self.0
     }
 }
 

@@ -1,7 +1,7 @@
 //! The data plane as one thing: fabric, links, sessions, ingress and egress of one router, built in the order in which they need each other.
 
 use crate::{
-    credentials::RouterCredentials,
+    credentials::{self, RouterCredentials},
     egress::Egress,
     fabric::Fabric,
     flows::{FlowCounters, LocalRouter, Surroundings},
@@ -54,12 +54,16 @@ impl DataPlane {
         let DataPlaneConfig { runtime, local, handle, credentials, hello, site_secret, seed } =
             config;
         let fabric = Fabric::new(handle);
-        let tls = Arc::clone(&credentials);
+        // Another generator than that of the egress choice, whose decisions others can watch.
+        let mut links_seed = seed;
+        links_seed[0] ^= 1;
         let (links, events) = Links::start(LinksConfig {
             fabric: Arc::clone(&fabric),
             router: local.router,
-            tls,
+            tls: credentials.tls().clone(),
+            time: credentials::time(),
             hello,
+            seed: links_seed,
         });
         let socket: Arc<dyn quinn::AsyncUdpSocket> = Arc::clone(&fabric) as _;
         let endpoint = session::endpoint(socket, &site_secret)?;

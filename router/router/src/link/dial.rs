@@ -221,9 +221,8 @@ impl Dialler {
 
     /// Up to a quarter more or less, so that the routers of a site that lost its uplink do not return in step.
     fn jittered(&self, delay: Duration) -> Duration {
-        let mut byte = [0];
-        (self.inner.random)(&mut byte);
-        delay * (192 + u32::from(byte[0]) / 2) / 256
+        let [byte] = self.inner.random_bytes();
+        delay * (192 + u32::from(byte) / 2) / 256
     }
 }
 

@@ -69,8 +69,7 @@ impl Established {
             if incoming { (from_accepter, from_dialler) } else { (from_dialler, from_accepter) };
         let epoch = u8::try_from(id.0 & 3).expect("invariant: two bits");
         let keys = LinkKeys { send: Key::new(mine), receive: Key::new(theirs), epoch };
-        let mut nonce = [0; CONTROL_LEN];
-        (inner.random)(&mut nonce);
+        let nonce = inner.random_bytes::<CONTROL_LEN>();
         // A dialled link leaves the choice of the source address to the kernel, so that it survives a change of network.
         let local_ip = connection.local_ip().filter(|_| incoming);
         let carrier =

@@ -25,6 +25,7 @@ use crate::fabric::{Fabric, FrameLink};
 use accept::{Acceptor, Bound};
 use dial::{Dialler, Progress};
 use parking_lot::Mutex;
+use rand::{RngCore as _, SeedableRng as _, rngs::StdRng};
 use rustls::time_provider::TimeProvider;
 use skein_core::{LinkId, RouterId, SiteId};
 use skein_trust::RouterTls;
@@ -53,9 +54,6 @@ const EVENTS_MAX: usize = 256;
 /// the link.
 pub type HelloFor = dyn Fn(SiteId) -> LinkHello + Send + Sync;
 
-/// Fills a buffer with random bytes fit for secrets.
-pub type Random = dyn Fn(&mut [u8]) + Send + Sync;
-
 /// What [`Links::start`] needs.
 #[allow(missing_debug_implementations, reason = "holds closures and key material")]
 pub struct LinksConfig {
@@ -69,8 +67,8 @@ pub struct LinksConfig {
     pub time: Arc<dyn TimeProvider>,
     /// Our side of each hello.
     pub hello: Arc<HelloFor>,
-    /// Nonces and jitter.
-    pub random: Arc<Random>,
+    /// Of the generator of nonces and jitter; from the operating system, except in simulations.
+    pub seed: [u8; 32],
 }
 
 /// All links of this router, dialled and accepted. Cheap to clone; may be used from any thread.
@@ -89,7 +87,7 @@ struct Inner {
     tls: RouterTls,
     time: Arc<dyn TimeProvider>,
     hello: Arc<HelloFor>,
-    random: Arc<Random>,
+    random: Mutex<StdRng>,
     runtime: Handle,
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -130,7 +128,7 @@ impl Links {
     /// Outside of the runtime that shall carry the data path.
     #[must_use]
     pub fn start(config: LinksConfig) -> (Self, mpsc::Receiver<LinkEvent>) {
-        let LinksConfig { fabric, router, tls, time, hello, random } = config;
+        let LinksConfig { fabric, router, tls, time, hello, seed } = config;
         let (events, receiver) = mpsc::channel(EVENTS_MAX);
         let inner = Inner {
             fabric,
@@ -138,7 +136,7 @@ impl Links {
             tls,
             time,
             hello,
-            random,
+            random: Mutex::new(StdRng::from_seed(seed)),
             runtime: Handle::current(),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
@@ -324,9 +322,13 @@ impl Inner {
     }
 
     fn link_nonce(&self) -> Vec<u8> {
-        let mut nonce = vec![0; hello::NONCE_LEN];
-        (self.random)(&mut nonce);
-        nonce
+        self.random_bytes::<{ hello::NONCE_LEN }>().to_vec()
+    }
+
+    fn random_bytes<const N: usize>(&self) -> [u8; N] {
+        let mut bytes = [0; N];
+        self.random.lock().fill_bytes(&mut bytes);
+        bytes
     }
 }
 
