@@ -1,0 +1,42 @@
+//! `skctl service list`
+
+use clap::{Args, Subcommand};
+use skein_api::status::ServiceRow;
+
+use crate::{
+    args::{Format, Global},
+    client::Client,
+    error::Failure,
+    output,
+    render::{self, Services},
+};
+
+/// Shows what the network offers
+#[derive(Debug, Args)]
+pub(crate) struct Service {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    List(List),
+}
+
+/// Lists addresses: where to connect on this machine, who serves them, whether they work
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  skctl service list
+  skctl service list -o hosts | sudo tee -a /etc/hosts
+  skctl service list -o json")]
+struct List {}
+
+pub(crate) async fn run(global: &Global, args: Service) -> Result<(), Failure> {
+    let Action::List(_) = args.action;
+    let services: Vec<ServiceRow> = Client::connect(global).await?.query("services").await?;
+    if global.output == Format::Hosts {
+        return output::print(&render::hosts(&services));
+    }
+    output::show(global, &Services(services))
+}
