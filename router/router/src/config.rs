@@ -1,6 +1,7 @@
 //! What a router is told at start: its name, where its controller is, where its key lives. Everything else arrives from the controller.
 
 use crate::telemetry::LogFormat;
+use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use std::{convert::Infallible, ffi::OsString, path::PathBuf, str::FromStr};
 
 /// Where the controller listens.
@@ -30,6 +31,8 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// Program and arguments that start the controller when its socket stays dead; empty: somebody else looks after it.
     pub respawn_controller: Vec<OsString>,
+    /// Everything random that is not cryptography derives from this: flow ids, draws among equals.
+    pub seed: [u8; 32],
 }
 
 /// The router process's command line.
@@ -63,6 +66,7 @@ impl Args {
             controller: self.controller,
             state_dir: self.state,
             respawn_controller: self.respawn_controller,
+            seed: StdRng::from_os_rng().random(),
         }
     }
 }

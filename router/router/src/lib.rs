@@ -8,6 +8,7 @@ mod carrier;
 mod claims;
 pub mod clock;
 mod config;
+mod control;
 mod credentials;
 mod data;
 pub mod egress;

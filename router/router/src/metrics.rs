@@ -183,6 +183,7 @@ impl Collector for Sources {
                 encoder.encode_descriptor(definition.name, definition.help, unit.as_ref(), kind)?;
             for sample in samples.iter().filter(|sample| sample.name == definition.name) {
                 let labels = sample.labels.as_slice();
+                debug_assert!(labels.iter().map(|(label, _)| label).eq(definition.labels));
                 let mut family = metric.encode_family(&labels)?;
                 match definition.kind {
                     Kind::Counter => {

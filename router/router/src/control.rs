@@ -1,0 +1,504 @@
+//! The one task that drives the routing engine: link events, messages and configuration go in; records, forwarding snapshots and trust
+//! come out.
+//!
+//! It never waits for a peer: messages to neighbours are sent by tasks of their own, one at a time per link, and the engine is asked for the next
+//! one only when the last has left.
+
+mod boot;
+mod hello;
+mod settings;
+mod status;
+mod trace;
+
+use crate::{
+    api::{Controller, LearnedRecords, Order},
+    claims::Claims,
+    clock,
+    config::Config,
+    data::DataPlane,
+    key::KeyStore,
+    link::{LinkEvent, LinkGone, LinkUp},
+    metrics::{RoutingGauges, Sources},
+    router::Runtimes,
+};
+use boot::Booted;
+use hello::HelloBook;
+use settings::MetricsServer;
+use skein_core::{Engine, Fib, Input, LinkId, Output, Record, TrustView};
+use skein_trust::{IdentityCell, RouterNotary, TrustCell};
+use skein_wire::{
+    convert,
+    proto::{
+        control::{Drained, ProbeReply, RouterConfig, from_router},
+        routing::LinkMessage,
+    },
+};
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    pin::Pin,
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    task::JoinSet,
+    time,
+};
+use tokio_util::sync::CancellationToken;
+
+/// How often the status is compared with the last one sent: rates and round-trip times move all the time.
+const STATUS_TICK: Duration = Duration::from_secs(1);
+/// Changes of state are reported after this; a burst of them becomes one report.
+const STATUS_SOON: Duration = Duration::from_millis(50);
+/// How often the certificate's age is looked at; it is renewed two days before its end.
+const CERTIFICATE_TICK: Duration = Duration::from_secs(60 * 60);
+/// The farewell reaches the neighbours within this, or not at all.
+const FAREWELL_MAX: Duration = Duration::from_secs(1);
+
+/// Ask for an orderly end.
+#[derive(Debug)]
+pub(crate) struct DrainRequest {
+    /// Flows that have not ended by then are reset.
+    pub(crate) deadline: Instant,
+    /// The site leaves the network for good.
+    pub(crate) farewell: bool,
+    /// Told how many flows were reset.
+    pub(crate) done: Option<oneshot::Sender<u64>>,
+}
+
+/// What the task is made of.
+#[derive(Debug)]
+pub(crate) struct ControlConfig {
+    pub(crate) config: Config,
+    pub(crate) controller: Controller,
+    pub(crate) key: KeyStore,
+    pub(crate) runtimes: Runtimes,
+    pub(crate) drains: mpsc::Receiver<DrainRequest>,
+    pub(crate) cancel: CancellationToken,
+}
+
+/// Runs a router's control half: waits for its controller to say who it is, then drives the engine until drained or cancelled.
+///
+/// # Cancel safety
+/// Dropping it leaves the data plane's tasks to end with their runtime.
+pub(crate) async fn run(config: ControlConfig) {
+    let cancel = config.cancel.clone();
+    let booted = tokio::select! {
+        () = cancel.cancelled() => return, // cancel-safe
+        booted = boot::boot(config) => booted, // dropped only at the end
+    };
+    match booted {
+        Ok(Some(booted)) => Control::new(booted).run().await,
+        Ok(None) => {}
+        Err(error) => tracing::error!(%error, "the data plane cannot be built"),
+    }
+}
+
+struct LinkEntry {
+    cost: u16,
+    /// A message is on its way to the neighbour.
+    sending: bool,
+}
+
+type DrainJob = Pin<Box<dyn Future<Output = u64> + Send>>;
+
+struct Control {
+    controller: Controller,
+    key: KeyStore,
+    runtimes: Runtimes,
+    drains: mpsc::Receiver<DrainRequest>,
+    cancel: CancellationToken,
+    identity: Arc<IdentityCell>,
+    trust: Arc<TrustCell>,
+    hello: Arc<HelloBook>,
+    engine: Engine<RouterNotary>,
+    data: DataPlane,
+    events: mpsc::Receiver<LinkEvent>,
+    entries: watch::Receiver<Vec<skein_core::AddressEntry>>,
+    links: BTreeMap<LinkId, LinkEntry>,
+    sends: JoinSet<(LinkId, Result<(), LinkGone>)>,
+    jobs: JoinSet<()>,
+    claims: Claims,
+    claim_socket: Option<PathBuf>,
+    config: Arc<RouterConfig>,
+    site: status::LocalSite,
+    fib: Arc<Fib>,
+    view: Arc<TrustView>,
+    learned: LearnedRecords,
+    gauges: Arc<RoutingGauges>,
+    metrics: MetricsServer,
+    problems: Vec<String>,
+    network: status::Network,
+    network_stale: bool,
+    status_due: Option<Instant>,
+    draining: bool,
+}
+
+/// Why the loop turned.
+enum Turn {
+    Order(Option<Order>),
+    Link(Option<LinkEvent>),
+    Sent(LinkId, Result<(), LinkGone>),
+    Addresses,
+    EngineDue,
+    StatusDue,
+    CertificateDue,
+    Drain(DrainRequest),
+    Drained(u64),
+    Nothing,
+    Cancelled,
+}
+
+impl Control {
+    fn new(booted: Booted) -> Self {
+        let Booted { config, first, welcome, identity, trust, hello, engine, data, events, router } =
+            booted;
+        let ControlConfig { config: _, controller, key, runtimes, drains, cancel } = config;
+        let gauges = Arc::<RoutingGauges>::default();
+        let sources = Sources {
+            data: data.clone(),
+            routing: Arc::clone(&gauges),
+            data_runtime: runtimes.data.clone(),
+            control_runtime: runtimes.control.clone(),
+        };
+        let mut control = Self {
+            entries: data.egress.entries(),
+            metrics: MetricsServer::new(sources),
+            site: status::LocalSite { router, boot_epoch: welcome.boot_epoch },
+            view: trust.view(),
+            controller,
+            key,
+            runtimes,
+            drains,
+            cancel,
+            identity,
+            trust,
+            hello,
+            engine,
+            data,
+            events,
+            links: BTreeMap::new(),
+            sends: JoinSet::new(),
+            jobs: JoinSet::new(),
+            claims: Claims::new(),
+            claim_socket: None,
+            config: Arc::default(),
+            fib: Arc::default(),
+            learned: LearnedRecords::default(),
+            gauges,
+            problems: Vec::new(),
+            network: status::Network::default(),
+            network_stale: true,
+            status_due: None,
+            draining: false,
+        };
+        if let Some((version, config)) = first {
+            control.configure(version, config);
+        }
+        control
+    }
+
+    async fn run(mut self) {
+        let mut status_tick = time::interval(STATUS_TICK);
+        status_tick.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
+        let mut certificate_tick = time::interval(CERTIFICATE_TICK);
+        let mut drain_job: Option<(DrainJob, DrainRequest)> = None;
+        loop {
+            self.take_outputs();
+            let turn = self.turn(&mut status_tick, &mut certificate_tick, &mut drain_job).await;
+            match turn {
+                Turn::Order(Some(order)) => self.obey(order, &mut drain_job),
+                Turn::Link(Some(event)) => self.handle_link_event(event),
+                Turn::Sent(id, outcome) => self.sent(id, outcome),
+                Turn::Addresses => {
+                    let entries = self.entries.borrow_and_update().clone();
+                    self.input(Input::Addresses(entries));
+                    self.status_soon();
+                }
+                Turn::EngineDue => self.engine.handle_timeout(clock::now(), clock::unix_s()),
+                Turn::StatusDue => self.report_status(),
+                Turn::CertificateDue => self.renew_certificate(),
+                Turn::Drain(request) => self.start_drain(request, &mut drain_job),
+                Turn::Drained(flows_reset) => {
+                    let request = drain_job.take().map(|(_, request)| request);
+                    self.finish(flows_reset, request).await;
+                    return;
+                }
+                Turn::Nothing => {}
+                Turn::Order(None) | Turn::Link(None) | Turn::Cancelled => break,
+            }
+        }
+        self.data.links.shutdown("the router stops").await;
+    }
+
+    /// Waits for the next thing to do. Every arm is cancel-safe.
+    async fn turn(
+        &mut self,
+        status_tick: &mut time::Interval,
+        certificate_tick: &mut time::Interval,
+        drain_job: &mut Option<(DrainJob, DrainRequest)>,
+    ) -> Turn {
+        let engine_due = self.engine.poll_timeout().map(|(due, _)| due);
+        let status_due = self.status_due;
+        tokio::select! {
+            () = self.cancel.cancelled() => Turn::Cancelled,
+            order = self.controller.orders.recv() => Turn::Order(order),
+            event = self.events.recv() => Turn::Link(event),
+            Some(sent) = self.sends.join_next() => match sent {
+                Ok((id, outcome)) => Turn::Sent(id, outcome),
+                Err(_panicked) => Turn::Nothing, // Its link's queue stays closed until the link goes.
+            },
+            Some(_ended) = self.jobs.join_next() => Turn::Nothing,
+            Ok(()) = self.entries.changed() => Turn::Addresses,
+            () = sleep_until(engine_due) => Turn::EngineDue,
+            () = sleep_until(status_due) => Turn::StatusDue,
+            _ = status_tick.tick() => Turn::StatusDue,
+            _ = certificate_tick.tick() => Turn::CertificateDue,
+            Some(request) = self.drains.recv() => Turn::Drain(request),
+            flows_reset = poll_drain(drain_job) => Turn::Drained(flows_reset),
+        }
+    }
+
+    fn input(&mut self, input: Input) {
+        self.engine.handle_input(input, clock::now(), clock::unix_s());
+    }
+
+    fn status_soon(&mut self) {
+        self.status_due.get_or_insert_with(|| clock::now() + STATUS_SOON);
+    }
+
+    fn obey(&mut self, order: Order, drain_job: &mut Option<(DrainJob, DrainRequest)>) {
+        match order {
+            Order::Attached(welcome) => {
+                if welcome.boot_epoch != self.site.boot_epoch {
+                    tracing::warn!(
+                        ours = self.site.boot_epoch,
+                        theirs = welcome.boot_epoch,
+                        "the controller counts another boot; it counts from the next start"
+                    );
+                }
+            }
+            Order::Certificate(certificate) => match self.key.accept(&certificate) {
+                Ok(identity) => {
+                    self.controller.facts.csr.send_replace(None);
+                    self.identity.replace(Arc::new(identity));
+                    self.input(Input::IdentityRenewed);
+                    tracing::info!("certificate renewed");
+                }
+                Err(error) => tracing::error!(%error, "the new certificate cannot be used"),
+            },
+            Order::Configure { version, config } => self.configure(version, config),
+            Order::Trace(request) => {
+                let reply = self.trace(&request);
+                self.controller.reply(from_router::Message::Trace(reply));
+            }
+            Order::Probe(request) => {
+                let (links, replies) = (self.data.links.clone(), self.controller.replier());
+                self.jobs.spawn(async move {
+                    let results = links.probe(request.endpoints).await;
+                    let reply = ProbeReply { id: request.id, results };
+                    // Nobody waits for it any more when this fails.
+                    let _ = replies.try_send(from_router::Message::Probe(reply));
+                });
+            }
+            Order::Drain(drain) => {
+                let deadline = clock::now() + Duration::from_millis(drain.deadline_ms);
+                let request = DrainRequest { deadline, farewell: drain.farewell, done: None };
+                self.start_drain(request, drain_job);
+            }
+        }
+    }
+
+    fn handle_link_event(&mut self, event: LinkEvent) {
+        match event {
+            LinkEvent::Up(up) => self.link_up(*up),
+            LinkEvent::Changed { id, rtt, mtu } => {
+                if let Some(entry) = self.links.get(&id) {
+                    let cost = entry.cost;
+                    self.input(Input::LinkChanged { link: id, cost, rtt_us: micros(rtt), mtu });
+                }
+            }
+            LinkEvent::Message(id, message) => self.link_message(id, &message),
+            LinkEvent::Down { id, reason } => {
+                if self.links.remove(&id).is_some() {
+                    tracing::info!(link = %id, reason, "link down");
+                    self.input(Input::LinkDown { link: id });
+                    self.status_soon();
+                }
+            }
+            LinkEvent::Claim(claim) => match self.claim_socket.clone() {
+                Some(socket) => {
+                    let claims = self.claims.clone();
+                    self.jobs.spawn(async move { claims.pass_on(claim, socket).await });
+                }
+                None => tracing::info!("a claim arrived, but this site takes none"),
+            },
+        }
+    }
+
+    fn link_up(&mut self, up: LinkUp) {
+        let cost = u16::try_from(up.cost.max(1)).unwrap_or(u16::MAX);
+        let statements = up.hello.statements.iter().filter_map(|record| {
+            Record::try_from(record)
+                .inspect_err(
+                    |error| tracing::warn!(%error, "a statement in the hello is malformed"),
+                )
+                .ok()
+        });
+        let input = Input::LinkUp(skein_core::LinkUp {
+            link: up.id,
+            peer: up.peer.router,
+            peer_site: up.peer.site,
+            cost,
+            rtt_us: micros(up.rtt),
+            mtu: up.mtu,
+            statements: statements.collect(),
+        });
+        tracing::info!(
+            link = %up.id, name = up.name, incoming = up.incoming,
+            peer = %up.peer.router, peer_site = up.hello.site_name, rtt_us = micros(up.rtt), "link up"
+        );
+        self.links.insert(up.id, LinkEntry { cost, sending: false });
+        self.input(input);
+        self.status_soon();
+    }
+
+    fn link_message(&mut self, id: LinkId, message: &LinkMessage) {
+        match convert::parse_message(message) {
+            Ok(Some(message)) => self.input(Input::Message { link: id, message }),
+            Ok(None) => {} // For the link itself, or from a later version.
+            Err(error) => {
+                tracing::warn!(link = %id, %error, "the neighbour breaks the protocol");
+                self.data.links.close(id, "malformed database message");
+            }
+        }
+    }
+
+    /// The engine's rule: after every input, drain every output.
+    fn take_outputs(&mut self) {
+        while let Some(output) = self.engine.poll_output() {
+            match output {
+                Output::SendReady(link) => self.send_next(link),
+                Output::Publish(fib) => {
+                    self.gauges.fib_publications.fetch_add(1, Ordering::Relaxed);
+                    self.data.publish(&fib);
+                    self.fib = fib;
+                    self.network_stale = true;
+                    self.update_endpoints();
+                    self.status_soon();
+                }
+                Output::Trust(view) => {
+                    self.trust.publish(Arc::clone(&view));
+                    self.view = view;
+                    self.network_stale = true;
+                    self.update_endpoints();
+                    self.status_soon();
+                }
+                Output::Learned(records) => self.keep(&records),
+                Output::LinkRefused { link, why } => {
+                    tracing::warn!(%link, why, "link refused");
+                    self.data.links.close(link, &why);
+                }
+            }
+        }
+    }
+
+    /// Hands the engine's next message for a link to it, unless one is still on its way.
+    fn send_next(&mut self, id: LinkId) {
+        let Some(entry) = self.links.get_mut(&id).filter(|entry| !entry.sending) else { return };
+        let Some(message) = self.engine.poll_send(id, clock::now()) else { return };
+        entry.sending = true;
+        let links = self.data.links.clone();
+        self.sends.spawn(async move {
+            let outcome = links.send(id, LinkMessage::from(&message)).await;
+            (id, outcome)
+        });
+    }
+
+    fn sent(&mut self, id: LinkId, outcome: Result<(), LinkGone>) {
+        if let Some(entry) = self.links.get_mut(&id) {
+            // A dead link's queue stays shut; its down event is on the way.
+            entry.sending = outcome.is_err();
+        }
+        self.send_next(id);
+    }
+
+    fn keep(&mut self, records: &[Arc<Record>]) {
+        for record in records {
+            // The key's debug form is unique and stable within a process, which is as long as this map lives.
+            let key = format!("{:?}", record.key).into_bytes();
+            self.learned.insert(key, (&**record).into());
+        }
+        self.controller.facts.learned.send_replace(Arc::new(self.learned.clone()));
+    }
+
+    fn renew_certificate(&mut self) {
+        let good_until = clock::unix_s() + boot::CERTIFICATE_RENEW_BEFORE_S;
+        let renew = self.identity.current().is_none_or(|i| i.not_after_unix_s() < good_until);
+        if renew {
+            self.controller.facts.csr.send_replace(Some(self.key.csr().to_vec()));
+        }
+    }
+
+    /// Steps 1 and 2 of an orderly end: accept nothing new, withdraw the addresses. The rest waits for the flows.
+    fn start_drain(
+        &mut self,
+        request: DrainRequest,
+        drain_job: &mut Option<(DrainJob, DrainRequest)>,
+    ) {
+        if self.draining {
+            return;
+        }
+        tracing::info!(farewell = request.farewell, "draining");
+        self.draining = true;
+        self.data.egress.withdraw();
+        let (data, deadline) = (self.data.clone(), request.deadline);
+        let job = self.runtimes.data.spawn(async move { data.drain(deadline).await });
+        *drain_job = Some((Box::pin(async move { job.await.unwrap_or(0) }), request));
+    }
+
+    /// Steps 4 to 6: farewell, goodbye to the neighbours, report.
+    async fn finish(mut self, flows_reset: u64, request: Option<DrainRequest>) {
+        if request.as_ref().is_some_and(|request| request.farewell) {
+            self.input(Input::Leave);
+            self.take_outputs();
+            let flushed = async {
+                while let Some(sent) = self.sends.join_next().await {
+                    if let Ok((id, outcome)) = sent {
+                        self.sent(id, outcome);
+                    }
+                    self.take_outputs();
+                }
+            };
+            if time::timeout(FAREWELL_MAX, flushed).await.is_err() {
+                tracing::warn!("the farewell did not reach every neighbour");
+            }
+        }
+        self.controller.reply(from_router::Message::Drained(Drained { flows_reset }));
+        self.data.links.shutdown("the router stops").await;
+        tracing::info!(flows_reset, "drained");
+        if let Some(done) = request.and_then(|request| request.done) {
+            // Whoever asked may have stopped waiting.
+            let _ = done.send(flows_reset);
+        }
+    }
+}
+
+fn micros(duration: Duration) -> u32 {
+    u32::try_from(duration.as_micros()).unwrap_or(u32::MAX)
+}
+
+async fn sleep_until(due: Option<Instant>) {
+    match due {
+        Some(due) => time::sleep_until(due.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn poll_drain(job: &mut Option<(DrainJob, DrainRequest)>) -> u64 {
+    match job {
+        Some((job, _)) => job.await,
+        None => std::future::pending().await,
+    }
+}
