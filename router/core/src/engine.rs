@@ -3,11 +3,35 @@
 //! Sans-IO: the driver passes events and the time in, then drains [`Engine::poll_output`] and, for every link it was told
 //! about, [`Engine::poll_send`]; it calls [`Engine::handle_timeout`] when [`Engine::poll_timeout`] is due.
 
+mod flood;
+mod originate;
+mod snapshot;
+#[cfg(test)]
+mod tests;
+mod view;
+
+pub use view::{NetworkView, RouterView, SiteView};
+
 use crate::{
-    AddressEntry, AgedRecord, Fib, Handle, LinkId, Lsdb, Origin, Record, RecordDraft, RecordHeader,
-    Role, RouterId, RouterLsa, SiteId, SiteStatement, TrustView,
+    AddressEntry, AgedRecord, Fib, Handle, LinkId, Lsdb, Membership, Origin, Record, RecordDraft,
+    RecordHeader, RecordKey, Role, RouterId, RouterLsa, SiteId, SiteStatement, TrustView,
+    TrustedSite,
+    adjacency::{Adjacency, Audience, LinkFacts},
+    labels::Labels,
+    trust::{self, Evidence},
 };
-use std::{collections::VecDeque, sync::Arc, time::Instant};
+use originate::OwnRecords;
+use snapshot::Snapshot;
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+/// Most links of a router: its LSA has to fit into a record.
+const LINKS_MAX: usize = 1_024;
+/// Expiry goes by the wall clock, which may be set: look at it this often.
+const TRUST_RECHECK: Duration = Duration::from_secs(60);
 
 /// Seals our records and checks those of others. Injected, because this crate knows neither encodings nor keys.
 pub trait Notary {
@@ -222,8 +246,18 @@ pub enum Output {
 #[derive(Debug)]
 pub struct Engine<N> {
     identity: Identity,
+    settings: Settings,
     notary: N,
     lsdb: Lsdb,
+    trust: Arc<TrustView>,
+    trust_stale: bool,
+    /// When what trust stands on expires, or the wall clock may have been set.
+    trust_due: Option<Instant>,
+    adjacencies: BTreeMap<LinkId, Adjacency>,
+    labels: Labels,
+    own: OwnRecords,
+    snapshot: Snapshot,
+    learned: Vec<Arc<Record>>,
     outputs: VecDeque<Output>,
 }
 
@@ -231,23 +265,81 @@ impl<N: Notary> Engine<N> {
     /// An engine that knows nobody yet.
     #[must_use]
     pub fn new(identity: Identity, notary: N) -> Self {
-        Self { identity, notary, lsdb: Lsdb::default(), outputs: VecDeque::new() }
+        let trust = Arc::new(TrustView::empty(identity.site));
+        let identity_boot_epoch = identity.boot_epoch;
+        let own = OwnRecords::new(identity_boot_epoch);
+        Self {
+            identity,
+            settings: Settings::default(),
+            notary,
+            lsdb: Lsdb::default(),
+            trust,
+            trust_stale: true,
+            trust_due: None,
+            adjacencies: BTreeMap::new(),
+            labels: Labels::new(identity_boot_epoch),
+            own,
+            snapshot: Snapshot::default(),
+            learned: Vec::new(),
+            outputs: VecDeque::new(),
+        }
     }
 
     /// Takes an event in.
     pub fn handle_input(&mut self, input: Input, now: Instant, unix_s: i64) {
-        tracing::trace!(router = %self.identity.router, ?input, ?now, unix_s, "routing input");
+        match input {
+            Input::Settings(settings) => self.set(settings),
+            Input::Statements(records) => self.take_statements(records, None, now, unix_s),
+            Input::Addresses(entries) => {
+                self.own.set_addresses(entries);
+                self.snapshot.mark_addresses();
+            }
+            Input::IdentityRenewed => self.own.reissue(),
+            Input::LinkUp(up) => self.link_up(up, now, unix_s),
+            Input::LinkChanged { link, cost, rtt_us, mtu } => {
+                if let Some(adjacency) = self.adjacencies.get_mut(&link)
+                    && adjacency.measure(cost, rtt_us, mtu, now)
+                {
+                    self.own.mark_lsa();
+                }
+            }
+            Input::LinkDown { link } => self.link_down(link, now),
+            Input::Message { link, message } => self.message(link, message, now, unix_s),
+            Input::Leave => self.own.leave(),
+        }
+        self.settle(now, unix_s);
     }
 
     /// Does what is due.
     pub fn handle_timeout(&mut self, now: Instant, unix_s: i64) {
-        tracing::trace!(?now, unix_s, "routing timeout");
+        self.expire(now);
+        if self.trust_due.is_some_and(|due| due <= now) {
+            self.trust_stale = true;
+        }
+        for adjacency in self.adjacencies.values_mut() {
+            if adjacency.republish_rtt(now) {
+                self.own.mark_lsa();
+            }
+        }
+        self.settle(now, unix_s);
     }
 
     /// When to call [`Self::handle_timeout`] next, and for what.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
-        None
+        let rtt = self.adjacencies.values().filter_map(Adjacency::rtt_due).min();
+        let can_issue = self.notary.certificate().is_some();
+        let lsa_is_out = self.has(&RecordKey::lsa(self.identity.router));
+        [
+            self.lsdb.next_expiry().map(|at| (at, "record expires")),
+            self.trust_due.map(|at| (at, "trust expires")),
+            rtt.map(|at| (at, "changed RTT may be told")),
+            self.own.due(lsa_is_out).filter(|_| can_issue),
+            self.snapshot.due(),
+        ]
+        .into_iter()
+        .flatten()
+        .min_by_key(|(at, _)| *at)
     }
 
     /// The next thing to do.
@@ -257,19 +349,145 @@ impl<N: Notary> Engine<N> {
 
     /// The next message for a link; call it only when the link has room.
     pub fn poll_send(&mut self, link: LinkId, now: Instant) -> Option<Message> {
-        tracing::trace!(%link, ?now, "nothing to send");
-        None
+        self.adjacencies.get_mut(&link)?.poll_send(&self.lsdb, self.identity.site, now)
     }
 
     /// What this router writes as source into frame headers.
     #[must_use]
     pub fn handle(&self) -> Handle {
-        self.notary.handle(0)
+        self.notary.handle(self.own.handle_attempt())
     }
 
-    /// The database, for status.
+    /// The database.
     #[must_use]
     pub fn lsdb(&self) -> &Lsdb {
         &self.lsdb
+    }
+
+    /// Who is trusted.
+    #[must_use]
+    pub fn trust(&self) -> &Arc<TrustView> {
+        &self.trust
+    }
+
+    /// The last snapshot published.
+    #[must_use]
+    pub fn fib(&self) -> &Arc<Fib> {
+        self.snapshot.fib()
+    }
+
+    fn set(&mut self, settings: Settings) {
+        if settings != self.settings {
+            self.settings = settings;
+            self.trust_stale = true;
+            self.own.mark_lsa();
+        }
+    }
+
+    fn link_up(&mut self, up: LinkUp, now: Instant, unix_s: i64) {
+        let LinkUp { link, peer, peer_site, cost, rtt_us, mtu, statements } = up;
+        self.take_statements(statements, Some(link), now, unix_s);
+        self.refresh_trust(now, unix_s);
+        if peer == self.identity.router {
+            return self.refuse(link, "it leads back to this router");
+        }
+        let Some(site) = self.trust.site(peer_site) else {
+            return self.refuse(link, "the site at the other end is not trusted");
+        };
+        let audience = audience(site);
+        self.link_down(link, now);
+        let Some(label) = self.labels.assign(peer, link, now) else {
+            return self.refuse(link, "this router has no number left for another link");
+        };
+        if self.adjacencies.len() >= LINKS_MAX {
+            self.labels.release(link, now);
+            return self.refuse(link, "this router has as many links as it can advertise");
+        }
+        tracing::info!(%link, %peer, peer_site = %peer_site.short(), label = label.0, "adjacency up");
+        let facts = LinkFacts { link, peer, peer_site, label, cost, rtt_us, mtu };
+        self.adjacencies.insert(link, Adjacency::new(facts, audience));
+        self.own.mark_lsa();
+        self.snapshot.mark();
+    }
+
+    fn link_down(&mut self, link: LinkId, now: Instant) {
+        if let Some(adjacency) = self.adjacencies.remove(&link) {
+            tracing::info!(%link, peer = %adjacency.peer, "adjacency down");
+            self.labels.release(link, now);
+            self.own.mark_lsa();
+            self.snapshot.mark();
+        }
+    }
+
+    fn refuse(&mut self, link: LinkId, why: &str) {
+        tracing::warn!(%link, why, "link refused");
+        self.outputs.push_back(Output::LinkRefused { link, why: why.to_owned() });
+    }
+
+    /// Brings everything that follows from the database up to date.
+    fn settle(&mut self, now: Instant, unix_s: i64) {
+        self.refresh_trust(now, unix_s);
+        self.issue(now);
+        self.publish(now);
+        if !self.learned.is_empty() {
+            let learned = std::mem::take(&mut self.learned);
+            self.outputs.push_back(Output::Learned(learned));
+        }
+        for adjacency in self.adjacencies.values_mut() {
+            if adjacency.announce() {
+                self.outputs.push_back(Output::SendReady(adjacency.link));
+            }
+        }
+    }
+
+    /// Evaluates trust anew if something it stands on changed.
+    fn refresh_trust(&mut self, now: Instant, unix_s: i64) {
+        if !std::mem::take(&mut self.trust_stale) {
+            return;
+        }
+        let endorsements: Vec<_> = self.lsdb.endorsements().collect();
+        let revocations: Vec<_> = self.lsdb.revocations().collect();
+        let evidence = Evidence {
+            statements: self.lsdb.statements(),
+            endorsements: &endorsements,
+            revocations: &revocations,
+            authorities: &self.settings.authorities,
+        };
+        let (trust, expires_unix_s) = trust::evaluate(self.identity.site, evidence, unix_s);
+        let expires_s = expires_unix_s.and_then(|at| u64::try_from(at - unix_s).ok());
+        let expires = expires_s.map_or(TRUST_RECHECK, Duration::from_secs);
+        self.trust_due = Some(now + expires.min(TRUST_RECHECK));
+        if trust == *self.trust {
+            return;
+        }
+        tracing::info!(sites = trust.sites.len(), revoked = trust.revoked.len(), "trust changed");
+        self.trust = Arc::new(trust);
+        let trust = Arc::clone(&self.trust);
+        self.lsdb.retag(|site| trust.site(site).is_some());
+        self.snapshot.mark();
+        self.outputs.push_back(Output::Trust(Arc::clone(&trust)));
+        self.apply_trust_to_adjacencies(&trust, now);
+    }
+
+    fn apply_trust_to_adjacencies(&mut self, trust: &TrustView, now: Instant) {
+        let mut refused = Vec::new();
+        for adjacency in self.adjacencies.values_mut() {
+            match trust.site(adjacency.peer_site).map(|site| audience(site)) {
+                None => refused.push(adjacency.link),
+                Some(audience) if audience != adjacency.audience => adjacency.restart(audience),
+                Some(_) => {}
+            }
+        }
+        for link in refused {
+            self.link_down(link, now);
+            self.refuse(link, "the site at the other end is not trusted any more");
+        }
+    }
+}
+
+fn audience(site: &TrustedSite) -> Audience {
+    match site.membership {
+        Membership::Member => Audience::Member,
+        Membership::Guest => Audience::Guest,
     }
 }

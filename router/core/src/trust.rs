@@ -244,7 +244,7 @@ pub fn evaluate(local: SiteId, evidence: Evidence<'_>, unix_s: i64) -> (TrustVie
     granted.insert(local, (Membership::Member, Scope::default()));
     for e in valid.iter().filter(|e| issuers.contains(&e.issuer)) {
         let (membership, scope) =
-            granted.entry(e.subject).or_insert((Membership::Guest, Scope::default()));
+            granted.entry(e.subject).or_insert_with(|| (Membership::Guest, Scope::default()));
         *membership = (*membership).max(e.membership);
         if e.membership == Membership::Guest {
             scope.consume.extend(e.scope.consume.iter().cloned());

@@ -1,0 +1,253 @@
+//! What neighbours and the controller bring: checked, stored, passed on.
+
+use super::{Engine, Known, Message, Notary, Rejection};
+use crate::{
+    AgedRecord, LinkId, Origin, Payload, Record, RecordHeader, RecordKey, RecordKind, RouterLsa,
+};
+use std::{
+    cmp::Ordering,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+impl<N: Notary> Engine<N> {
+    pub(super) fn message(&mut self, link: LinkId, message: Message, now: Instant, unix_s: i64) {
+        // A link that was refused may still have had messages under way.
+        if !self.adjacencies.contains_key(&link) {
+            return;
+        }
+        match message {
+            Message::Summary { headers, last } => self.take_summary(link, &headers, last),
+            Message::Request { headers } => self.take_request(link, &headers),
+            Message::Records { records } => {
+                for aged in records {
+                    self.take_record(aged, Some(link), now, unix_s);
+                }
+            }
+        }
+    }
+
+    /// Statements from the controller or a handshake; their lifetime begins here.
+    pub(super) fn take_statements(
+        &mut self,
+        mut records: Vec<Record>,
+        from: Option<LinkId>,
+        now: Instant,
+        unix_s: i64,
+    ) {
+        // Statements of sites before what their keys signed.
+        records.sort_by_key(|record| record.key.kind);
+        for record in records.into_iter().filter(|record| record.key.kind.is_statement()) {
+            let remaining_s = record.lifetime_s;
+            let aged = AgedRecord { record: Arc::new(record), remaining_s };
+            self.take_record(aged, from, now, unix_s);
+        }
+    }
+
+    /// Asks for what the neighbour has newer; what it has older it will ask for itself.
+    fn take_summary(&mut self, link: LinkId, headers: &[RecordHeader], last: bool) {
+        let Some(adjacency) = self.adjacencies.get_mut(&link) else { return };
+        for &header in headers {
+            if self.lsdb.compare(header) == Ordering::Greater {
+                adjacency.want(header);
+            }
+        }
+        if last {
+            adjacency.peer_summary_done();
+        }
+    }
+
+    fn take_request(&mut self, link: LinkId, headers: &[RecordHeader]) {
+        let Some(adjacency) = self.adjacencies.get_mut(&link) else { return };
+        for header in headers {
+            if let Some(entry) = self.lsdb.get(&header.key)
+                && entry.record.sequence >= header.sequence
+                && adjacency.may_see(
+                    &entry.record,
+                    self.lsdb.site_of(&entry.record),
+                    self.identity.site,
+                )
+            {
+                adjacency.enqueue(header.key, entry.serial);
+            }
+        }
+    }
+
+    /// Accepts a record if it is news, authentic and within bounds, and floods it.
+    fn take_record(&mut self, aged: AgedRecord, from: Option<LinkId>, now: Instant, unix_s: i64) {
+        let AgedRecord { record, remaining_s } = aged;
+        let header = record.header();
+        if let Some(adjacency) = from.and_then(|link| self.adjacencies.get_mut(&link)) {
+            adjacency.arrived(header);
+        }
+        if !self.is_news(header, &record, remaining_s, from) {
+            return;
+        }
+        if record.key.origin == Origin::Site(self.identity.site) && from.is_some() {
+            tracing::debug!(kind = ?record.key.kind, "our own site's statement came from outside");
+        }
+        if !record.key.kind.is_statement() {
+            self.refresh_trust(now, unix_s);
+        }
+        if let Err(rejection) = self.check(&record, unix_s) {
+            self.reject(&record, rejection, from);
+            return;
+        }
+        if record.key.origin == Origin::Router(self.identity.router) {
+            // Of an earlier boot, or of this one before its state was lost: outdo it.
+            self.own.outdo(header);
+            return;
+        }
+        let remaining = Duration::from_secs(remaining_s.min(record.lifetime_s).into());
+        self.accept(record, remaining, from, now);
+    }
+
+    /// Whether an edition is worth looking at; if it is older than ours, the sender gets ours.
+    fn is_news(
+        &mut self,
+        header: RecordHeader,
+        record: &Record,
+        remaining_s: u32,
+        from: Option<LinkId>,
+    ) -> bool {
+        let adjacency = from.and_then(|link| self.adjacencies.get_mut(&link));
+        match (self.lsdb.compare(header), self.lsdb.get(&header.key), adjacency) {
+            // Purging what is not there would keep purges alive for ever, each reviving the other.
+            (Ordering::Greater, entry, _) => {
+                if record.is_purge() {
+                    entry.is_some()
+                } else {
+                    remaining_s > 0
+                }
+            }
+            (Ordering::Equal, Some(entry), Some(adjacency)) => {
+                adjacency.dequeue(header.key, entry.serial);
+                false
+            }
+            (Ordering::Less, Some(entry), Some(adjacency)) => {
+                adjacency.enqueue(header.key, entry.serial);
+                false
+            }
+            _ => false,
+        }
+    }
+
+    fn check(&mut self, record: &Record, unix_s: i64) -> Result<(), Rejection> {
+        if let (RecordKind::AddressPage, Origin::Router(router)) =
+            (record.key.kind, record.key.origin)
+        {
+            let lsa = self.lsdb.lsa(router).ok_or(Rejection::Missing(record.key.origin))?;
+            if lsa.leaving || record.sequence < first_sequence(lsa) {
+                return Err(Rejection::Invalid("its router has restarted or left since"));
+            }
+        }
+        let known = Known { lsdb: &self.lsdb, trust: &self.trust, unix_s };
+        self.notary.verify(record, &known)?;
+        let site = self.lsdb.site_of(record);
+        if site.is_some_and(|site| self.trust.revoked.contains(&site))
+            && !record.key.kind.is_statement()
+        {
+            return Err(Rejection::Untrusted);
+        }
+        let trusted = site.is_some_and(|site| self.trust.site(site).is_some());
+        self.lsdb.admit(record, trusted)
+    }
+
+    fn reject(&mut self, record: &Record, rejection: Rejection, from: Option<LinkId>) {
+        tracing::debug!(key = ?record.key, sequence = record.sequence, %rejection, "record refused");
+        if let Rejection::Missing(origin) = rejection
+            && let Some(adjacency) = from.and_then(|link| self.adjacencies.get_mut(&link))
+        {
+            adjacency.park(record.header(), origin);
+        }
+    }
+
+    /// Stores a record and passes it to every neighbour but the one it came from.
+    pub(super) fn accept(
+        &mut self,
+        record: Arc<Record>,
+        remaining: Duration,
+        from: Option<LinkId>,
+        now: Instant,
+    ) {
+        let key = record.key;
+        let site = self.lsdb.site_of(&record);
+        let trusted = site.is_some_and(|site| self.trust.site(site).is_some());
+        let (serial, old) = self.lsdb.insert(Arc::clone(&record), remaining, trusted, now);
+        for adjacency in self.adjacencies.values_mut() {
+            if let Some(old) = &old {
+                adjacency.dequeue(key, old.serial);
+            }
+            if from != Some(adjacency.link) && adjacency.may_see(&record, site, self.identity.site)
+            {
+                adjacency.enqueue(key, serial);
+            }
+        }
+        self.follow(&record, old.as_ref().map(|old| &*old.record), from);
+    }
+
+    /// What follows from a new record.
+    fn follow(&mut self, record: &Arc<Record>, old: Option<&Record>, from: Option<LinkId>) {
+        let changed = old.is_none_or(|old| old.payload != record.payload);
+        if record.key.kind.is_statement() {
+            self.trust_stale |= changed;
+            if from.is_some() {
+                self.learned.push(Arc::clone(record));
+            }
+        } else if changed && record.key.kind == RecordKind::AddressPage {
+            self.snapshot.mark_addresses();
+        } else if changed {
+            self.snapshot.mark();
+        }
+        if let Payload::RouterLsa(lsa) = &record.payload {
+            let live = if lsa.leaving { u64::MAX } else { first_sequence(lsa) };
+            self.drop_pages(lsa.router, live);
+        }
+        let unparks = matches!(record.key.kind, RecordKind::SiteStatement | RecordKind::RouterLsa);
+        if unparks && changed {
+            for adjacency in self.adjacencies.values_mut() {
+                adjacency.unpark(record.key.origin);
+            }
+        }
+    }
+
+    /// Addresses of an earlier boot, or of a router that left, are void.
+    fn drop_pages(&mut self, router: crate::RouterId, below: u64) {
+        for key in self.lsdb.pages_below(router, below) {
+            if let Some(entry) = self.lsdb.remove(&key) {
+                for adjacency in self.adjacencies.values_mut() {
+                    adjacency.dequeue(key, entry.serial);
+                }
+                self.snapshot.mark_addresses();
+            }
+        }
+    }
+
+    /// Drops records whose lifetime is over, and with an LSA the pages that were verified with it.
+    pub(super) fn expire(&mut self, now: Instant) {
+        while let Some(entry) = self.lsdb.expire(now) {
+            let record = entry.record;
+            tracing::debug!(key = ?record.key, sequence = record.sequence, "record expired");
+            for adjacency in self.adjacencies.values_mut() {
+                adjacency.dequeue(record.key, entry.serial);
+            }
+            self.trust_stale |= record.key.kind.is_statement();
+            if let (RecordKind::RouterLsa, Origin::Router(router)) =
+                (record.key.kind, record.key.origin)
+            {
+                self.drop_pages(router, u64::MAX);
+            }
+            self.snapshot.mark();
+        }
+    }
+
+    /// Whether a record of ours is in the database.
+    pub(super) fn has(&self, key: &RecordKey) -> bool {
+        self.lsdb.get(key).is_some_and(|entry| !entry.record.is_purge())
+    }
+}
+
+/// The lowest sequence number of a router's present boot.
+fn first_sequence(lsa: &RouterLsa) -> u64 {
+    lsa.boot_epoch << 32
+}

@@ -1,0 +1,113 @@
+//! Numbers for our links, as written into frame headers.
+
+use crate::{Label, LinkId, ROUTER_RECORD_LIFETIME, RouterId};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+/// How long a label keeps its meaning after its link is gone: no path made of an LSA that named it can still be in use then.
+const RETENTION: Duration = Duration::from_secs(2 * ROUTER_RECORD_LIFETIME.as_secs());
+
+/// How far apart labels of consecutive boots begin: more than a router may have links; a prime, so that boots take long to
+/// meet again.
+const LABELS_PER_BOOT: u64 = 4_099;
+
+/// Which label means which neighbour. A link that comes back gets its label back; no label changes its meaning while anybody
+/// may still use it.
+#[derive(Debug)]
+pub(crate) struct Labels {
+    slots: BTreeMap<Label, Slot>,
+    last: u16,
+}
+
+#[derive(Debug)]
+struct Slot {
+    peer: RouterId,
+    state: State,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum State {
+    InUse(LinkId),
+    FreeSince(Instant),
+}
+
+impl Labels {
+    /// Labels for one boot. They begin elsewhere at every boot, so that a path learnt before a restart misses rather than
+    /// misleads.
+    pub(crate) fn new(boot_epoch: u64) -> Self {
+        let last = boot_epoch.wrapping_mul(LABELS_PER_BOOT) % u64::from(u16::MAX);
+        Self { slots: BTreeMap::new(), last: u16::try_from(last).unwrap_or(0) }
+    }
+
+    /// A label for a link to `peer`; `None` when all are taken.
+    pub(crate) fn assign(&mut self, peer: RouterId, link: LinkId, now: Instant) -> Option<Label> {
+        self.slots.retain(|_, slot| match slot.state {
+            State::InUse(_) => true,
+            State::FreeSince(since) => now.saturating_duration_since(since) < RETENTION,
+        });
+        let free = |slot: &Slot| slot.peer == peer && matches!(slot.state, State::FreeSince(_));
+        let label = match self.slots.iter().find(|(_, slot)| free(slot)) {
+            Some((&label, _)) => label,
+            None => self.unused()?,
+        };
+        self.slots.insert(label, Slot { peer, state: State::InUse(link) });
+        Some(label)
+    }
+
+    /// Keeps the label of a link that is gone for the next link to the same neighbour.
+    pub(crate) fn release(&mut self, link: LinkId, now: Instant) {
+        for slot in self.slots.values_mut().filter(|slot| slot.state == State::InUse(link)) {
+            slot.state = State::FreeSince(now);
+        }
+    }
+
+    /// Every label with the neighbour it means, dead links included.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (Label, RouterId)> {
+        self.slots.iter().map(|(&label, slot)| (label, slot.peer))
+    }
+
+    /// The next number without a meaning, in turn, so that those given up longest ago come last.
+    fn unused(&mut self) -> Option<Label> {
+        for _ in 0..u16::MAX {
+            self.last = self.last.checked_add(1).unwrap_or(1);
+            if !self.slots.contains_key(&Label(self.last)) {
+                return Some(Label(self.last));
+            }
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::disallowed_methods, reason = "a test is its own clock")]
+    use super::*;
+
+    const A: RouterId = RouterId([1; 16]);
+    const B: RouterId = RouterId([2; 16]);
+
+    #[test]
+    fn a_link_that_comes_back_has_its_label_back_and_parallel_links_differ() {
+        let (mut labels, now) = (Labels::new(1), Instant::now());
+        let first = labels.assign(A, LinkId(1), now).unwrap();
+        let second = labels.assign(A, LinkId(2), now).unwrap();
+        assert_ne!(first, second);
+        labels.release(LinkId(1), now);
+        assert_eq!(labels.assign(A, LinkId(3), now), Some(first));
+    }
+
+    #[test]
+    fn a_label_means_nobody_else_for_twice_the_lifetime() {
+        let (mut labels, now) = (Labels::new(1), Instant::now());
+        let label = labels.assign(A, LinkId(1), now).unwrap();
+        labels.release(LinkId(1), now);
+        let almost = now + RETENTION - Duration::from_secs(1);
+        for link in 2..u64::from(u16::MAX) + 1 {
+            assert_ne!(labels.assign(B, LinkId(link), almost), Some(label), "link {link}");
+        }
+        assert_eq!(labels.assign(B, LinkId(0), almost), None);
+        assert_eq!(labels.assign(B, LinkId(0), now + RETENTION), Some(label));
+    }
+}
