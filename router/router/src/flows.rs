@@ -1,8 +1,8 @@
 //! What ingress and egress know about flows in common: their surroundings, their counters and the access log.
 
 use crate::fabric::Counter;
-use crate::session::Budget;
-use skein_core::{Address, Fib, RouterId, SiteId};
+use crate::{session::Budget, splice::ReadBuffer};
+use skein_core::{Address, Fib, RouterId, SiteId, TrustView};
 use std::{
     sync::{
         Arc,
@@ -21,10 +21,14 @@ pub struct Surroundings {
     pub local: LocalRouter,
     /// The network as it is now.
     pub fib: watch::Receiver<Arc<Fib>>,
+    /// Who is trusted now.
+    pub trust: watch::Receiver<Arc<TrustView>>,
     /// Ceiling of the memory that flows may take.
     pub budget: Arc<Budget>,
     /// What became of flows.
     pub counters: Arc<FlowCounters>,
+    /// What every socket is read into.
+    pub buffer: Arc<ReadBuffer>,
 }
 
 /// This router, as its peers see it.
@@ -191,8 +195,6 @@ impl FlowRecord {
 impl Drop for FlowRecord {
     fn drop(&mut self) {
         self.counters.active.fetch_sub(1, Ordering::Relaxed);
-        self.counters.bytes_sent.add(self.sent_bytes);
-        self.counters.bytes_received.add(self.received_bytes);
         self.counters.outcomes[self.edge as usize][self.outcome as usize].add(1);
         tracing::info!(
             target: "skein::access",

@@ -22,6 +22,7 @@ pub mod net;
 mod respawn;
 mod router;
 pub mod session;
+pub mod splice;
 mod telemetry;
 
 pub use config::{Config, ControllerAddress};

@@ -1,11 +1,28 @@
 //! Where flows leave: connectors, which serve an address with local targets.
 
-use crate::flows::Surroundings;
+mod connector;
+mod flow;
+mod health;
+mod proxy_protocol;
+mod target;
+
+pub(crate) use flow::{Local, LocalFlow};
+
+use crate::{flows::Surroundings, session::IncomingFlow};
+use connector::{Connector, DRAIN_MAX};
 use parking_lot::Mutex;
-use skein_core::AddressEntry;
+use skein_core::{Address, AddressEntry};
 use skein_wire::proto::control::{ConnectorConfig, ConnectorStatus};
-use std::{sync::Arc, time::Instant};
-use tokio::sync::watch;
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Instant,
+};
+use tokio::{sync::watch, time::timeout_at};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// The connectors of this router. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -13,21 +30,65 @@ pub struct Egress(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    connectors: Mutex<Vec<ConnectorConfig>>,
+    surroundings: Surroundings,
+    /// By name.
+    connectors: Mutex<BTreeMap<String, Arc<Connector>>>,
     entries: watch::Sender<Vec<AddressEntry>>,
+    draining: AtomicBool,
+    /// Spreads flows over connectors of the same address.
+    next: AtomicUsize,
+    /// Flows, apart from the tasks of connectors, because a drain waits for them.
+    flows: TaskTracker,
+    tasks: TaskTracker,
+    abort: CancellationToken,
 }
 
 impl Egress {
     /// An egress without connectors.
     #[must_use]
-    pub fn start(_surroundings: Surroundings) -> Self {
-        let entries = watch::Sender::new(Vec::new());
-        Self(Arc::new(Inner { connectors: Mutex::default(), entries }))
+    pub fn start(surroundings: Surroundings) -> Self {
+        Self(Arc::new(Inner {
+            surroundings,
+            connectors: Mutex::default(),
+            entries: watch::Sender::new(Vec::new()),
+            draining: AtomicBool::new(false),
+            next: AtomicUsize::new(0),
+            flows: TaskTracker::new(),
+            tasks: TaskTracker::new(),
+            abort: CancellationToken::new(),
+        }))
     }
 
     /// Makes the connectors these. Flows of a connector that is gone or draining go on for an hour, unless it says `reset`.
-    pub fn configure(&self, connectors: Vec<ConnectorConfig>) {
-        *self.0.connectors.lock() = connectors;
+    pub fn configure(&self, configs: Vec<ConnectorConfig>) {
+        let mut connectors = self.0.connectors.lock();
+        let mut before = std::mem::take(&mut *connectors);
+        for mut config in configs {
+            let draining = std::mem::take(&mut config.draining);
+            let reset = std::mem::take(&mut config.reset);
+            let connector = match before.remove(&config.name) {
+                Some(kept) if kept.config == config && (draining || !kept.is_draining()) => kept,
+                changed => {
+                    if let Some(changed) = changed {
+                        self.withdraw_connector(&changed, false);
+                    }
+                    let connector = Connector::new(config);
+                    if !draining {
+                        self.check_targets(&connector);
+                    }
+                    connector
+                }
+            };
+            if draining {
+                self.withdraw_connector(&connector, reset);
+            }
+            connectors.insert(connector.config.name.clone(), connector);
+        }
+        for gone in before.into_values() {
+            self.withdraw_connector(&gone, false);
+        }
+        drop(connectors);
+        self.advertise();
     }
 
     /// What this router serves now: the addresses of connectors with a target that answers, for the engine to advertise.
@@ -39,12 +100,13 @@ impl Egress {
     /// Every connector as it is now, in the order of names.
     #[must_use]
     pub fn status(&self) -> Vec<ConnectorStatus> {
-        Vec::new()
+        self.0.connectors.lock().values().map(|connector| connector.status()).collect()
     }
 
     /// Withdraws every address and refuses new flows; flows that run are not touched.
     pub fn withdraw(&self) {
-        self.0.entries.send_replace(Vec::new());
+        self.0.draining.store(true, Ordering::Relaxed);
+        self.advertise();
     }
 
     /// Withdraws, lets flows end until `deadline`, resets the rest, joins the tasks and returns how many flows were reset.
@@ -53,7 +115,86 @@ impl Egress {
     /// Dropped midway, only the waiting ends.
     pub async fn drain(&self, deadline: Instant) -> u64 {
         self.withdraw();
-        tokio::time::sleep_until(deadline.into()).await;
-        0
+        self.0.flows.close();
+        let mut reset = 0;
+        if timeout_at(deadline.into(), self.0.flows.wait()).await.is_err() {
+            reset = self.0.flows.len() as u64;
+        }
+        self.0.abort.cancel();
+        self.0.flows.wait().await;
+        self.0.tasks.close();
+        self.0.tasks.wait().await;
+        reset
+    }
+
+    /// Takes a flow that a peer has just opened.
+    pub(crate) fn serve(&self, incoming: IncomingFlow) {
+        let served = flow::serve(self.clone(), incoming);
+        self.0.flows.spawn_on(served, &self.0.surroundings.runtime);
+    }
+
+    fn is_draining(&self) -> bool {
+        self.0.draining.load(Ordering::Relaxed)
+    }
+
+    /// The connectors that serve `port` of `address`, in turn.
+    fn connectors_for(&self, address: &Address, port: u16) -> Vec<Arc<Connector>> {
+        let connectors = self.0.connectors.lock();
+        let mut serving: Vec<_> = connectors
+            .values()
+            .filter(|connector| !connector.is_draining() && connector.serves(address, port))
+            .cloned()
+            .collect();
+        if !serving.is_empty() {
+            let first = self.0.next.fetch_add(1, Ordering::Relaxed) % serving.len();
+            serving.rotate_left(first);
+        }
+        serving
+    }
+
+    fn advertise(&self) {
+        let entries = if self.is_draining() {
+            Vec::new()
+        } else {
+            connector::entries(self.0.connectors.lock().values())
+        };
+        self.0.entries.send_if_modified(|current| {
+            let changed = *current != entries;
+            *current = entries;
+            changed
+        });
+    }
+
+    fn check_targets(&self, connector: &Arc<Connector>) {
+        for target in connector.targets() {
+            let (egress, target) = (self.clone(), Arc::clone(target));
+            let (withdrawn, stop) = (connector.withdrawn.clone(), self.0.abort.clone());
+            let check = async move {
+                tokio::select! {
+                    () = target.check(|| egress.advertise()) => {}
+                    () = withdrawn.cancelled() => {}
+                    () = stop.cancelled() => {}
+                }
+            };
+            self.0.tasks.spawn_on(check, &self.0.surroundings.runtime);
+        }
+    }
+
+    /// Its running flows get an hour, or nothing.
+    fn withdraw_connector(&self, connector: &Arc<Connector>, reset: bool) {
+        let was_draining = connector.is_draining();
+        connector.withdrawn.cancel();
+        if reset {
+            connector.abort.cancel();
+        } else if !was_draining && connector.flows() > 0 {
+            let (connector, stop) = (Arc::clone(connector), self.0.abort.clone());
+            let drain = async move {
+                tokio::select! {
+                    () = tokio::time::sleep(DRAIN_MAX) => connector.abort.cancel(),
+                    () = stop.cancelled() => {}
+                }
+            };
+            self.0.tasks.spawn_on(drain, &self.0.surroundings.runtime);
+        }
     }
 }

@@ -1,9 +1,30 @@
 //! Where flows enter: local listeners for addresses of the network.
 
-use crate::{egress::Egress, flows::Surroundings, session::Sessions};
+mod flow;
+mod holder;
+mod listener;
+
+use crate::{
+    egress::Egress,
+    flows::{Edge, FlowRecord, Outcome, Surroundings},
+    session::Sessions,
+    splice,
+};
+use listener::{Endpoint, Listener};
 use parking_lot::Mutex;
+use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
+use skein_core::RouterId;
 use skein_wire::proto::control::{ListenerConfig, ListenerStatus};
-use std::{sync::Arc, time::Instant};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Instant,
+};
+use tokio::{net::TcpStream, time::timeout_at};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// What [`Ingress::start`] needs.
 #[derive(Debug)]
@@ -22,27 +43,104 @@ pub struct IngressConfig {
 
 /// The listeners of this router. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Ingress(Arc<Mutex<Vec<ListenerConfig>>>);
+pub struct Ingress(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    config: IngressConfig,
+    flows_max: AtomicUsize,
+    rng: Mutex<StdRng>,
+    /// By name.
+    listeners: Mutex<BTreeMap<String, Configured>>,
+    /// Flows that enter here and leave at each router.
+    outstanding: Mutex<HashMap<RouterId, u64>>,
+    flows: TaskTracker,
+    tasks: TaskTracker,
+    /// Closes the listeners.
+    stop: CancellationToken,
+    /// Resets the flows.
+    abort: CancellationToken,
+}
+
+#[derive(Debug)]
+struct Configured {
+    address: String,
+    ports: Vec<(Arc<Listener>, CancellationToken)>,
+}
 
 impl Ingress {
     /// An ingress without listeners.
     #[must_use]
-    pub fn start(_config: IngressConfig) -> Self {
-        Self(Arc::default())
+    pub fn start(config: IngressConfig) -> Self {
+        Self(Arc::new(Inner {
+            flows_max: AtomicUsize::new(config.flows_max),
+            rng: Mutex::new(StdRng::from_seed(config.seed)),
+            config,
+            listeners: Mutex::default(),
+            outstanding: Mutex::default(),
+            flows: TaskTracker::new(),
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
+            abort: CancellationToken::new(),
+        }))
     }
 
     /// Makes the listeners these; what stays the same is not touched, flows that run are never touched.
-    pub fn configure(&self, listeners: Vec<ListenerConfig>) {
-        *self.0.lock() = listeners;
+    pub fn configure(&self, configs: Vec<ListenerConfig>) {
+        let mut listeners = self.0.listeners.lock();
+        let mut before: Vec<(Arc<Listener>, CancellationToken)> =
+            std::mem::take(&mut *listeners).into_values().flat_map(|c| c.ports).collect();
+        // Sockets are matched by what they are, not by the listener's name: a renamed listener keeps its socket.
+        let mut added = Vec::new();
+        for config in configs {
+            let mut ports = Vec::new();
+            for port in config.ports {
+                let (address, host) = (config.address.clone(), config.host.clone());
+                let endpoint = Endpoint { address, host, port };
+                let kept = before.iter().position(|(listener, _)| listener.endpoint == endpoint);
+                ports.push(kept.map_or_else(
+                    || {
+                        let port = (Listener::new(endpoint), self.0.stop.child_token());
+                        added.push(port.clone());
+                        port
+                    },
+                    |at| before.swap_remove(at),
+                ));
+            }
+            listeners.insert(config.name, Configured { address: config.address, ports });
+        }
+        for (_, gone) in before {
+            gone.cancel();
+        }
+        for (listener, stop) in added {
+            let ingress = self.clone();
+            let run = async move {
+                tokio::select! {
+                    () = listener.run(&ingress) => {}
+                    () = stop.cancelled() => {}
+                }
+            };
+            self.0.tasks.spawn_on(run, &self.0.config.surroundings.runtime);
+        }
     }
 
     /// Changes the number of flows open at a time.
-    pub fn set_flows_max(&self, _flows_max: usize) {}
+    pub fn set_flows_max(&self, flows_max: usize) {
+        self.0.flows_max.store(flows_max, Ordering::Relaxed);
+    }
 
     /// Every listener as it is now, in the order of names.
     #[must_use]
     pub fn status(&self) -> Vec<ListenerStatus> {
-        Vec::new()
+        let fib = Arc::clone(&self.0.config.surroundings.fib.borrow());
+        let listeners = self.0.listeners.lock();
+        let status = listeners.iter().map(|(name, configured)| ListenerStatus {
+            name: name.clone(),
+            address: configured.address.clone(),
+            ports: configured.ports.iter().map(|(port, _)| port.status()).collect(),
+            reachable: fib.addresses.contains_key(configured.address.as_str()),
+        });
+        status.collect()
     }
 
     /// Closes the listeners, lets flows end until `deadline`, resets the rest, joins the tasks and returns how many flows were reset.
@@ -50,7 +148,63 @@ impl Ingress {
     /// # Cancel safety
     /// Dropped midway, only the waiting ends.
     pub async fn drain(&self, deadline: Instant) -> u64 {
-        tokio::time::sleep_until(deadline.into()).await;
-        0
+        self.0.stop.cancel();
+        self.0.tasks.close();
+        self.0.tasks.wait().await;
+        self.0.flows.close();
+        let mut reset = 0;
+        if timeout_at(deadline.into(), self.0.flows.wait()).await.is_err() {
+            reset = self.0.flows.len() as u64;
+        }
+        self.0.abort.cancel();
+        self.0.flows.wait().await;
+        reset
+    }
+
+    fn start_flow(&self, opening: flow::Opening, client: TcpStream) {
+        let surroundings = &self.0.config.surroundings;
+        let (flow_id, draw) = {
+            let mut rng = self.0.rng.lock();
+            (rng.random::<[u8; 16]>(), rng.random::<u64>())
+        };
+        let counters = Arc::clone(&surroundings.counters);
+        let mut record =
+            FlowRecord::start(counters, Edge::Ingress, surroundings.local.site, flow_id);
+        record.address = Some(opening.address.clone());
+        if self.0.flows.len() >= self.0.flows_max.load(Ordering::Relaxed) {
+            record.outcome = Outcome::Overloaded;
+            splice::reset(client);
+            return;
+        }
+        let flow = flow::serve(self.clone(), opening, client, record, draw);
+        self.0.flows.spawn_on(flow, &surroundings.runtime);
+    }
+
+    fn outstanding(&self, router: RouterId) -> u64 {
+        self.0.outstanding.lock().get(&router).copied().unwrap_or(0)
+    }
+
+    /// Counts a flow to `router` until the guard is dropped.
+    fn count_towards(&self, router: RouterId) -> Outstanding {
+        *self.0.outstanding.lock().entry(router).or_default() += 1;
+        Outstanding { ingress: self.clone(), router }
+    }
+}
+
+#[derive(Debug)]
+struct Outstanding {
+    ingress: Ingress,
+    router: RouterId,
+}
+
+impl Drop for Outstanding {
+    fn drop(&mut self) {
+        let mut outstanding = self.ingress.0.outstanding.lock();
+        if let Some(count) = outstanding.get_mut(&self.router) {
+            *count -= 1;
+            if *count == 0 {
+                outstanding.remove(&self.router);
+            }
+        }
     }
 }

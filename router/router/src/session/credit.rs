@@ -47,6 +47,7 @@ pub struct ReceiveWindow {
     consumed_bytes: u64,
     sample_started: Instant,
     sample_bytes: u64,
+    finished: bool,
 }
 
 impl ReceiveWindow {
@@ -60,6 +61,7 @@ impl ReceiveWindow {
             consumed_bytes: 0,
             sample_started: now,
             sample_bytes: 0,
+            finished: false,
         }
     }
 
@@ -82,31 +84,41 @@ impl ReceiveWindow {
         }
     }
 
-    /// Counts bytes that the local socket took, and returns the credit to grant now.
+    /// Counts bytes that the local socket took, and returns the credit to grant now. `measure` reads time and round-trip time, when needed.
     ///
     /// The window doubles when a whole window was drained in less than two round trips, so it settles at two to four times the
     /// bandwidth-delay product; slow and idle flows keep what they have.
-    pub fn consumed(&mut self, bytes: u64, now: Instant, rtt: Duration) -> Option<u64> {
+    pub fn consumed(
+        &mut self,
+        bytes: u64,
+        measure: impl FnOnce() -> (Instant, Duration),
+    ) -> Option<u64> {
         self.consumed_bytes += bytes;
         self.sample_bytes += bytes;
+        if self.finished {
+            self.reservation.shrink(bytes);
+            return None;
+        }
         let outstanding = self.granted_bytes - self.consumed_bytes;
         let window = self.window_bytes();
         if window.saturating_sub(outstanding) < window / GRANT_DIVISOR {
             return None;
         }
-        self.grow(now, rtt);
+        self.grow(measure);
         let add = self.window_bytes().saturating_sub(outstanding);
         self.granted_bytes += add;
         (add > 0).then_some(add)
     }
 
-    fn grow(&mut self, now: Instant, rtt: Duration) {
+    fn grow(&mut self, measure: impl FnOnce() -> (Instant, Duration)) {
         let window = self.window_bytes();
+        if (INITIAL_CREDIT_BYTES..).contains(&window) && self.sample_bytes < window {
+            return;
+        }
+        let (now, rtt) = measure();
         if window < INITIAL_CREDIT_BYTES {
             // The flow was idle and is not any more. At the ceiling it goes on with what it kept.
             self.reservation.try_grow(INITIAL_CREDIT_BYTES - window);
-        } else if self.sample_bytes < window {
-            return;
         } else if now.saturating_duration_since(self.sample_started) < 2 * rtt.max(GROWTH_RTT_MIN) {
             self.reservation.try_grow(window.min(WINDOW_BYTES_MAX - window));
         }
@@ -129,6 +141,7 @@ impl ReceiveWindow {
 
     /// The sender has finished: only what it sent and nobody consumed still needs memory.
     pub fn finished(&mut self) {
+        self.finished = true;
         let held = self.received_bytes - self.consumed_bytes;
         self.reservation.shrink(self.window_bytes().saturating_sub(held));
     }
@@ -203,7 +216,7 @@ mod tests {
         *now += round;
         let open = window.granted_bytes - window.received_bytes;
         window.received(open).unwrap();
-        window.consumed(open, *now, RTT);
+        window.consumed(open, || (*now, RTT));
     }
 
     #[test]
@@ -248,7 +261,7 @@ mod tests {
         assert_eq!(budget.used_bytes(), IDLE_CREDIT_BYTES);
         let sent = sender.available(0);
         receiver.received(sent).unwrap();
-        sender.add(receiver.consumed(sent, now, RTT).unwrap());
+        sender.add(receiver.consumed(sent, || (now, RTT)).unwrap());
         assert_eq!(sender.available(sent), INITIAL_CREDIT_BYTES);
     }
 
@@ -298,7 +311,7 @@ mod tests {
                     Op::Consume(bytes) => {
                         let bytes = bytes.min(held);
                         held -= bytes;
-                        if let Some(add) = receiver.consumed(bytes, now, RTT) {
+                        if let Some(add) = receiver.consumed(bytes, || (now, RTT)) {
                             sender.add(add);
                         }
                     }

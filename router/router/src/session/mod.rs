@@ -5,50 +5,45 @@
 //! network's view, and after a while when no path is left.
 
 mod budget;
+mod connection;
+mod control;
 mod credit;
+mod flow;
+mod pool;
 mod transport;
+mod window;
 
 pub use budget::{Budget, Reservation};
 pub use credit::{
     CreditViolation, INITIAL_CREDIT_BYTES, ReceiveWindow, SendCredit, TURN_BYTES, WINDOW_BYTES_MAX,
 };
+pub use pool::DialError;
 pub use transport::endpoint;
 
+pub(crate) use connection::Session;
+pub(crate) use flow::{Flow, FlowError, FlowRecv, FlowSend, IncomingFlow};
+
 use crate::{egress::Egress, flows::Surroundings};
-use rustls_pki_types::CertificateDer;
-use skein_core::{Pin, RouterId, SiteId};
+use connection::Close;
+use pool::Pool;
+use skein_core::{Pin, RouterId};
+use skein_trust::RouterTls;
 use std::{
-    fmt,
     sync::Arc,
     time::{Duration, Instant},
 };
+use tokio::time::timeout;
 
-/// The router's credentials as sessions need them; mutual TLS with ALPN `skein-e2e/1`, no tickets, no resumption.
-pub trait Credentials: Send + Sync + fmt::Debug + 'static {
-    /// Configuration of a dial that accepts nobody but `peer`.
-    ///
-    /// # Errors
-    /// There is no certificate yet.
-    fn client(&self, peer: RouterId)
-    -> Result<Arc<dyn quinn::crypto::ClientConfig>, rustls::Error>;
-
-    /// Configuration of the accepting side, which lets in routers of trusted sites.
-    ///
-    /// # Errors
-    /// There is no certificate yet.
-    fn server(&self) -> Result<Arc<dyn quinn::crypto::ServerConfig>, rustls::Error>;
-
-    /// Who presented this chain, which one of the configurations above has verified.
-    fn peer(&self, chain: &[CertificateDer<'_>]) -> Option<(RouterId, SiteId)>;
-}
+/// What the last packets of closed sessions get to leave; their peers notice the rest by themselves.
+const CLOSE_GRACE: Duration = Duration::from_millis(500);
 
 /// What [`Sessions::start`] needs.
 #[derive(Debug)]
 pub struct SessionsConfig {
-    /// Made by [`endpoint`].
+    /// Made by [`endpoint`], for this alone.
     pub endpoint: quinn::Endpoint,
-    /// For dialling and accepting.
-    pub credentials: Arc<dyn Credentials>,
+    /// Credentials for dialling and accepting.
+    pub tls: RouterTls,
     /// Where flows that peers open leave.
     pub egress: Egress,
     /// The rest of the router.
@@ -57,35 +52,71 @@ pub struct SessionsConfig {
 
 /// The sessions of this router. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Sessions(Arc<SessionsConfig>);
+pub struct Sessions(Arc<Pool>);
 
 impl Sessions {
     /// Accepts sessions of peers and is ready to dial.
     #[must_use]
     pub fn start(config: SessionsConfig) -> Self {
-        Self(Arc::new(config))
+        Self(Pool::start(config))
+    }
+
+    /// The session to `router` on the path `pin`, dialled if there is none.
+    ///
+    /// # Errors
+    /// [`DialError`].
+    ///
+    /// # Cancel safety
+    /// Cancel-safe: a dial goes on for the next who asks.
+    pub(crate) async fn session(
+        &self,
+        router: RouterId,
+        pin: Pin,
+    ) -> Result<Arc<Session>, DialError> {
+        self.0.session(router, pin).await
     }
 
     /// Smoothed round-trip time of the session to `router` on the path `pin`; `None` when there is no session.
     #[must_use]
-    pub fn rtt(&self, _router: RouterId, _pin: Pin) -> Option<Duration> {
-        None
+    pub fn rtt(&self, router: RouterId, pin: Pin) -> Option<Duration> {
+        let matches = |s: &&Arc<Session>| s.peer.router == router && s.peer.pin == pin;
+        self.0.sessions().iter().find(matches).map(|session| session.rtt())
     }
 
     /// Sessions established now.
     #[must_use]
     pub fn count(&self) -> usize {
-        0
+        self.0.sessions().len()
     }
 
-    /// Tells peers to open no more flows, waits until those that run have ended or `deadline` has passed, closes everything and joins the tasks.
+    /// Streams open in all sessions now, besides control streams.
+    #[must_use]
+    pub fn flow_count(&self) -> usize {
+        self.0.sessions().iter().map(|session| session.flow_count()).sum()
+    }
+
+    /// Tells peers to open no more flows; to be called when a drain begins, before ingress and egress drain.
+    pub fn refuse_flows(&self) {
+        for session in self.0.sessions() {
+            session.drain();
+        }
+    }
+
+    /// Closes every session and joins the tasks. Flows that still run are lost: drain ingress and egress before.
     ///
     /// # Cancel safety
     /// Dropped midway, only the waiting ends.
-    pub async fn drain(&self, deadline: Instant) {
-        let idle = tokio::time::timeout_at(deadline.into(), self.0.endpoint.wait_idle());
-        if idle.await.is_err() {
-            self.0.endpoint.close(0_u32.into(), b"draining");
+    pub async fn close(&self, deadline: Instant) {
+        self.0.stop.cancel();
+        self.0.tasks.close();
+        for session in self.0.sessions() {
+            session.close(Close::Shutdown);
+        }
+        self.0.config.endpoint.close(0_u32.into(), b"the router stops");
+        self.0.tasks.wait().await;
+        let grace = deadline.saturating_duration_since(crate::clock::now()).max(CLOSE_GRACE);
+        if timeout(grace.min(CLOSE_GRACE), self.0.config.endpoint.wait_idle()).await.is_err() {
+            tracing::debug!("some peers did not acknowledge the end of their session");
         }
     }
 }

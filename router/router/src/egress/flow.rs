@@ -1,0 +1,236 @@
+//! One flow at its egress.
+
+use super::{
+    Egress,
+    connector::{Connector, FlowGuard},
+    proxy_protocol,
+};
+use crate::{
+    flows::{Edge, FlowRecord, Outcome},
+    session::{Flow, FlowError, IncomingFlow},
+    splice::{self, Progress, Terms},
+};
+use bytes::Bytes;
+use skein_core::{Address, SiteId};
+use skein_wire::proto::{
+    routing::Protocol,
+    session::{FlowOpen, refused::Reason},
+};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+use tokio::{io::AsyncWriteExt as _, net::TcpStream};
+use tokio_util::sync::CancellationToken;
+
+/// Why a flow is not taken, as told to its ingress.
+#[derive(Debug, thiserror::Error)]
+#[error("{detail}")]
+pub(crate) struct Refusal {
+    pub(crate) reason: Reason,
+    pub(crate) detail: String,
+}
+
+impl Refusal {
+    fn new(reason: Reason, detail: impl Into<String>) -> Self {
+        Self { reason, detail: detail.into() }
+    }
+}
+
+/// What a flow asks of an egress.
+#[derive(Debug)]
+struct Asked {
+    address: Address,
+    port: u16,
+    site: SiteId,
+    client: Option<SocketAddr>,
+    flow_id: Vec<u8>,
+}
+
+/// A target that took a flow.
+#[derive(Debug)]
+struct Served {
+    target: TcpStream,
+    connector: Arc<Connector>,
+    _counted: FlowGuard,
+}
+
+/// Takes a flow of a peer from its head to its end.
+pub(super) async fn serve(egress: Egress, incoming: IncomingFlow) {
+    let peer = incoming.session().peer;
+    let (head, mut flow) = match incoming.open().await {
+        Ok(Some(opened)) => opened,
+        Ok(None) => {
+            tracing::debug!(peer = %peer.router, "flow refused: the memory budget is used up");
+            return;
+        }
+        Err(error) => {
+            tracing::debug!(peer = %peer.router, %error, "stream is no flow");
+            return;
+        }
+    };
+    let surroundings = &egress.0.surroundings;
+    let counters = &surroundings.counters;
+    let flow_id = head.flow_id.first_chunk().copied().unwrap_or_default();
+    let mut record = FlowRecord::start(Arc::clone(counters), Edge::Egress, peer.site, flow_id);
+    record.egress_site = Some(surroundings.local.site);
+    let asked = match asked(head, peer.site) {
+        Ok(asked) => asked,
+        Err(refusal) => return refuse(flow, &mut record, refusal).await,
+    };
+    record.address = Some(asked.address.clone());
+    let served = match flow.buffer_during(connect(&egress, &asked)).await {
+        Ok(Ok(served)) => served,
+        Ok(Err(refusal)) => return refuse(flow, &mut record, refusal).await,
+        Err(error) => return note_loss(&mut record, &error),
+    };
+    if let Err(error) = flow.accept().await {
+        splice::reset(served.target);
+        return note_loss(&mut record, &error);
+    }
+    // At the egress the local socket is the target's: what comes from it goes to the client.
+    let progress = Progress::new(&counters.bytes_received, &counters.bytes_sent);
+    let abort = served.connector.abort.clone();
+    let idle_timeout = served.connector.idle_timeout();
+    let terms =
+        Terms { buffer: &surroundings.buffer, progress: &progress, idle_timeout, abort: &abort };
+    record.outcome = tokio::select! {
+        outcome = splice::with_flow(served.target, flow, Bytes::new(), terms) => outcome,
+        () = egress.0.abort.cancelled() => Outcome::Aborted,
+    };
+    record.sent_bytes = progress.to_socket_bytes();
+    record.received_bytes = progress.from_socket_bytes();
+}
+
+async fn refuse(flow: Flow, record: &mut FlowRecord, refusal: Refusal) {
+    tracing::debug!(reason = ?refusal.reason, detail = %refusal.detail, "flow refused");
+    record.outcome = Outcome::Refused;
+    if let Err(error) = flow.refuse(refusal.reason, refusal.detail).await {
+        note_loss(record, &error);
+    }
+}
+
+fn note_loss(record: &mut FlowRecord, error: &FlowError) {
+    record.outcome = match error {
+        FlowError::Reset => Outcome::FarReset,
+        FlowError::SessionLost | FlowError::Malformed(_) => Outcome::SessionLost,
+    };
+}
+
+fn asked(head: FlowOpen, site: SiteId) -> Result<Asked, Refusal> {
+    let no_such = |detail: &str| Refusal::new(Reason::NoSuchAddress, detail);
+    if head.protocol() != Protocol::Tcp {
+        return Err(no_such("this router serves TCP only"));
+    }
+    Ok(Asked {
+        address: head.address.parse().map_err(|_| no_such("not an address"))?,
+        port: u16::try_from(head.port).map_err(|_| no_such("not a port"))?,
+        site,
+        client: head.client.parse().ok(),
+        flow_id: head.flow_id,
+    })
+}
+
+/// Checks that the site may, and connects to a target.
+async fn connect(egress: &Egress, asked: &Asked) -> Result<Served, Refusal> {
+    if egress.is_draining() {
+        return Err(Refusal::new(Reason::Draining, "the egress router is shutting down"));
+    }
+    let allowed = {
+        let trust = egress.0.surroundings.trust.borrow();
+        trust.site(asked.site).is_some_and(|site| site.may_consume(&asked.address))
+    };
+    let is_ours = asked.site == egress.0.surroundings.local.site;
+    if !allowed && !is_ours {
+        return Err(Refusal::new(Reason::NotAllowed, "the site may not reach this address"));
+    }
+    let connectors = egress.connectors_for(&asked.address, asked.port);
+    let mut last = Refusal::new(Reason::NoSuchAddress, "no connector serves this address and port");
+    for connector in connectors {
+        match connector.connect(asked.port, asked.site).await {
+            Ok(mut target) => {
+                let counted = connector.count_flow();
+                if let Err(error) = introduce(&connector, &mut target, asked).await {
+                    last = Refusal::new(Reason::TargetUnreachable, error.to_string());
+                    continue;
+                }
+                return Ok(Served { target, connector, _counted: counted });
+            }
+            Err(Some(error)) => last = Refusal::new(error.reason(), error.to_string()),
+            Err(None) => {}
+        }
+    }
+    Err(last)
+}
+
+/// Tells the target who the client is, where the connector wants that.
+async fn introduce(
+    connector: &Connector,
+    target: &mut TcpStream,
+    asked: &Asked,
+) -> std::io::Result<()> {
+    if connector.config.proxy_protocol != 2 {
+        return Ok(());
+    }
+    let header = proxy_protocol::header(asked.client, target.peer_addr()?, &asked.flow_id);
+    // Fits into the empty buffer of a new socket, so this does not wait.
+    target.write_all(&header).await
+}
+
+/// A flow that leaves at the router where it enters.
+#[derive(Debug)]
+pub(crate) struct Local<'a> {
+    pub(crate) address: &'a Address,
+    pub(crate) port: u16,
+    pub(crate) client: Option<SocketAddr>,
+    pub(crate) flow_id: [u8; 16],
+}
+
+/// A local target that took a flow.
+#[derive(Debug)]
+pub(crate) struct LocalFlow {
+    served: Served,
+    egress: Egress,
+}
+
+impl Egress {
+    /// Connects a flow of this router's own ingress to a local target.
+    ///
+    /// # Errors
+    /// Why it was refused.
+    ///
+    /// # Cancel safety
+    /// Dropping the future closes the socket.
+    pub(crate) async fn connect_local(&self, local: Local<'_>) -> Result<LocalFlow, Refusal> {
+        let asked = Asked {
+            address: local.address.clone(),
+            port: local.port,
+            site: self.0.surroundings.local.site,
+            client: local.client,
+            flow_id: local.flow_id.to_vec(),
+        };
+        let served = connect(self, &asked).await?;
+        Ok(LocalFlow { served, egress: self.clone() })
+    }
+}
+
+impl LocalFlow {
+    /// Joins the client's socket and the target until both have ended.
+    ///
+    /// # Cancel safety
+    /// Dropped midway, both are reset.
+    pub(crate) async fn splice(
+        self,
+        client: TcpStream,
+        first: Bytes,
+        progress: &Progress<'_>,
+        abort: &CancellationToken,
+    ) -> Outcome {
+        let Self { served, egress } = self;
+        let idle_timeout: Option<Duration> = served.connector.idle_timeout();
+        let buffer = &egress.0.surroundings.buffer;
+        let terms = Terms { buffer, progress, idle_timeout, abort };
+        tokio::select! {
+            outcome = splice::with_socket(client, served.target, first, terms) => outcome,
+            () = served.connector.abort.cancelled() => Outcome::Aborted,
+            () = egress.0.abort.cancelled() => Outcome::Aborted,
+        }
+    }
+}

@@ -1,0 +1,244 @@
+//! One place where flows can leave: `host:port`.
+
+use super::health::Health;
+use crate::net;
+use parking_lot::Mutex;
+use siphasher::sip::SipHasher24;
+use skein_core::SiteId;
+use skein_wire::proto::{control::TargetStatus, session::refused::Reason};
+use std::{
+    hash::{Hash as _, Hasher as _},
+    io,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tokio::{net::TcpStream, sync::Notify, time::timeout};
+
+/// What a target's name resolved to is believed for so long: as long as it takes people to notice.
+const RESOLVED_FOR: Duration = Duration::from_secs(5);
+/// A resolver that takes longer is not working.
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Addresses of a name that are tried for one flow.
+const ADDRESSES_MAX: usize = 8;
+
+/// Why no connection to a target came about.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ConnectError {
+    #[error("{host} does not resolve: {source}")]
+    Unresolved { host: String, source: io::Error },
+    #[error("no answer within {} ms", .0.as_millis())]
+    Timeout(Duration),
+    #[error("{0}")]
+    Io(#[from] io::Error),
+}
+
+impl ConnectError {
+    /// As told to the ingress.
+    pub(super) fn reason(&self) -> Reason {
+        match self {
+            Self::Unresolved { .. } => Reason::TargetUnresolved,
+            Self::Io(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                Reason::TargetRefused
+            }
+            Self::Timeout(_) | Self::Io(_) => Reason::TargetUnreachable,
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Target {
+    host: String,
+    port: u16,
+    connect_timeout: Duration,
+    observed: Mutex<Observed>,
+    /// Asks for a check at once.
+    doubted: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Observed {
+    health: Health,
+    error: String,
+    checked: Option<Instant>,
+    resolved: Option<(Instant, Arc<[SocketAddr]>)>,
+}
+
+impl Target {
+    pub(super) fn new(host: String, port: u16, connect_timeout: Duration) -> Arc<Self> {
+        let (observed, doubted) = (Mutex::default(), Notify::new());
+        Arc::new(Self { host, port, connect_timeout, observed, doubted })
+    }
+
+    pub(super) fn is_up(&self) -> bool {
+        self.observed.lock().health.is_up()
+    }
+
+    pub(super) fn status(&self) -> TargetStatus {
+        let observed = self.observed.lock();
+        TargetStatus {
+            target: self.name(),
+            healthy: observed.health.is_up(),
+            error: observed.error.clone(),
+        }
+    }
+
+    fn name(&self) -> String {
+        // IPv6 addresses need brackets before a port.
+        match self.host.parse::<IpAddr>() {
+            Ok(ip) => SocketAddr::new(ip, self.port).to_string(),
+            Err(_name) => format!("{}:{}", self.host, self.port),
+        }
+    }
+
+    /// Connects, and takes the result as a check of the target's health.
+    ///
+    /// # Cancel safety
+    /// Dropping the future closes the socket.
+    pub(super) async fn connect(&self, source: Option<SiteId>) -> Result<TcpStream, ConnectError> {
+        let outcome = self.try_connect(source).await;
+        let mut observed = self.observed.lock();
+        observed.health.observe(outcome.is_ok());
+        observed.checked = Some(crate::clock::now());
+        match &outcome {
+            Ok(_) => observed.error.clear(),
+            Err(error) => {
+                observed.error = error.to_string();
+                observed.resolved = None;
+                self.doubted.notify_one();
+            }
+        }
+        outcome
+    }
+
+    async fn try_connect(&self, source: Option<SiteId>) -> Result<TcpStream, ConnectError> {
+        let mut outcome = Err(io::Error::from(io::ErrorKind::NotFound).into());
+        for &address in self.resolve().await?.iter().take(ADDRESSES_MAX) {
+            let from = source.filter(|_| is_loopback_v4(address)).map(source_address);
+            let connecting = timeout(self.connect_timeout, net::tcp_connect(address, from));
+            outcome = match connecting.await {
+                Ok(Ok(stream)) => return Ok(stream),
+                Ok(Err(error)) => Err(error.into()),
+                Err(_elapsed) => Err(ConnectError::Timeout(self.connect_timeout)),
+            };
+        }
+        outcome
+    }
+
+    async fn resolve(&self) -> Result<Arc<[SocketAddr]>, ConnectError> {
+        if let Ok(ip) = self.host.parse::<IpAddr>() {
+            return Ok(Arc::new([SocketAddr::new(ip, self.port)]));
+        }
+        let now = crate::clock::now();
+        if let Some((at, addresses)) = &self.observed.lock().resolved
+            && now.saturating_duration_since(*at) < RESOLVED_FOR
+        {
+            return Ok(Arc::clone(addresses));
+        }
+        let unresolved = |source| ConnectError::Unresolved { host: self.host.clone(), source };
+        let addresses: Arc<[SocketAddr]> = timeout(RESOLVE_TIMEOUT, net::resolve(&self.name()))
+            .await
+            .unwrap_or_else(|_elapsed| Err(io::ErrorKind::TimedOut.into()))
+            .map_err(unresolved)?
+            .into();
+        if addresses.is_empty() {
+            return Err(unresolved(io::ErrorKind::NotFound.into()));
+        }
+        self.observed.lock().resolved = Some((now, Arc::clone(&addresses)));
+        Ok(addresses)
+    }
+
+    /// Checks the target for as long as it is polled, and tells `changed` when it comes up or goes down.
+    pub(super) async fn check(&self, changed: impl Fn()) {
+        loop {
+            let was_up = self.is_up();
+            // The result is recorded; the connection itself is of no use.
+            drop(self.connect(None).await);
+            if self.is_up() != was_up {
+                tracing::info!(target = %self.name(), up = self.is_up(), "target changed");
+            }
+            changed();
+            self.due().await;
+        }
+    }
+
+    /// Waits until the next check is due: a flow that connected put it off, one that failed brought it forward.
+    async fn due(&self) {
+        loop {
+            let (interval, checked) = {
+                let observed = self.observed.lock();
+                (observed.health.interval(), observed.checked)
+            };
+            let since = checked.map(|at| crate::clock::now().saturating_duration_since(at));
+            let left = interval.saturating_sub(since.unwrap_or(interval));
+            if left.is_zero() {
+                return;
+            }
+            tokio::select! {
+                () = tokio::time::sleep(left) => {} // cancel-safe
+                () = self.doubted.notified() => {} // cancel-safe
+            }
+        }
+    }
+}
+
+fn is_loopback_v4(address: SocketAddr) -> bool {
+    matches!(address.ip(), IpAddr::V4(ip) if ip.is_loopback())
+}
+
+/// The address in 127.128.0.0/9 from which flows of `site` come, the same at every router and after every restart.
+fn source_address(site: SiteId) -> IpAddr {
+    let mut hasher = SipHasher24::new();
+    site.0.hash(&mut hasher);
+    let [a, b, c, ..] = hasher.finish().to_be_bytes();
+    // Neither the network's nor its broadcast address.
+    let c = c.clamp(1, 254);
+    IpAddr::V4(Ipv4Addr::new(127, 128 | a, b, c))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_refused_target_goes_down_and_comes_back() {
+        let listener = net::tcp_listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let target = Target::new("127.0.0.1".into(), port, Duration::from_secs(1));
+        target.connect(None).await.unwrap();
+        assert!(target.is_up());
+        drop(listener);
+        for _ in 0..2 {
+            let error = target.connect(None).await.unwrap_err();
+            assert_eq!(error.reason(), Reason::TargetRefused);
+        }
+        assert!(!target.is_up());
+        assert_ne!(target.status().error, "");
+        let _listener = net::tcp_listen(([127, 0, 0, 1], port).into()).unwrap();
+        for _ in 0..2 {
+            target.connect(None).await.unwrap();
+        }
+        assert!(target.is_up());
+    }
+
+    #[tokio::test]
+    async fn a_name_that_does_not_resolve_is_an_error_not_a_crash() {
+        let target = Target::new("no such host".into(), 1, Duration::from_secs(1));
+        let error = target.connect(None).await.unwrap_err();
+        assert_eq!(error.reason(), Reason::TargetUnresolved);
+    }
+
+    #[tokio::test]
+    async fn sites_have_source_addresses_of_their_own() {
+        let listener = net::tcp_listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let target = Target::new("127.0.0.1".into(), port, Duration::from_secs(1));
+        let site = SiteId([7; 32]);
+        let _stream = target.connect(Some(site)).await.unwrap();
+        let (_, from) = listener.accept().await.unwrap();
+        assert_eq!(from.ip(), source_address(site));
+        let IpAddr::V4(ip) = from.ip() else { panic!("not IPv4") };
+        assert!(ip.octets()[0] == 127 && ip.octets()[1] >= 128);
+        assert_ne!(source_address(site), source_address(SiteId([8; 32])));
+    }
+}

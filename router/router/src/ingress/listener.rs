@@ -1,0 +1,261 @@
+//! One port of a listener: open while somebody serves it, closed otherwise.
+
+use super::{Ingress, flow, holder};
+use crate::net;
+use parking_lot::Mutex;
+use skein_core::{Address, Fib, Port, Protocol, RouterId};
+use skein_wire::proto::{
+    control::{ListenerPort, ListenerPortStatus},
+    routing,
+};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::watch,
+    time::sleep,
+};
+
+/// Between attempts to bind a port that somebody else holds.
+const BIND_RETRY: Duration = Duration::from_secs(5);
+/// The first attempts come faster, because the holder may be a listener of our own that is about to close.
+const BIND_RETRY_SOON: Duration = Duration::from_millis(100);
+const BIND_RETRIES_SOON: u32 = 3;
+/// A provider whose path is lost has so long to come back until clients are turned away.
+const PATH_LOST_MAX: Duration = Duration::from_secs(2);
+/// Accepting pauses when descriptors or memory run out, doubling up to the second.
+const ACCEPT_PAUSE_MIN: Duration = Duration::from_millis(50);
+const ACCEPT_PAUSE_MAX: Duration = Duration::from_secs(1);
+
+/// What makes one socket different from another.
+#[derive(Clone, PartialEq, Debug)]
+pub(super) struct Endpoint {
+    pub(super) address: String,
+    pub(super) host: String,
+    pub(super) port: ListenerPort,
+}
+
+/// A socket as it is now.
+#[derive(Clone, Debug, Default)]
+struct State {
+    bound: Option<SocketAddr>,
+    fallback: bool,
+    error: String,
+}
+
+#[derive(Debug)]
+pub(super) struct Listener {
+    pub(super) endpoint: Endpoint,
+    state: Mutex<State>,
+}
+
+/// Why an endpoint cannot be listened on, whatever happens.
+#[derive(Debug, thiserror::Error)]
+enum EndpointError {
+    #[error("{0:?} is not an address")]
+    Address(String),
+    #[error("{0:?} is not an IP address of this host")]
+    Host(String),
+    #[error("{0} is not a port")]
+    Port(u32),
+    #[error("UDP is not supported yet")]
+    Udp,
+}
+
+#[derive(Debug)]
+struct Parsed {
+    address: Address,
+    service: Port,
+    local: SocketAddr,
+    fallback: Option<SocketAddr>,
+}
+
+impl Endpoint {
+    fn parse(&self) -> Result<Parsed, EndpointError> {
+        let port = |port: u32| u16::try_from(port).map_err(|_| EndpointError::Port(port));
+        if self.port.protocol() == routing::Protocol::Udp {
+            return Err(EndpointError::Udp);
+        }
+        let address =
+            self.address.parse().map_err(|_| EndpointError::Address(self.address.clone()))?;
+        let host: IpAddr = self.host.parse().map_err(|_| EndpointError::Host(self.host.clone()))?;
+        let fallback = port(self.port.fallback_port)?;
+        Ok(Parsed {
+            address,
+            service: Port { port: port(self.port.port)?, protocol: Protocol::Tcp },
+            local: SocketAddr::new(host, port(self.port.local_port)?),
+            fallback: (fallback > 0).then_some(SocketAddr::new(host, fallback)),
+        })
+    }
+}
+
+impl Listener {
+    pub(super) fn new(endpoint: Endpoint) -> Arc<Self> {
+        Arc::new(Self { endpoint, state: Mutex::default() })
+    }
+
+    pub(super) fn status(&self) -> ListenerPortStatus {
+        let state = self.state.lock().clone();
+        ListenerPortStatus {
+            port: self.endpoint.port.port,
+            bound: state.bound.map(|bound| bound.to_string()).unwrap_or_default(),
+            error: state.error,
+            protocol: self.endpoint.port.protocol,
+            fallback: state.fallback,
+        }
+    }
+
+    /// Opens and closes the socket as providers come and go, for as long as it is polled.
+    pub(super) async fn run(&self, ingress: &Ingress) {
+        let parsed = match self.endpoint.parse() {
+            Ok(parsed) => parsed,
+            Err(error) => {
+                self.state.lock().error = error.to_string();
+                return;
+            }
+        };
+        let mut fib = ingress.0.config.surroundings.fib.clone();
+        let mut failures = 0;
+        loop {
+            if fib.wait_for(|fib| !providers(fib, &parsed).is_empty()).await.is_err() {
+                return;
+            }
+            match self.bind(&parsed) {
+                Ok(socket) => {
+                    failures = 0;
+                    self.accept(ingress, &parsed, socket, &mut fib).await;
+                    *self.state.lock() = State::default();
+                    tracing::info!(address = %parsed.address, port = parsed.service.port, "listener closed");
+                }
+                Err(error) => {
+                    self.report(&parsed, error).await;
+                    failures += 1;
+                    let soon = failures <= BIND_RETRIES_SOON;
+                    sleep(if soon { BIND_RETRY_SOON } else { BIND_RETRY }).await;
+                }
+            }
+        }
+    }
+
+    fn bind(&self, parsed: &Parsed) -> io::Result<TcpListener> {
+        let mut fallback = false;
+        let socket = match (net::tcp_listen(parsed.local), parsed.fallback) {
+            (Err(_taken), Some(second)) => {
+                fallback = true;
+                net::tcp_listen(second)?
+            }
+            (outcome, _) => outcome?,
+        };
+        let bound = socket.local_addr()?;
+        tracing::info!(address = %parsed.address, port = parsed.service.port, %bound, fallback, "listener open");
+        *self.state.lock() = State { bound: Some(bound), fallback, error: String::new() };
+        Ok(socket)
+    }
+
+    async fn report(&self, parsed: &Parsed, error: io::Error) {
+        let local = parsed.local;
+        let mut text = format!("{local}: {error}");
+        if error.kind() == io::ErrorKind::AddrInUse {
+            let holder = tokio::task::spawn_blocking(move || holder::holder(local.port())).await;
+            if let Ok(Some(holder)) = holder {
+                text = format!("{local} is held by {holder}");
+            }
+        }
+        let mut state = self.state.lock();
+        if state.error != text {
+            tracing::warn!(address = %parsed.address, error = text, "cannot listen");
+            state.error = text;
+        }
+    }
+
+    /// Accepts clients until nobody serves them any more.
+    async fn accept(
+        &self,
+        ingress: &Ingress,
+        parsed: &Parsed,
+        socket: TcpListener,
+        fib: &mut watch::Receiver<Arc<Fib>>,
+    ) {
+        let mut pause = ACCEPT_PAUSE_MIN;
+        let unserved = unserved(fib, parsed);
+        let mut unserved = std::pin::pin!(unserved);
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                () = &mut unserved => return,
+                accepted = socket.accept() => accepted, // cancel-safe
+            };
+            match accepted {
+                Ok((client, from)) => {
+                    pause = ACCEPT_PAUSE_MIN;
+                    start_flow(ingress, parsed, client, from);
+                }
+                Err(error) if is_exhaustion(&error) => {
+                    tracing::warn!(%error, pause_ms = pause.as_millis(), "accepting pauses");
+                    sleep(pause).await;
+                    pause = (pause * 2).min(ACCEPT_PAUSE_MAX);
+                }
+                // The client went away while it waited in the backlog.
+                Err(error) => tracing::debug!(%error, "a client was not accepted"),
+            }
+        }
+    }
+}
+
+fn start_flow(ingress: &Ingress, parsed: &Parsed, client: TcpStream, from: SocketAddr) {
+    let opening = flow::Opening {
+        address: parsed.address.clone(),
+        service: parsed.service,
+        client_address: from,
+    };
+    ingress.start_flow(opening, client);
+}
+
+/// Completes when nobody serves the port: at once when it was withdrawn, after a while when only paths were lost.
+async fn unserved(fib: &mut watch::Receiver<Arc<Fib>>, parsed: &Parsed) {
+    let mut last = Vec::new();
+    loop {
+        let lost = {
+            let fib = fib.borrow_and_update();
+            let now = providers(&fib, parsed);
+            let served = !now.is_empty();
+            if served {
+                last = now;
+            }
+            let reachable =
+                |router: &RouterId| fib.is_local(*router) || fib.routes.contains_key(router);
+            if served { None } else { Some(!last.iter().all(reachable)) }
+        };
+        match lost {
+            Some(false) => return,
+            Some(true) => {
+                let back = fib.wait_for(|fib| !providers(fib, parsed).is_empty());
+                if !matches!(tokio::time::timeout(PATH_LOST_MAX, back).await, Ok(Ok(_))) {
+                    return;
+                }
+            }
+            None => {
+                if fib.changed().await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+fn providers(fib: &Fib, parsed: &Parsed) -> Vec<RouterId> {
+    let providers = fib.addresses.get(&parsed.address).map_or(&[][..], |providers| providers);
+    let serving = providers.iter().filter(|p| p.entry.ports.contains(&parsed.service));
+    serving.map(|provider| provider.router).collect()
+}
+
+/// Whether accepting failed for lack of descriptors or memory, and will again until some are free.
+fn is_exhaustion(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let exhausted = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::NOBUFS];
+    exhausted.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+}

@@ -1,0 +1,583 @@
+//! One flow: a bidirectional stream of a session with credit both ways.
+//!
+//! Dropping a quinn `SendStream` *finishes* it, which would turn an abort into a clean end. The halves here abort on drop unless they
+//! ended cleanly.
+
+use super::{
+    CreditViolation, INITIAL_CREDIT_BYTES, ReceiveWindow, SendCredit, connection::Session,
+};
+use crate::clock;
+use bytes::{Bytes, BytesMut};
+use parking_lot::Mutex;
+use prost::Message;
+use quinn::VarInt;
+use skein_wire::{
+    framing::{self, Decoder, FramingError},
+    proto::session::{
+        Accepted, FlowOpen, FlowReply, Refused, flow_reply::Outcome as Reply, refused::Reason,
+    },
+};
+use std::{collections::VecDeque, io::IoSlice, sync::Arc, time::Duration};
+use tokio::sync::SetOnce;
+
+/// Largest head of a flow: an address, a trace context and attributes of a few kilobytes.
+const OPEN_LEN_MAX: usize = 16 << 10;
+/// Largest reply to it.
+const REPLY_LEN_MAX: usize = 4 << 10;
+/// A head comes with the stream's first packet; a peer that takes longer is not opening a flow.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
+/// Chunks taken from quinn or given to the socket at a time.
+pub(crate) const CHUNKS_MAX: usize = 16;
+/// A held chunk pins its whole receive buffer of up to 64 KiB. Smaller ones than this are copied together when there are many.
+const SMALL_CHUNK_LEN: usize = 16 << 10;
+/// As many small chunks may be held as they came.
+const SMALL_CHUNKS_MAX: usize = 16;
+/// Stream error code: the flow was aborted.
+const CODE_ABORTED: VarInt = VarInt::from_u32(1);
+/// Stream error code: the flow was refused, as the reply says.
+const CODE_REFUSED: VarInt = VarInt::from_u32(2);
+
+/// Why a flow cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum FlowError {
+    /// The peer reset the flow.
+    #[error("the peer reset the flow")]
+    Reset,
+    /// The session is gone.
+    #[error("the session was lost")]
+    SessionLost,
+    /// The peer sent something that is no flow.
+    #[error("the peer broke the flow protocol: {0}")]
+    Malformed(&'static str),
+}
+
+impl From<quinn::ReadError> for FlowError {
+    fn from(error: quinn::ReadError) -> Self {
+        match error {
+            quinn::ReadError::Reset(_) | quinn::ReadError::ClosedStream => Self::Reset,
+            quinn::ReadError::ConnectionLost(_) => Self::SessionLost,
+            quinn::ReadError::IllegalOrderedRead | quinn::ReadError::ZeroRttRejected => {
+                unreachable!("invariant: reads are ordered and there is no 0-RTT")
+            }
+        }
+    }
+}
+
+impl From<quinn::WriteError> for FlowError {
+    fn from(error: quinn::WriteError) -> Self {
+        match error {
+            quinn::WriteError::Stopped(_) | quinn::WriteError::ClosedStream => Self::Reset,
+            quinn::WriteError::ConnectionLost(_) => Self::SessionLost,
+            quinn::WriteError::ZeroRttRejected => unreachable!("invariant: there is no 0-RTT"),
+        }
+    }
+}
+
+/// What both halves and the session's control stream share.
+#[derive(Debug)]
+pub(super) struct FlowState {
+    session: Arc<Session>,
+    index: u64,
+    credit: SendCredit,
+    window: Mutex<ReceiveWindow>,
+    /// The peer's socket was reset after it had sent so many bytes.
+    aborted_after: SetOnce<u64>,
+}
+
+impl FlowState {
+    pub(super) fn new(
+        session: Arc<Session>,
+        index: u64,
+        credit: SendCredit,
+        window: ReceiveWindow,
+    ) -> Self {
+        Self { session, index, credit, window: Mutex::new(window), aborted_after: SetOnce::new() }
+    }
+
+    /// Applies a credit message of the peer.
+    pub(super) fn apply(&self, add_bytes: u64, return_bytes: u64) -> Result<(), CreditViolation> {
+        if add_bytes > 0 {
+            self.credit.add(add_bytes);
+        }
+        if return_bytes > 0 {
+            self.window.lock().returned(return_bytes)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn peer_aborted(&self, after_bytes: u64) {
+        // A second abort of the same flow says nothing new.
+        let _ = self.aborted_after.set(after_bytes);
+    }
+}
+
+impl Drop for FlowState {
+    fn drop(&mut self) {
+        self.session.unregister(self.index);
+    }
+}
+
+/// A flow, both halves.
+#[derive(Debug)]
+pub(crate) struct Flow {
+    pub(crate) send: FlowSend,
+    pub(crate) recv: FlowRecv,
+}
+
+impl Flow {
+    fn new(
+        session: &Arc<Session>,
+        send: quinn::SendStream,
+        recv: quinn::RecvStream,
+        window: ReceiveWindow,
+    ) -> Self {
+        let state = session.register(send.id().index(), window);
+        Self {
+            send: FlowSend { state: Arc::clone(&state), stream: send, sent_bytes: 0, ended: false },
+            recv: FlowRecv {
+                state,
+                stream: recv,
+                queue: ChunkQueue::default(),
+                received_bytes: 0,
+                finished: false,
+            },
+        }
+    }
+
+    /// Opens a flow on `session` and sends its head together with `first`. Waits while the peer allows no more flows.
+    ///
+    /// # Errors
+    /// [`FlowError::SessionLost`]; nothing else, because a refusal comes with the reply.
+    ///
+    /// # Cancel safety
+    /// Dropped midway, nothing was opened, or what was opened is reset.
+    pub(crate) async fn open(
+        session: &Arc<Session>,
+        window: ReceiveWindow,
+        head: &FlowOpen,
+        first: Bytes,
+    ) -> Result<Self, FlowError> {
+        let (send, recv) =
+            session.connection.open_bi().await.map_err(|_lost| FlowError::SessionLost)?;
+        let mut flow = Self::new(session, send, recv, window);
+        let mut buffer = BytesMut::with_capacity(head.encoded_len() + 4);
+        framing::encode(head, &mut buffer);
+        flow.send.sent_bytes = first.len() as u64;
+        match session.write(&mut flow.send.stream, &mut [buffer.freeze(), first]).await {
+            // Refused before all of it was written: the reply says why.
+            Ok(()) | Err(quinn::WriteError::Stopped(_)) => Ok(flow),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Waits for the egress's answer.
+    ///
+    /// # Errors
+    /// The flow or the session is gone, or the answer is none.
+    ///
+    /// # Cancel safety
+    /// Not cancel-safe: drop the flow then.
+    pub(crate) async fn reply(&mut self) -> Result<Result<(), Refused>, FlowError> {
+        match self.recv.message::<FlowReply>(REPLY_LEN_MAX).await?.outcome {
+            Some(Reply::Accepted(Accepted {})) => Ok(Ok(())),
+            Some(Reply::Refused(refused)) => Ok(Err(refused)),
+            None => Err(FlowError::Malformed("a reply of an unknown kind")),
+        }
+    }
+
+    /// Tells the ingress that the target is there.
+    ///
+    /// # Errors
+    /// The flow or the session is gone.
+    ///
+    /// # Cancel safety
+    /// Not cancel-safe: drop the flow then.
+    pub(crate) async fn accept(&mut self) -> Result<(), FlowError> {
+        let reply = FlowReply { outcome: Some(Reply::Accepted(Accepted {})) };
+        self.send.write_reply(&reply).await
+    }
+
+    /// Tells the ingress why not, and ends the flow.
+    ///
+    /// # Errors
+    /// The flow or the session is gone.
+    ///
+    /// # Cancel safety
+    /// Not cancel-safe: drop the flow then.
+    pub(crate) async fn refuse(mut self, reason: Reason, detail: String) -> Result<(), FlowError> {
+        refuse(&self.send.state.session, &mut self.send.stream, reason, detail).await?;
+        self.send.ended = true;
+        self.recv.stop(CODE_REFUSED);
+        Ok(())
+    }
+
+    /// Waits while chunks may arrive, taking what does, until `until` is done.
+    ///
+    /// # Errors
+    /// What `until` says, or that the flow is gone.
+    ///
+    /// # Cancel safety
+    /// As cancel-safe as `until`.
+    pub(crate) async fn buffer_during<T>(
+        &mut self,
+        until: impl Future<Output = T>,
+    ) -> Result<T, FlowError> {
+        let mut until = std::pin::pin!(until);
+        loop {
+            tokio::select! {
+                biased;
+                done = &mut until => return Ok(done),
+                filled = self.recv.fill(), if !self.recv.finished => filled?, // cancel-safe
+            }
+        }
+    }
+}
+
+async fn refuse(
+    session: &Session,
+    stream: &mut quinn::SendStream,
+    reason: Reason,
+    detail: String,
+) -> Result<(), FlowError> {
+    let refused = Refused { reason: reason.into(), detail };
+    let reply = FlowReply { outcome: Some(Reply::Refused(refused)) };
+    let mut buffer = BytesMut::new();
+    framing::encode(&reply, &mut buffer);
+    session.write(stream, &mut [buffer.freeze()]).await?;
+    stream.finish().map_err(|_closed| FlowError::Reset)
+}
+
+/// A stream that a peer has just opened.
+#[derive(Debug)]
+pub(crate) struct IncomingFlow {
+    session: Arc<Session>,
+    send: quinn::SendStream,
+    recv: quinn::RecvStream,
+}
+
+impl IncomingFlow {
+    pub(super) fn new(
+        session: Arc<Session>,
+        send: quinn::SendStream,
+        recv: quinn::RecvStream,
+    ) -> Self {
+        Self { session, send, recv }
+    }
+
+    pub(crate) fn session(&self) -> &Arc<Session> {
+        &self.session
+    }
+
+    /// Reserves the flow's window and reads its head. `None` when the flow was refused at the ceiling of memory.
+    ///
+    /// # Errors
+    /// The flow or the session is gone, or this is no flow.
+    ///
+    /// # Cancel safety
+    /// Not cancel-safe; dropping resets the stream.
+    pub(crate) async fn open(mut self) -> Result<Option<(FlowOpen, Flow)>, FlowError> {
+        let Some(reservation) = self.session.budget.reserve(INITIAL_CREDIT_BYTES) else {
+            let detail = "the egress router is at its ceiling of memory".into();
+            refuse(&self.session, &mut self.send, Reason::Overloaded, detail).await?;
+            // Already ended by the peer: nothing is left to stop.
+            let _ = self.recv.stop(CODE_REFUSED);
+            return Ok(None);
+        };
+        let window = ReceiveWindow::new(reservation, clock::now());
+        let mut flow = Flow::new(&self.session, self.send, self.recv, window);
+        let head = tokio::time::timeout(OPEN_TIMEOUT, flow.recv.message(OPEN_LEN_MAX)).await;
+        let head = head.map_err(|_elapsed| FlowError::Malformed("no head in time"))??;
+        Ok(Some((head, flow)))
+    }
+}
+
+/// The sending half.
+#[derive(Debug)]
+pub(crate) struct FlowSend {
+    state: Arc<FlowState>,
+    stream: quinn::SendStream,
+    sent_bytes: u64,
+    ended: bool,
+}
+
+impl FlowSend {
+    /// Waits until payload may be sent, and returns how many bytes.
+    ///
+    /// # Cancel safety
+    /// Cancel-safe.
+    pub(crate) async fn credit(&self) -> u64 {
+        self.state.credit.wait(self.sent_bytes).await
+    }
+
+    /// Sends payload within the credit, in turn with the other flows of the session.
+    ///
+    /// # Errors
+    /// The flow or the session is gone.
+    ///
+    /// # Cancel safety
+    /// Not cancel-safe: drop the flow then.
+    pub(crate) async fn write(&mut self, chunk: Bytes) -> Result<(), FlowError> {
+        self.sent_bytes += chunk.len() as u64;
+        Ok(self.state.session.write(&mut self.stream, &mut [chunk]).await?)
+    }
+
+    /// Gives up most of the credit of an idle flow; false when there is no more than a little.
+    pub(crate) fn give_back(&self) -> bool {
+        let surplus = self.state.credit.give_back(self.sent_bytes);
+        if let Some(bytes) = surplus {
+            self.state.session.outbox.give_back(self.state.index, bytes);
+        }
+        surplus.is_some()
+    }
+
+    /// Ends the half cleanly; [`FlowSend::acknowledged`] tells when all of it has arrived.
+    pub(crate) fn finish(&mut self) {
+        // Fails when the peer has stopped the stream, which `acknowledged` reports.
+        let _ = self.stream.finish();
+    }
+
+    /// Completes when the finished half has arrived as a whole, or fails as soon as the peer stops it.
+    ///
+    /// # Cancel safety
+    /// Cancel-safe.
+    pub(crate) fn acknowledged(
+        &self,
+    ) -> impl Future<Output = Result<(), FlowError>> + Send + 'static {
+        let stopped = self.stream.stopped();
+        async move {
+            match stopped.await {
+                Ok(None) => Ok(()),
+                Ok(Some(_code)) => Err(FlowError::Reset),
+                Err(_lost) => Err(FlowError::SessionLost),
+            }
+        }
+    }
+
+    /// Takes note that the half has ended cleanly and need not be reset.
+    pub(crate) fn set_ended(&mut self) {
+        self.ended = true;
+    }
+
+    /// Tells the peer that the local socket was reset after what has been sent; the peer resets the flow when it has delivered that.
+    pub(crate) fn abort_after_sent(&self) {
+        self.state.session.outbox.abort(self.state.index, self.sent_bytes);
+    }
+
+    async fn write_reply(&mut self, reply: &FlowReply) -> Result<(), FlowError> {
+        let mut buffer = BytesMut::new();
+        framing::encode(reply, &mut buffer);
+        Ok(self.state.session.write(&mut self.stream, &mut [buffer.freeze()]).await?)
+    }
+}
+
+impl Drop for FlowSend {
+    fn drop(&mut self) {
+        if !self.ended {
+            // Fails when the peer has already stopped the stream.
+            let _ = self.stream.reset(CODE_ABORTED);
+        }
+    }
+}
+
+/// The receiving half: everything that arrived is taken from quinn at once, and held here until the socket takes it.
+#[derive(Debug)]
+pub(crate) struct FlowRecv {
+    state: Arc<FlowState>,
+    stream: quinn::RecvStream,
+    queue: ChunkQueue,
+    received_bytes: u64,
+    finished: bool,
+}
+
+impl FlowRecv {
+    /// Takes what has arrived, or waits for it. Must not be called again once [`FlowRecv::is_finished`].
+    ///
+    /// # Errors
+    /// The flow or the session is gone.
+    ///
+    /// # Cancel safety
+    /// Cancel-safe.
+    pub(crate) async fn fill(&mut self) -> Result<(), FlowError> {
+        let mut chunks: [Bytes; CHUNKS_MAX] = Default::default();
+        match self.stream.read_chunks(&mut chunks).await? {
+            Some(count) => {
+                chunks[..count].iter_mut().try_for_each(|c| self.push(std::mem::take(c)))
+            }
+            None => {
+                self.finished = true;
+                self.state.window.lock().finished();
+                Ok(())
+            }
+        }
+    }
+
+    /// Whether the peer has ended its half; what it sent before may still be held.
+    pub(crate) fn is_finished(&self) -> bool {
+        self.finished
+    }
+
+    /// What is held.
+    pub(crate) fn queue(&self) -> &ChunkQueue {
+        &self.queue
+    }
+
+    /// Drops the first `len` bytes held: the socket took them. Grants credit when it is due.
+    pub(crate) fn consume(&mut self, len: usize) {
+        self.queue.advance(len);
+        let session = &self.state.session;
+        let measure = || (clock::now(), session.rtt());
+        let grant = self.state.window.lock().consumed(len as u64, measure);
+        if let Some(bytes) = grant {
+            session.outbox.grant(self.state.index, bytes);
+        }
+    }
+
+    /// Copies small chunks together that have to wait.
+    pub(crate) fn compact(&mut self) {
+        self.queue.compact();
+    }
+
+    /// Completes when the peer has aborted the flow, with the number of bytes to deliver before.
+    ///
+    /// # Cancel safety
+    /// Cancel-safe.
+    pub(crate) fn aborted(&self) -> impl Future<Output = u64> + Send + 'static {
+        let state = Arc::clone(&self.state);
+        async move { *state.aborted_after.wait().await }
+    }
+
+    /// Whether the peer has aborted the flow and everything before that has been delivered.
+    pub(crate) fn is_aborted(&self) -> bool {
+        let delivered = self.received_bytes - self.queue.len_bytes() as u64;
+        self.state.aborted_after.get().is_some_and(|&after| delivered >= after)
+    }
+
+    fn stop(&mut self, code: VarInt) {
+        if !self.finished {
+            self.finished = true;
+            // Fails when the peer has already reset the stream.
+            let _ = self.stream.stop(code);
+        }
+    }
+
+    fn push(&mut self, chunk: Bytes) -> Result<(), FlowError> {
+        self.received_bytes += chunk.len() as u64;
+        if let Err(violation) = self.state.window.lock().received(chunk.len() as u64) {
+            self.state.session.violated(&violation);
+            return Err(FlowError::SessionLost);
+        }
+        self.queue.push(chunk);
+        Ok(())
+    }
+
+    /// Reads one message; what comes after it is payload.
+    async fn message<M: Message + Default>(&mut self, len_max: usize) -> Result<M, FlowError> {
+        let mut decoder = Decoder::new(len_max);
+        loop {
+            let next = decoder.next_message().map_err(|error| match error {
+                FramingError::TooLong { .. } => FlowError::Malformed("too long a message"),
+                FramingError::Length | FramingError::Truncated => {
+                    FlowError::Malformed("a malformed message length")
+                }
+            })?;
+            if let Some(message) = next {
+                let rest = decoder.into_rest().freeze();
+                if !rest.is_empty() {
+                    self.push(rest)?;
+                }
+                return M::decode(message)
+                    .map_err(|_| FlowError::Malformed("an unreadable message"));
+            }
+            match self.stream.read_chunk(len_max, true).await? {
+                Some(chunk) => decoder.push(&chunk.bytes),
+                None => return Err(FlowError::Reset),
+            }
+        }
+    }
+}
+
+impl Drop for FlowRecv {
+    fn drop(&mut self) {
+        self.stop(CODE_ABORTED);
+    }
+}
+
+/// Chunks in order.
+#[derive(Debug, Default)]
+pub(crate) struct ChunkQueue {
+    chunks: VecDeque<Bytes>,
+    len_bytes: usize,
+}
+
+impl ChunkQueue {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.len_bytes == 0
+    }
+
+    pub(crate) fn len_bytes(&self) -> usize {
+        self.len_bytes
+    }
+
+    /// The first chunks, for one vectored write.
+    pub(crate) fn slices(&self) -> ([IoSlice<'_>; CHUNKS_MAX], usize) {
+        let slices = std::array::from_fn(|i| IoSlice::new(self.chunks.get(i).map_or(&[], |c| c)));
+        (slices, self.chunks.len().min(CHUNKS_MAX))
+    }
+
+    fn push(&mut self, chunk: Bytes) {
+        if !chunk.is_empty() {
+            self.len_bytes += chunk.len();
+            self.chunks.push_back(chunk);
+        }
+    }
+
+    fn advance(&mut self, mut len: usize) {
+        self.len_bytes -= len;
+        while len > 0 {
+            let first =
+                self.chunks.front_mut().expect("invariant: no more is consumed than is held");
+            if first.len() > len {
+                let _consumed = first.split_to(len);
+                return;
+            }
+            len -= first.len();
+            self.chunks.pop_front();
+        }
+    }
+
+    fn compact(&mut self) {
+        let small = self.chunks.iter().rev().take_while(|c| c.len() < SMALL_CHUNK_LEN).count();
+        if small < SMALL_CHUNKS_MAX {
+            return;
+        }
+        let at = self.chunks.len() - small;
+        let mut joined = BytesMut::with_capacity(self.chunks.range(at..).map(Bytes::len).sum());
+        for chunk in self.chunks.drain(at..) {
+            joined.extend_from_slice(&chunk);
+        }
+        self.chunks.push_back(joined.freeze());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_queue_keeps_order_through_compaction_and_partial_writes() {
+        let mut queue = ChunkQueue::default();
+        let bytes: Vec<u8> = (0..200).collect();
+        for chunk in bytes.chunks(5) {
+            queue.push(Bytes::copy_from_slice(chunk));
+        }
+        queue.advance(7);
+        queue.compact();
+        assert_eq!(queue.chunks.len(), 1);
+        queue.push(Bytes::from_static(b"!"));
+        let (slices, count) = queue.slices();
+        let seen: Vec<u8> = slices[..count].iter().flat_map(|s| s.iter().copied()).collect();
+        assert_eq!(seen, [&bytes[7..], b"!"].concat());
+        queue.advance(194);
+        assert!(queue.is_empty() && queue.chunks.is_empty());
+    }
+}

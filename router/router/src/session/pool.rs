@@ -1,0 +1,363 @@
+//! Which sessions there are: dialling single-flight, accepting, and closing those that the network's view no longer supports.
+
+use super::{
+    SessionsConfig,
+    connection::{Close, Peer, Session},
+    control::{self, ControlError, ControlReader},
+    transport::{self, Role},
+};
+use parking_lot::Mutex;
+use quinn::crypto::rustls::{NoInitialCipherSuite, QuicClientConfig, QuicServerConfig};
+use rustls_pki_types::CertificateDer;
+use skein_core::{Fib, Handle, Pin, RouterId, TrustView, parse_vaddr, vaddr};
+use skein_trust::{PeerError, SERVER_NAME, peer_identity};
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tokio::{
+    sync::{Semaphore, watch},
+    time::{sleep_until, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+/// From the first packet to the peer's hello: a flow waits no longer for an egress either.
+const ESTABLISH_TIMEOUT: Duration = Duration::from_secs(5);
+/// Handshakes of peers going on at a time; a router has as many neighbours at most that dial at once after a restart.
+const HANDSHAKES_MAX: usize = 256;
+/// Running flows wait so long for a path to come back.
+const NO_PATH_MAX: Duration = Duration::from_secs(30);
+
+/// Why there is no session to a router.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum DialError {
+    /// The router is not in the network's view, or no path leads to it.
+    #[error("there is no path to the router")]
+    NoPath,
+    /// This router stops.
+    #[error("this router is shutting down")]
+    Draining,
+    /// The peer's certificate was refused.
+    #[error(transparent)]
+    Peer(#[from] PeerError),
+    /// The peer did not answer in time.
+    #[error("the router did not answer within {} s", ESTABLISH_TIMEOUT.as_secs())]
+    Timeout,
+    /// The connection failed.
+    #[error("the connection failed: {0}")]
+    Connection(Arc<str>),
+}
+
+/// Names a session at its initiator.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+struct Key {
+    router: RouterId,
+    handle: Handle,
+    pin: Pin,
+}
+
+type Dialled = Option<Result<Arc<Session>, DialError>>;
+
+#[derive(Debug)]
+pub(super) struct Pool {
+    pub(super) config: SessionsConfig,
+    dialled: Mutex<HashMap<Key, watch::Receiver<Dialled>>>,
+    /// Every session, dialled or accepted, that runs.
+    running: Mutex<HashMap<usize, Arc<Session>>>,
+    handshakes: Arc<Semaphore>,
+    pub(super) tasks: TaskTracker,
+    pub(super) stop: CancellationToken,
+}
+
+impl Pool {
+    pub(super) fn start(config: SessionsConfig) -> Arc<Self> {
+        let pool = Arc::new(Self {
+            config,
+            dialled: Mutex::default(),
+            running: Mutex::default(),
+            handshakes: Arc::new(Semaphore::new(HANDSHAKES_MAX)),
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
+        });
+        pool.spawn(Arc::clone(&pool).accept());
+        pool.spawn(Arc::clone(&pool).enforce_view());
+        pool
+    }
+
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.spawn_on(task, &self.config.surroundings.runtime);
+    }
+
+    fn fib(&self) -> Arc<Fib> {
+        Arc::clone(&self.config.surroundings.fib.borrow())
+    }
+
+    fn trust(&self) -> Arc<TrustView> {
+        Arc::clone(&self.config.surroundings.trust.borrow())
+    }
+
+    /// The session to `router` under `pin`, dialled if there is none.
+    pub(super) async fn session(
+        self: &Arc<Self>,
+        router: RouterId,
+        pin: Pin,
+    ) -> Result<Arc<Session>, DialError> {
+        let fib = self.fib();
+        let route = fib.routes.get(&router).ok_or(DialError::NoPath)?;
+        let key = Key { router, handle: route.handle, pin };
+        let mut dialled = self.dialled_or_dial(key)?;
+        let dialled = dialled.wait_for(Option::is_some).await;
+        dialled
+            .map_err(|_closed| DialError::Draining)?
+            .clone()
+            .expect("invariant: waited until there was an outcome")
+    }
+
+    /// The dial of `key` that succeeded or goes on, or a new one. It runs on its own, so that a waiter that gives up takes nothing from
+    /// the others.
+    fn dialled_or_dial(self: &Arc<Self>, key: Key) -> Result<watch::Receiver<Dialled>, DialError> {
+        if self.stop.is_cancelled() {
+            return Err(DialError::Draining);
+        }
+        let mut dialled = self.dialled.lock();
+        if let Some(dial) = dialled.get(&key) {
+            let serves = match &*dial.borrow() {
+                None => true,
+                Some(outcome) => outcome.as_ref().is_ok_and(|session| session.is_usable()),
+            };
+            if serves {
+                return Ok(dial.clone());
+            }
+        }
+        let (outcome, receiver) = watch::channel(None);
+        dialled.insert(key, receiver.clone());
+        self.spawn(Arc::clone(self).dial_and_run(key, outcome));
+        Ok(receiver)
+    }
+
+    async fn dial_and_run(self: Arc<Self>, key: Key, outcome: watch::Sender<Dialled>) {
+        let dial = timeout(ESTABLISH_TIMEOUT, self.dial(key));
+        match dial.await.unwrap_or(Err(DialError::Timeout)) {
+            Ok((session, writer, reader)) => {
+                tracing::info!(peer = %key.router, site = %session.peer.site, pin = key.pin.0, "session opened");
+                outcome.send_replace(Some(Ok(Arc::clone(&session))));
+                self.run(session, writer, reader).await;
+            }
+            Err(error) => {
+                tracing::debug!(peer = %key.router, pin = key.pin.0, %error, "session not opened");
+                self.config.surroundings.counters.sessions_failed.add(1);
+                outcome.send_replace(Some(Err(error)));
+            }
+        }
+        // Unless a new dial has taken the place.
+        let mut dialled = self.dialled.lock();
+        if dialled.get(&key).is_some_and(|dial| dial.same_channel(&outcome.subscribe())) {
+            dialled.remove(&key);
+        }
+    }
+
+    async fn dial(
+        &self,
+        key: Key,
+    ) -> Result<(Arc<Session>, quinn::SendStream, ControlReader), DialError> {
+        let dial = self.config.tls.session_client(key.router);
+        let fib = self.fib();
+        let transport = transport::transport(Role::Initiator, fib.path(key.handle, key.pin));
+        let mut config = quinn::ClientConfig::new(Arc::new(quic_client(&dial.config)));
+        config.transport_config(transport);
+        let failed = |error: &dyn std::error::Error| match dial.refusal() {
+            Some(refusal) => refusal.clone().into(),
+            None => DialError::Connection(error.to_string().into()),
+        };
+        let connecting =
+            self.config.endpoint.connect_with(config, vaddr(key.handle, key.pin), SERVER_NAME);
+        let connection = connecting.map_err(|e| failed(&e))?.await.map_err(|e| failed(&e))?;
+        let peer = self.peer(&connection, key.handle, key.pin)?;
+        let (mut writer, reader) = connection.open_bi().await.map_err(|e| failed(&e))?;
+        let mut reader = ControlReader::new(reader);
+        let hello = self.hello(&mut writer, &mut reader, key.pin);
+        let peer_credit_bytes = hello.await.map_err(|e| failed(&e))?;
+        let session = self.session_of(connection, peer, Role::Initiator, peer_credit_bytes);
+        Ok((session, writer, reader))
+    }
+
+    /// Both say hello at once; returns the credit implied by the peer's.
+    async fn hello(
+        &self,
+        writer: &mut quinn::SendStream,
+        reader: &mut ControlReader,
+        pin: Pin,
+    ) -> Result<u64, ControlError> {
+        // Fails only on a stream that is gone, which the write reports.
+        let _ = writer.set_priority(1);
+        control::write_hello(writer, self.config.surroundings.local.boot_epoch, pin).await?;
+        Ok(reader.hello().await?.initial_credit_bytes.into())
+    }
+
+    fn session_of(
+        &self,
+        connection: quinn::Connection,
+        peer: Peer,
+        role: Role,
+        peer_credit_bytes: u64,
+    ) -> Arc<Session> {
+        let surroundings = &self.config.surroundings;
+        let budget = Arc::clone(&surroundings.budget);
+        let counters = Arc::clone(&surroundings.counters);
+        Session::new(connection, peer, role, peer_credit_bytes, budget, counters)
+    }
+
+    /// Who is at the other end, from the verified leaf.
+    fn peer(
+        &self,
+        connection: &quinn::Connection,
+        handle: Handle,
+        pin: Pin,
+    ) -> Result<Peer, PeerError> {
+        let chain = connection.peer_identity().ok_or(PeerError::Missing)?;
+        let chain =
+            chain.downcast::<Vec<CertificateDer<'static>>>().map_err(|_| PeerError::Malformed)?;
+        let identity = peer_identity(&chain)?;
+        let router = identity.router.ok_or(PeerError::Malformed)?;
+        Ok(Peer { router, site: identity.site, handle, pin })
+    }
+
+    async fn accept(self: Arc<Self>) {
+        loop {
+            let incoming = tokio::select! {
+                incoming = self.config.endpoint.accept() => incoming, // cancel-safe
+                () = self.stop.cancelled() => return,
+            };
+            let Some(incoming) = incoming else { return };
+            let from = parse_vaddr(&incoming.remote_address())
+                .filter(|(handle, _)| self.fib().handles.contains_key(handle));
+            let permit = Arc::clone(&self.handshakes).try_acquire_owned();
+            match (from, permit) {
+                (Some((handle, pin)), Ok(permit)) => {
+                    let pool = Arc::clone(&self);
+                    self.spawn(async move {
+                        let admitted =
+                            timeout(ESTABLISH_TIMEOUT, pool.admit(incoming, handle, pin));
+                        let admitted = admitted.await.unwrap_or(Err(DialError::Timeout));
+                        drop(permit);
+                        match admitted {
+                            Ok((session, writer, reader)) => {
+                                pool.run(session, writer, reader).await
+                            }
+                            Err(error) => {
+                                pool.config.surroundings.counters.sessions_failed.add(1);
+                                tracing::debug!(handle = handle.0, %error, "session not accepted");
+                            }
+                        }
+                    });
+                }
+                // Its first packet comes again: by then we may have heard of it, or have time.
+                _ => incoming.ignore(),
+            }
+        }
+    }
+
+    async fn admit(
+        &self,
+        incoming: quinn::Incoming,
+        handle: Handle,
+        pin: Pin,
+    ) -> Result<(Arc<Session>, quinn::SendStream, ControlReader), DialError> {
+        let failed =
+            |error: &dyn std::error::Error| DialError::Connection(error.to_string().into());
+        let fib = self.fib();
+        let crypto = Arc::new(quic_server(&self.config.tls.session_server()));
+        let mut config = quinn::ServerConfig::with_crypto(crypto);
+        config
+            .migration(false)
+            .transport_config(transport::transport(Role::Responder, fib.path(handle, pin)));
+        let connecting = incoming.accept_with(Arc::new(config)).map_err(|e| failed(&e))?;
+        let connection = connecting.await.map_err(|e| failed(&e))?;
+        let peer = self.peer(&connection, handle, pin)?;
+        if !is_current(&peer, &self.fib(), &self.trust()) {
+            connection
+                .close(Close::Stale.code(), b"handle and certificate are of different routers");
+            return Err(DialError::NoPath);
+        }
+        let (mut writer, reader) = connection.accept_bi().await.map_err(|e| failed(&e))?;
+        let mut reader = ControlReader::new(reader);
+        let hello = self.hello(&mut writer, &mut reader, pin);
+        let peer_credit_bytes = hello.await.map_err(|e| failed(&e))?;
+        let session = self.session_of(connection, peer, Role::Responder, peer_credit_bytes);
+        Ok((session, writer, reader))
+    }
+
+    async fn run(&self, session: Arc<Session>, writer: quinn::SendStream, reader: ControlReader) {
+        self.config.surroundings.counters.sessions_opened.add(1);
+        let id = session.connection.stable_id();
+        self.running.lock().insert(id, Arc::clone(&session));
+        if !is_current(&session.peer, &self.fib(), &self.trust()) {
+            // The view changed during the handshake.
+            session.close(Close::Stale);
+        }
+        session.run(writer, reader, |flow| self.config.egress.serve(flow)).await;
+        self.running.lock().remove(&id);
+    }
+
+    pub(super) fn sessions(&self) -> Vec<Arc<Session>> {
+        self.running.lock().values().cloned().collect()
+    }
+
+    /// Closes sessions at once when their peer's boot or site is gone from the view, and after a while when no path is left.
+    async fn enforce_view(self: Arc<Self>) {
+        let mut fib = self.config.surroundings.fib.clone();
+        let mut trust = self.config.surroundings.trust.clone();
+        let mut pathless = HashMap::<usize, Instant>::new();
+        loop {
+            let deadline = self.enforce(&mut pathless);
+            tokio::select! {
+                changed = fib.changed() => if changed.is_err() { return }, // cancel-safe
+                changed = trust.changed() => if changed.is_err() { return }, // cancel-safe
+                () = sleep_until(deadline.into()) => {}
+                () = self.stop.cancelled() => return,
+            }
+        }
+    }
+
+    /// One round; returns when the next is due at the latest. `pathless` tells since when sessions have had no path.
+    fn enforce(&self, pathless: &mut HashMap<usize, Instant>) -> Instant {
+        let (fib, trust, now) = (self.fib(), self.trust(), crate::clock::now());
+        let sessions = self.sessions();
+        pathless.retain(|id, _| sessions.iter().any(|s| s.connection.stable_id() == *id));
+        let mut due = now + NO_PATH_MAX;
+        for session in sessions {
+            let id = session.connection.stable_id();
+            if !is_current(&session.peer, &fib, &trust) {
+                session.close(Close::Stale);
+            } else if fib.routes.contains_key(&session.peer.router) {
+                pathless.remove(&id);
+            } else {
+                let deadline = *pathless.entry(id).or_insert(now) + NO_PATH_MAX;
+                if deadline <= now {
+                    session.close(Close::NoPath);
+                } else {
+                    due = due.min(deadline);
+                }
+            }
+        }
+        due
+    }
+}
+
+/// Whether the peer's handle is still that of the same router, and its site trusted.
+fn is_current(peer: &Peer, fib: &Fib, trust: &TrustView) -> bool {
+    fib.handles.get(&peer.handle) == Some(&peer.router) && trust.site(peer.site).is_some()
+}
+
+fn quic_client(config: &Arc<rustls::ClientConfig>) -> QuicClientConfig {
+    QuicClientConfig::try_from(Arc::clone(config)).unwrap_or_else(|error| no_quic(&error))
+}
+
+fn quic_server(config: &Arc<rustls::ServerConfig>) -> QuicServerConfig {
+    QuicServerConfig::try_from(Arc::clone(config)).unwrap_or_else(|error| no_quic(&error))
+}
+
+fn no_quic(_: &NoInitialCipherSuite) -> ! {
+    unreachable!("invariant: the provider has TLS13_AES_128_GCM_SHA256")
+}

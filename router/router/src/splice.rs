@@ -1,0 +1,449 @@
+//! Copies both ways between a socket and a flow, or two sockets, and ends both sides as the other ended: FIN is finish, RST is reset,
+//! half-close is kept.
+//!
+//! As with TCP itself, an abort is of the whole conversation, and what was sent before it is delivered before it.
+
+use crate::{
+    fabric::Counter,
+    flows::Outcome,
+    session::{Flow, FlowError, FlowRecv, FlowSend, TURN_BYTES},
+};
+use bytes::{BufMut as _, Bytes, BytesMut};
+use parking_lot::Mutex;
+use std::{
+    io,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+use tokio::{
+    io::Interest,
+    net::TcpStream,
+    sync::SetOnce,
+    time::{sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
+
+/// A flow whose socket has been silent for so long gives unused credit back.
+const CREDIT_IDLE: Duration = Duration::from_secs(1);
+/// After a reset, what was sent before it has so long to be delivered.
+const ABORT_LINGER: Duration = Duration::from_secs(2);
+/// Idle flows are noticed within a quarter of their timeout.
+const IDLE_CHECKS: u32 = 4;
+/// A read buffer with less room than this is replaced.
+const READ_ROOM_MIN: usize = 16 << 10;
+
+/// The buffer that every socket of a router is read into, so that idle flows hold none. What was read is split off.
+#[derive(Debug, Default)]
+pub struct ReadBuffer(Mutex<BytesMut>);
+
+impl ReadBuffer {
+    /// Reads what is there, at most `len_max`; empty at the end of the stream.
+    pub(crate) fn try_read(&self, socket: &TcpStream, len_max: usize) -> io::Result<Bytes> {
+        let mut buffer = self.0.lock();
+        if buffer.capacity() < READ_ROOM_MIN {
+            buffer.reserve(TURN_BYTES);
+        }
+        socket.try_read_buf(&mut (&mut *buffer).limit(len_max))?;
+        Ok(buffer.split().freeze())
+    }
+}
+
+/// Bytes of one flow as they pass, from the point of view of the local socket.
+#[derive(Debug)]
+pub(crate) struct Progress<'a> {
+    from_socket: AtomicU64,
+    to_socket: AtomicU64,
+    total_from_socket: &'a Counter,
+    total_to_socket: &'a Counter,
+}
+
+impl<'a> Progress<'a> {
+    pub(crate) fn new(total_from_socket: &'a Counter, total_to_socket: &'a Counter) -> Self {
+        let zero = AtomicU64::new;
+        Self { from_socket: zero(0), to_socket: zero(0), total_from_socket, total_to_socket }
+    }
+
+    pub(crate) fn from_socket_bytes(&self) -> u64 {
+        self.from_socket.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn to_socket_bytes(&self) -> u64 {
+        self.to_socket.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn add_from_socket(&self, bytes: usize) {
+        self.from_socket.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.total_from_socket.add(bytes as u64);
+    }
+
+    fn add_to_socket(&self, bytes: usize) {
+        self.to_socket.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.total_to_socket.add(bytes as u64);
+    }
+}
+
+/// What a splice needs besides its two ends.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Terms<'a> {
+    pub(crate) buffer: &'a ReadBuffer,
+    pub(crate) progress: &'a Progress<'a>,
+    /// Reset when nothing moves for so long.
+    pub(crate) idle_timeout: Option<Duration>,
+    /// Resets the flow.
+    pub(crate) abort: &'a CancellationToken,
+}
+
+/// Joins `socket` and `flow` until both have ended; `first` was read from the socket before.
+///
+/// # Cancel safety
+/// Dropped midway, both are reset.
+pub(crate) async fn with_flow(
+    socket: TcpStream,
+    flow: Flow,
+    first: Bytes,
+    terms: Terms<'_>,
+) -> Outcome {
+    let socket = AbortOnDrop(Some(socket));
+    let Flow { mut send, mut recv } = flow;
+    let far_aborted = recv.aborted();
+    let (eof, delivered) = (SetOnce::new(), SetOnce::new());
+    let ended = tokio::select! {
+        biased;
+        ended = async {
+            tokio::try_join!(
+                socket_to_flow(&socket, &mut send, first, &eof, terms),
+                flow_to_socket(&socket, &mut recv, &delivered, terms.progress),
+            )
+        } => ended.map(|((), ())| Outcome::Finished),
+        outcome = interrupted(&socket, &eof, terms) => Err(outcome),
+        // `flow_to_socket` notices as well, unless it has ended or the socket takes nothing.
+        _ = async { far_aborted.await; timeout(ABORT_LINGER, delivered.wait()).await } => {
+            Err(Outcome::FarReset)
+        }
+    };
+    match ended {
+        Ok(outcome) => {
+            socket.finished();
+            outcome
+        }
+        Err(Outcome::NearReset) => {
+            drop(socket);
+            send.abort_after_sent();
+            await_far_abort(&send, &mut recv).await;
+            Outcome::NearReset
+        }
+        Err(outcome) => outcome,
+    }
+}
+
+/// Joins two sockets until both have ended; the outcome is seen from `near`, from which `first` was read before.
+///
+/// # Cancel safety
+/// Dropped midway, both are reset.
+pub(crate) async fn with_socket(
+    near: TcpStream,
+    far: TcpStream,
+    first: Bytes,
+    terms: Terms<'_>,
+) -> Outcome {
+    let (near, far) = (AbortOnDrop(Some(near)), AbortOnDrop(Some(far)));
+    let (near_eof, far_eof) = (SetOnce::new(), SetOnce::new());
+    let sent = |len| terms.progress.add_from_socket(len);
+    let received = |len| terms.progress.add_to_socket(len);
+    let ended = tokio::select! {
+        biased;
+        ended = async {
+            tokio::try_join!(
+                socket_to_socket(&near, &far, first, &near_eof, terms.buffer, sent),
+                async {
+                    let copied =
+                        socket_to_socket(&far, &near, Bytes::new(), &far_eof, terms.buffer, received);
+                    copied.await.map_err(Side::other)
+                },
+            )
+        } => ended.map(|((), ())| Outcome::Finished).map_err(|side| match side {
+            Side::From => Outcome::NearReset,
+            Side::To => Outcome::FarReset,
+        }),
+        outcome = interrupted(&near, &near_eof, terms) => Err(outcome),
+        () = async { far_eof.wait().await; reset_of(&far).await } => Err(Outcome::FarReset),
+    };
+    match ended {
+        Ok(outcome) => {
+            near.finished();
+            far.finished();
+            outcome
+        }
+        Err(outcome) => outcome,
+    }
+}
+
+/// Resets the connection: the peer sees `ECONNRESET`, never a clean end.
+pub(crate) fn reset(socket: TcpStream) {
+    drop(AbortOnDrop(Some(socket)));
+}
+
+/// Completes when the peer has reset the connection; whoever reads gets what came before, and then the error.
+///
+/// # Cancel safety
+/// Cancel-safe.
+pub(crate) async fn reset_of(socket: &TcpStream) {
+    // Fails only when the runtime shuts down.
+    let _ = socket.ready(Interest::ERROR).await;
+}
+
+/// What ends a splice from outside: the socket's reset once nobody reads from it, idleness, an order.
+async fn interrupted(socket: &TcpStream, eof: &SetOnce<()>, terms: Terms<'_>) -> Outcome {
+    tokio::select! {
+        () = async { eof.wait().await; reset_of(socket).await } => Outcome::NearReset,
+        () = idle(terms) => Outcome::Idle,
+        () = terms.abort.cancelled() => Outcome::Aborted,
+    }
+}
+
+async fn idle(terms: Terms<'_>) {
+    let Some(limit) = terms.idle_timeout else { return std::future::pending().await };
+    let moved = || terms.progress.from_socket_bytes() + terms.progress.to_socket_bytes();
+    let (mut seen, mut quiet) = (moved(), 0);
+    while quiet < IDLE_CHECKS {
+        sleep(limit / IDLE_CHECKS).await;
+        let now = moved();
+        quiet = if now == seen { quiet + 1 } else { 0 };
+        seen = now;
+    }
+}
+
+async fn socket_to_flow(
+    socket: &TcpStream,
+    send: &mut FlowSend,
+    first: Bytes,
+    eof: &SetOnce<()>,
+    terms: Terms<'_>,
+) -> Result<(), Outcome> {
+    let mut acknowledged = std::pin::pin!(send.acknowledged());
+    tokio::select! {
+        biased;
+        pumped = pump_to_flow(socket, send, first, terms) => pumped?,
+        stopped = &mut acknowledged => stopped.map_err(outcome)?,
+    }
+    // The only setter; nobody else could have.
+    let _ = eof.set(());
+    acknowledged.await.map_err(outcome)?;
+    send.set_ended();
+    Ok(())
+}
+
+/// Credit first, then the socket, then the session's ring: whoever waits for its turn holds one turn's bytes and no more.
+async fn pump_to_flow(
+    socket: &TcpStream,
+    send: &mut FlowSend,
+    first: Bytes,
+    terms: Terms<'_>,
+) -> Result<(), Outcome> {
+    let mut chunk = first;
+    loop {
+        if !chunk.is_empty() {
+            terms.progress.add_from_socket(chunk.len());
+            tokio::select! {
+                biased;
+                written = send.write(chunk) => written.map_err(outcome)?,
+                () = reset_of(socket) => return Err(Outcome::NearReset),
+            }
+        }
+        chunk = read_turn(socket, send, terms.buffer).await?;
+        if chunk.is_empty() {
+            send.finish();
+            return Ok(());
+        }
+    }
+}
+
+/// One read within the credit; empty at the end of the stream.
+async fn read_turn(
+    socket: &TcpStream,
+    send: &FlowSend,
+    buffer: &ReadBuffer,
+) -> Result<Bytes, Outcome> {
+    loop {
+        let credit = tokio::select! {
+            biased;
+            credit = send.credit() => credit,
+            () = reset_of(socket) => return Err(Outcome::NearReset),
+        };
+        let len_max = usize::try_from(credit).unwrap_or(TURN_BYTES).min(TURN_BYTES);
+        match buffer.try_read(socket, len_max) {
+            Ok(read) => return Ok(read),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(_reset) => return Err(Outcome::NearReset),
+        }
+        match timeout(CREDIT_IDLE, socket.readable()).await {
+            Ok(ready) => ready.map_err(|_reset| Outcome::NearReset)?,
+            Err(_elapsed) => {
+                send.give_back();
+                socket.readable().await.map_err(|_reset| Outcome::NearReset)?;
+            }
+        }
+    }
+}
+
+async fn flow_to_socket(
+    socket: &TcpStream,
+    recv: &mut FlowRecv,
+    delivered: &SetOnce<()>,
+    progress: &Progress<'_>,
+) -> Result<(), Outcome> {
+    let aborted = recv.aborted();
+    let mut aborted = std::pin::pin!(aborted);
+    let mut abort_seen = false;
+    loop {
+        write_held(socket, recv, progress)?;
+        if recv.is_aborted() {
+            return Err(Outcome::FarReset);
+        }
+        if recv.is_finished() && recv.queue().is_empty() {
+            // Fails when the peer has reset the connection, which the next read or write tells.
+            let _ = socket2::SockRef::from(socket).shutdown(std::net::Shutdown::Write);
+            // The only setter; nobody else could have.
+            let _ = delivered.set(());
+            return Ok(());
+        }
+        tokio::select! {
+            biased;
+            ready = socket.writable(), if !recv.queue().is_empty() => {
+                ready.map_err(|_reset| Outcome::NearReset)?;
+            }
+            filled = recv.fill(), if !recv.is_finished() => filled.map_err(outcome)?,
+            _after = &mut aborted, if !abort_seen => abort_seen = true,
+        }
+    }
+}
+
+/// Writes what is held until the socket takes no more.
+fn write_held(
+    socket: &TcpStream,
+    recv: &mut FlowRecv,
+    progress: &Progress<'_>,
+) -> Result<(), Outcome> {
+    while !recv.queue().is_empty() {
+        let written = {
+            let (slices, count) = recv.queue().slices();
+            socket.try_write_vectored(&slices[..count])
+        };
+        match written {
+            Ok(len) => {
+                progress.add_to_socket(len);
+                recv.consume(len);
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                recv.compact();
+                return Ok(());
+            }
+            Err(_reset) => return Err(Outcome::NearReset),
+        }
+    }
+    Ok(())
+}
+
+/// Keeps the flow alive until the peer has delivered what was sent before the abort, and reset it.
+async fn await_far_abort(send: &FlowSend, recv: &mut FlowRecv) {
+    let delivered = async {
+        while !recv.is_finished() {
+            if recv.fill().await.is_err() {
+                return;
+            }
+            recv.consume(recv.queue().len_bytes());
+        }
+        // Either way the peer is done with it.
+        let _ = send.acknowledged().await;
+    };
+    if timeout(ABORT_LINGER + ABORT_LINGER / 2, delivered).await.is_err() {
+        tracing::debug!("an aborted flow was reset before the peer had delivered it");
+    }
+}
+
+/// Which side of a copy failed.
+enum Side {
+    From,
+    To,
+}
+
+impl Side {
+    fn other(self) -> Self {
+        match self {
+            Self::From => Self::To,
+            Self::To => Self::From,
+        }
+    }
+}
+
+async fn socket_to_socket(
+    from: &TcpStream,
+    to: &TcpStream,
+    first: Bytes,
+    eof: &SetOnce<()>,
+    buffer: &ReadBuffer,
+    count: impl Fn(usize),
+) -> Result<(), Side> {
+    let mut chunk = first;
+    loop {
+        count(chunk.len());
+        while !chunk.is_empty() {
+            match to.try_write(&chunk) {
+                Ok(len) => drop(chunk.split_to(len)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => tokio::select! {
+                    ready = to.writable() => ready.map_err(|_reset| Side::To)?,
+                    () = reset_of(from) => return Err(Side::From),
+                },
+                Err(_reset) => return Err(Side::To),
+            }
+        }
+        chunk = match buffer.try_read(from, TURN_BYTES) {
+            Ok(read) if read.is_empty() => break,
+            Ok(read) => read,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                from.readable().await.map_err(|_reset| Side::From)?;
+                continue;
+            }
+            Err(_reset) => return Err(Side::From),
+        };
+    }
+    // The only setter; nobody else could have.
+    let _ = eof.set(());
+    // Fails when the peer has reset the connection, which the next read or write tells.
+    let _ = socket2::SockRef::from(to).shutdown(std::net::Shutdown::Write);
+    Ok(())
+}
+
+fn outcome(error: FlowError) -> Outcome {
+    match error {
+        FlowError::Reset => Outcome::FarReset,
+        FlowError::SessionLost | FlowError::Malformed(_) => Outcome::SessionLost,
+    }
+}
+
+/// A socket that is reset when dropped before its splice ended cleanly.
+#[derive(Debug)]
+struct AbortOnDrop(Option<TcpStream>);
+
+impl AbortOnDrop {
+    fn finished(mut self) {
+        self.0 = None;
+    }
+}
+
+impl std::ops::Deref for AbortOnDrop {
+    type Target = TcpStream;
+
+    fn deref(&self) -> &TcpStream {
+        self.0.as_ref().expect("invariant: taken only when consumed")
+    }
+}
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        if let Some(socket) = &self.0 {
+            // Fails when the connection is already gone.
+            let _ = socket.set_zero_linger();
+        }
+    }
+}
