@@ -60,6 +60,9 @@ impl Lab {
             .prefix(&format!("{}{}-", namespace::DIR_PREFIX, std::process::id()))
             .tempdir()
             .context("make the directory of the lab")?;
+        // Servers that run as users of their own reach their directories through this one.
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o711);
+        std::fs::set_permissions(dir.path(), mode)?;
         let core = Holder::core(dir.path())?;
         let lab = Inner {
             core,

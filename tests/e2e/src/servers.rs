@@ -1,0 +1,122 @@
+//! Real servers from Debian packages, on the loopback of a host.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use skein_lab::{Host, Process, eventually};
+
+const START_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Whether a TCP port of the host's loopback is listened on.
+fn listening(host: &Host, port: u16) -> Result<bool> {
+    let filter = format!("sport = :{port}");
+    let output = host.command("ss").args(["-Hltn", &filter]).check()?;
+    Ok(!output.stdout.trim().is_empty())
+}
+
+fn wait_listening(host: &Host, port: u16, process: Process) -> Result<Process> {
+    eventually(&format!("port {port} at {}", host.name()), START_TIMEOUT, || listening(host, port))
+        .with_context(|| process.stderr())?;
+    Ok(process)
+}
+
+/// PostgreSQL, run by its own user as it insists; the superuser `postgres` needs no password.
+///
+/// # Errors
+/// When it does not start.
+pub fn postgres(host: &Host, port: u16) -> Result<Process> {
+    let versions = std::fs::read_dir("/usr/lib/postgresql").context("package postgresql")?;
+    let newest =
+        versions.flatten().map(|entry| entry.path()).max().context("package postgresql")?;
+    let bin = newest.join("bin");
+    let data = host.dir().join("postgres");
+    host.command("install").args(["-d", "-m", "700", "-o", "postgres"]).arg(&data).check()?;
+    let initdb = host.command(bin.join("initdb")).user("postgres");
+    initdb.args(["--auth=trust", "--no-sync", "-U", "postgres", "-D"]).arg(&data).check()?;
+    let server = host
+        .command(bin.join("postgres"))
+        .user("postgres")
+        .arg("-D")
+        .arg(&data)
+        .args(["-p", &port.to_string(), "-h", "127.0.0.1", "-k", "", "-F"])
+        .spawn()?;
+    wait_listening(host, port, server)
+}
+
+/// nginx over the files of the returned directory.
+///
+/// # Errors
+/// When it does not start.
+pub fn nginx(host: &Host, port: u16) -> Result<(Process, PathBuf)> {
+    let dir = host.dir().join("www");
+    std::fs::create_dir_all(&dir)?;
+    let tmp = host.dir().join("tmp");
+    let config = host.dir().join("nginx.conf");
+    let paths: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+        .map(|kind| format!("{kind}_temp_path {}/{kind};\n", tmp.display()))
+        .concat();
+    let user = if skein_lab::Lab::rootless() { "" } else { "user root;" };
+    std::fs::write(
+        &config,
+        format!(
+            "{user} daemon off; pid {0}/nginx.pid; error_log stderr; worker_processes 1;
+             events {{}}
+             http {{ access_log off; sendfile on; {paths}
+               server {{ listen 127.0.0.1:{port}; root {1}; }} }}",
+            tmp.display(),
+            dir.display(),
+        ),
+    )?;
+    let server = host.command("nginx").arg("-c").arg(&config).args(["-e", "stderr"]).spawn()?;
+    Ok((wait_listening(host, port, server)?, dir))
+}
+
+/// Redis without persistence.
+///
+/// # Errors
+/// When it does not start.
+pub fn redis(host: &Host, port: u16) -> Result<Process> {
+    let port_arg = port.to_string();
+    let args = ["--port", &port_arg, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"];
+    let server = host.command("redis-server").args(args).spawn()?;
+    wait_listening(host, port, server)
+}
+
+/// OpenSSH with one key, whose private half is in the returned file.
+///
+/// # Errors
+/// When it does not start.
+pub fn sshd(host: &Host, port: u16) -> Result<(Process, PathBuf)> {
+    let dir = host.dir().join("ssh");
+    std::fs::create_dir_all(&dir)?;
+    let key = |name: &str| -> Result<PathBuf> {
+        let path = dir.join(name);
+        let keygen = host.command("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]);
+        keygen.arg(&path).check()?;
+        Ok(path)
+    };
+    let (host_key, user_key) = (key("host")?, key("user")?);
+    host.command("mkdir").args(["-p", "/run/sshd"]).check()?;
+    let config = dir.join("sshd_config");
+    let text = format!(
+        "Port {port}\nListenAddress 127.0.0.1\nHostKey {}\nAuthorizedKeysFile {}.pub\n\
+         PermitRootLogin yes\nStrictModes no\nUsePAM no\nPidFile none\n\
+         Subsystem sftp internal-sftp\n",
+        host_key.display(),
+        user_key.display(),
+    );
+    std::fs::write(&config, text)?;
+    let server = host.command("/usr/sbin/sshd").args(["-D", "-e", "-f"]).arg(&config).spawn()?;
+    Ok((wait_listening(host, port, server)?, user_key))
+}
+
+/// iperf3's server.
+///
+/// # Errors
+/// When it does not start.
+pub fn iperf3(host: &Host, port: u16) -> Result<Process> {
+    let args = ["-s", "-B", "127.0.0.1", "-p", &port.to_string()].map(str::to_owned);
+    let server = host.command("iperf3").args(args).spawn()?;
+    wait_listening(host, port, server)
+}
