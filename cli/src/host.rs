@@ -140,6 +140,7 @@ fn spawn(paths: &Paths) -> Result<(), Failure> {
         .arg(paths.state())
         .arg("--runtime")
         .arg(paths.runtime())
+        .arg("--detached")
         .stdin(Stdio::null())
         .stdout(log.try_clone().map_err(failed)?)
         .stderr(log)
@@ -215,7 +216,6 @@ pub(crate) fn run_here(paths: &Paths) -> Failure {
         .arg(paths.state())
         .arg("--runtime")
         .arg(paths.runtime())
-        .arg("--foreground")
         .exec();
     Failure::new("cannot run the controller").because(error)
 }
