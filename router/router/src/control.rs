@@ -390,6 +390,7 @@ impl Control {
                 }
                 Output::Trust(view) => {
                     self.trust.publish(Arc::clone(&view));
+                    self.data.publish_trust(&view);
                     self.view = view;
                     self.network_stale = true;
                     self.update_endpoints();

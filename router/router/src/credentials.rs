@@ -1,11 +1,9 @@
 //! The router's certificate and the network's trust, as links and sessions ask for them.
 
-use crate::{clock, session::Credentials};
-use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use crate::clock;
 use rustls::time_provider::TimeProvider;
-use rustls_pki_types::{CertificateDer, UnixTime};
-use skein_core::{RouterId, SiteId};
-use skein_trust::{IdentityCell, RouterTls, TrustCell, peer_identity};
+use rustls_pki_types::UnixTime;
+use skein_trust::{IdentityCell, RouterTls, TrustCell};
 use std::{sync::Arc, time::Duration};
 
 /// rustls asks the same clock as everything else.
@@ -33,37 +31,8 @@ impl RouterCredentials {
         Arc::new(Self(RouterTls::new(trust, identity, time())))
     }
 
-    /// For links, which need the configurations as they are.
+    /// The configurations for links and sessions.
     pub(crate) fn tls(&self) -> &RouterTls {
         &self.0
     }
-}
-
-impl Credentials for RouterCredentials {
-    fn client(
-        &self,
-        peer: RouterId,
-    ) -> Result<Arc<dyn quinn::crypto::ClientConfig>, rustls::Error> {
-        quic_client(self.0.session_client(peer).config)
-    }
-
-    fn server(&self) -> Result<Arc<dyn quinn::crypto::ServerConfig>, rustls::Error> {
-        let config = QuicServerConfig::try_from(self.0.session_server()).map_err(no_initial)?;
-        Ok(Arc::new(config))
-    }
-
-    fn peer(&self, chain: &[CertificateDer<'_>]) -> Option<(RouterId, SiteId)> {
-        let identity = peer_identity(chain).ok()?;
-        Some((identity.router?, identity.site))
-    }
-}
-
-fn quic_client(
-    config: Arc<rustls::ClientConfig>,
-) -> Result<Arc<dyn quinn::crypto::ClientConfig>, rustls::Error> {
-    Ok(Arc::new(QuicClientConfig::try_from(config).map_err(no_initial)?))
-}
-
-fn no_initial(error: quinn::crypto::rustls::NoInitialCipherSuite) -> rustls::Error {
-    rustls::Error::General(error.to_string())
 }

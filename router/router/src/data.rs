@@ -9,7 +9,7 @@ use crate::{
     link::{HelloFor, LinkEvent, Links, LinksConfig},
     session::{self, Budget, Sessions, SessionsConfig},
 };
-use skein_core::{Fib, Handle};
+use skein_core::{Fib, Handle, TrustView};
 use std::{io, sync::Arc, time::Instant};
 use tokio::{
     runtime,
@@ -32,6 +32,7 @@ pub(crate) struct DataPlane {
     pub(crate) budget: Arc<Budget>,
     pub(crate) flows: Arc<FlowCounters>,
     fib: watch::Sender<Arc<Fib>>,
+    trust: watch::Sender<Arc<TrustView>>,
 }
 
 /// What a data plane is built from.
@@ -68,19 +69,22 @@ impl DataPlane {
         let socket: Arc<dyn quinn::AsyncUdpSocket> = Arc::clone(&fabric) as _;
         let endpoint = session::endpoint(socket, &site_secret)?;
         let (fib, fib_seen) = watch::channel(Arc::default());
+        let (trust, trust_seen) = watch::channel(Arc::new(TrustView::empty(local.site)));
         let budget = Budget::new(MEMORY_BYTES_DEFAULT);
         let flows = Arc::<FlowCounters>::default();
         let surroundings = Surroundings {
             runtime,
             local,
             fib: fib_seen,
+            trust: trust_seen,
             budget: Arc::clone(&budget),
             counters: Arc::clone(&flows),
+            buffer: Arc::default(),
         };
         let egress = Egress::start(surroundings.clone());
         let sessions = Sessions::start(SessionsConfig {
             endpoint,
-            credentials,
+            tls: credentials.tls().clone(),
             egress: egress.clone(),
             surroundings: surroundings.clone(),
         });
@@ -91,7 +95,7 @@ impl DataPlane {
             flows_max: FLOWS_MAX_DEFAULT,
             seed,
         });
-        let plane = Self { fabric, links, sessions, ingress, egress, budget, flows, fib };
+        let plane = Self { fabric, links, sessions, ingress, egress, budget, flows, fib, trust };
         Ok((plane, events))
     }
 
@@ -101,15 +105,21 @@ impl DataPlane {
         self.fib.send_replace(Arc::clone(fib));
     }
 
+    /// Takes a new view of who is trusted into use: sessions of others close at once.
+    pub(crate) fn publish_trust(&self, trust: &Arc<TrustView>) {
+        self.trust.send_replace(Arc::clone(trust));
+    }
+
     /// Closes listeners and withdraws addresses at once, lets flows end until `deadline` and resets the rest; returns how many were reset. Links
     /// stay up: frames of others pass until [`Links::shutdown`].
     ///
     /// # Cancel safety
     /// Dropped midway, only the waiting ends.
     pub(crate) async fn drain(&self, deadline: Instant) -> u64 {
+        self.sessions.refuse_flows();
         let (entered, left) =
             tokio::join!(self.ingress.drain(deadline), self.egress.drain(deadline));
-        self.sessions.drain(deadline).await;
+        self.sessions.close(deadline).await;
         entered + left
     }
 }
@@ -118,7 +128,7 @@ impl DataPlane {
 pub(crate) mod tests {
     use super::*;
     use crate::metrics::Sources;
-    use skein_core::{RouterId, SiteId, TrustView};
+    use skein_core::{RouterId, SiteId};
     use skein_trust::{IdentityCell, TrustCell};
     use skein_wire::proto::routing::LinkHello;
 
