@@ -30,7 +30,7 @@ const FAULTS: [Fault; 6] =
 fn flows_survive_transits_failing_one_at_a_time() -> Result<()> {
     let seed = match std::env::var("SKEIN_SEED") {
         Ok(seed) => seed.parse().context("SKEIN_SEED")?,
-        Err(_) => rand::rng().random(),
+        Err(_) => StdRng::from_os_rng().random(),
     };
     figure("chaos seed (SKEIN_SEED repeats it)", seed);
     let net = Diamond::new()?;
