@@ -6,8 +6,6 @@
 mod flood;
 mod originate;
 mod snapshot;
-#[cfg(test)]
-mod tests;
 mod view;
 
 pub use view::{NetworkView, RouterView, SiteView};
