@@ -229,7 +229,7 @@ impl Control {
                 Turn::Order(None) | Turn::Link(None) | Turn::Cancelled => break,
             }
         }
-        self.data.links.shutdown("the router stops").await;
+        self.data.links.shutdown().await;
     }
 
     /// Waits for the next thing to do. Every arm is cancel-safe.
@@ -477,7 +477,7 @@ impl Control {
             }
         }
         self.controller.reply(from_router::Message::Drained(Drained { flows_reset }));
-        self.data.links.shutdown("the router stops").await;
+        self.data.links.shutdown().await;
         tracing::info!(flows_reset, "drained");
         if let Some(done) = request.and_then(|request| request.done) {
             // Whoever asked may have stopped waiting.

@@ -85,10 +85,10 @@ impl Control {
         let (listen, wrong): (Vec<_>, Vec<_>) =
             settings.listen.iter().map(parse).partition(Result::is_ok);
         problems.extend(wrong.into_iter().filter_map(Result::err));
-        let listen = listen.into_iter().filter_map(Result::ok).collect();
+        let listen: Vec<_> = listen.into_iter().filter_map(Result::ok).collect();
         {
             let _data_runtime = self.runtimes.data.enter();
-            self.data.links.listen(listen);
+            self.data.links.listen(&listen);
             self.data.links.configure(config.links.clone());
             if !self.draining {
                 self.data.egress.configure(config.connectors.clone());
@@ -112,7 +112,7 @@ impl Control {
             }
             let mut seen = std::collections::BTreeSet::new();
             endpoints.retain(|endpoint| seen.insert(endpoint.clone()));
-            self.data.links.set_endpoints(site, endpoints);
+            self.data.links.set_endpoints(site, &endpoints);
         }
     }
 }

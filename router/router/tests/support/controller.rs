@@ -52,8 +52,15 @@ impl Drop for FakeController {
 }
 
 impl Attachment {
+    #[allow(dead_code, reason = "not every test expects the router to live")]
     pub(crate) async fn send(&self, message: to_router::Message) {
         self.to.send(Ok(ToRouter { message: Some(message) })).await.unwrap();
+    }
+
+    /// Sends to a router that may have been killed.
+    #[allow(dead_code, reason = "not every test kills routers")]
+    pub(crate) async fn try_send(&self, message: to_router::Message) {
+        drop(self.to.send(Ok(ToRouter { message: Some(message) })).await);
     }
 
     /// The next message of the router; `None` once it is gone.
