@@ -14,3 +14,8 @@ pub(crate) fn unix_s() -> i64 {
 pub(crate) fn rfc3339(unix_s: i64) -> String {
     Timestamp::from_second(unix_s).map_or_else(|_| format!("@{unix_s}"), |time| time.to_string())
 }
+
+/// The monotonic clock of the runtime.
+pub(crate) fn instant() -> tokio::time::Instant {
+    tokio::time::Instant::now()
+}

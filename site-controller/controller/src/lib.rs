@@ -2,20 +2,25 @@
 //!
 //! Everything decided purely is in `skein-site-core`; here is what touches files, sockets, clocks and processes.
 
+mod archive;
+mod attach;
+mod claim;
 mod clock;
+mod controller;
+mod doctor;
+mod hosts;
+mod learned;
+mod leave;
 mod net;
+mod observed;
 pub mod paths;
+pub mod platform;
+mod process;
+mod record;
+mod service;
 pub mod site;
 pub mod store;
 
-use std::{ffi::OsString, process::ExitCode};
-
+pub use archive::{ArchiveError, PASSPHRASE_LEN_MIN, open as open_identity};
 pub use paths::{DEFAULT_NAMESPACE, Environment, PathError, Paths};
-
-/// Runs a controller as a process of its own until SIGTERM or SIGINT; `args` begins with the program's name.
-///
-/// Exits 0 after an orderly end, 1 after a failure, 2 on wrong arguments.
-pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
-    drop(args);
-    ExitCode::FAILURE
-}
+pub use process::run;

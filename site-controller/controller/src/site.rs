@@ -134,7 +134,7 @@ pub fn create_with(
     store.save_secret(&secret)?;
     store.save_ca(&ca)?;
     store.save_site(&state)?;
-    store.commit(&[Change::Put(Resource::Site(site.clone()))])?;
+    store.commit(&[Change::put(Resource::Site(site.clone()))])?;
     // Last: from here on there is a site.
     store.save_identity(&identity)?;
     Ok(Created { site, site_id: identity.site_id(), is_new: true, notes })
@@ -169,7 +169,7 @@ fn existing(store: &Store, options: &InitOptions) -> Result<Created, CreateError
     let merged = merge(site, options, &mut notes)?;
     merged.validate()?;
     if is_lost {
-        store.commit(&[Change::Put(Resource::Site(merged.clone()))])?;
+        store.commit(&[Change::put(Resource::Site(merged.clone()))])?;
     }
     let site_id = loaded.identity.site_id();
     Ok(Created { site: merged, site_id, is_new: false, notes })

@@ -2,12 +2,15 @@
 //!
 //! No I/O, no clock, no randomness: the time is an argument, everything else a value.
 
+mod doctor;
 mod endpoint;
 mod grant;
 mod plan;
 mod renewal;
 mod resources;
+pub mod status;
 
+pub use doctor::{Observations, PeerClock, diagnose};
 pub use endpoint::{
     AutoEndpoint, AutoEndpoints, AutoPort, FALLBACK_PORT_FIRST, FALLBACK_PORT_LAST, LocalPorts,
     assign,

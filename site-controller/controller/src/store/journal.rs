@@ -13,9 +13,17 @@ const JOURNAL: &str = "apply.journal";
 #[derive(Clone, Debug)]
 pub enum Change {
     /// The resource is to be as given.
-    Put(Resource),
+    Put(Box<Resource>),
     /// The resource is to be gone.
     Remove(Kind, String),
+}
+
+impl Change {
+    /// The resource is to be as given.
+    #[must_use]
+    pub fn put(resource: Resource) -> Self {
+        Self::Put(Box::new(resource))
+    }
 }
 
 /// What the journal holds: file names and contents, so that finishing it needs no understanding.

@@ -296,6 +296,14 @@ impl Store {
         self.write(&self.path("trust/learned.pb"), &encoded)
     }
 
+    /// Marks the site as meant to be stopped.
+    ///
+    /// # Errors
+    /// The file system refuses.
+    pub fn mark_stopped(&self) -> Result<(), StoreError> {
+        self.write(&self.paths.stopped_file(), b"")
+    }
+
     fn path(&self, name: &str) -> PathBuf {
         self.paths.state().join(name)
     }
@@ -309,10 +317,7 @@ impl Store {
     }
 
     fn save_json<T: Serialize>(&self, name: &str, value: &T) -> Result<(), StoreError> {
-        let json = Zeroizing::new(
-            serde_json::to_vec_pretty(value).expect("invariant: state has string keys only"),
-        );
-        self.write(&self.path(name), &json)
+        self.write(&self.path(name), &json(value))
     }
 
     fn load_identity(&self) -> Result<SiteIdentity, StoreError> {
@@ -464,6 +469,11 @@ impl Store {
     }
 }
 
+/// State as people can read it; wiped from memory, because some of it is secret.
+fn json<T: Serialize>(value: &T) -> Zeroizing<Vec<u8>> {
+    Zeroizing::new(serde_json::to_vec_pretty(value).expect("invariant: state has string keys only"))
+}
+
 fn io_error(action: &'static str, path: &Path, source: io::Error) -> StoreError {
     StoreError::Io { action, path: path.to_owned(), source }
 }
@@ -539,7 +549,7 @@ pub(crate) mod tests {
                     protocol: skein_api::Protocol::Tcp,
                 };
                 let spec = skein_api::ConnectorSpec::new("db", vec![port]);
-                Change::Put(Resource::Connector(skein_api::Manifest::new(format!("c{n}"), spec)))
+                Change::put(Resource::Connector(skein_api::Manifest::new(format!("c{n}"), spec)))
             })
             .collect()
     }

@@ -1,0 +1,253 @@
+//! Answers claims. Everything before the proof of identity is bounded in time, bytes and number.
+
+use std::{io, sync::Arc, time::Duration};
+
+use parking_lot::Mutex;
+use prost::Message as _;
+use rustls::ServerConfig;
+use skein_core::SiteId;
+use skein_site_core::{Admission, Endorsed, Grant, GrantRefusal};
+use skein_trust::{
+    CLAIM_EXPORTER_LABEL, CLAIM_RECORDS_MAX, CLAIM_REQUEST_LEN_MAX, CLAIM_RESPONSE_LEN_MAX,
+    KeyRequest, VerifiedClaim, claim_server, verify_claim,
+};
+use skein_wire::proto::claim::{
+    ClaimAccepted, ClaimRefused, ClaimResponse, claim_refused::Reason, claim_response::Outcome,
+};
+use tokio::{
+    net::{UnixListener, UnixStream},
+    sync::Semaphore,
+    time::Instant,
+};
+use tokio_rustls::TlsAcceptor;
+
+use crate::{
+    claim::{read_delimited, time, write_delimited},
+    clock,
+    controller::{Controller, State},
+    record,
+    store::StoreError,
+};
+
+/// From the first byte to the answer.
+const CLAIM_TIMEOUT: Duration = Duration::from_secs(10);
+/// Claims at once: each is a handshake's worth of work, and the rest wait in the socket's backlog.
+const CLAIMS_MAX: usize = 64;
+/// The certificate lives three days; a daily one survives any clock a redeemer may have within reason.
+const CERTIFICATE_RENEWED_S: u64 = 86_400;
+/// A failing accept (out of descriptors) must not spin.
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
+
+/// Accepts claims until the controller ends.
+///
+/// # Cancel safety
+/// Dropping it ends claims that are under way; what was consumed is persisted, and the redeemer asks again.
+pub(crate) async fn serve(controller: Arc<Controller>, listener: UnixListener) {
+    let permits = Arc::new(Semaphore::new(CLAIMS_MAX));
+    let certificate = Arc::new(Certificate::default());
+    loop {
+        let permit = Arc::clone(&permits).acquire_owned().await.expect("invariant: never closed");
+        let accepted = tokio::select! {
+            () = controller.shutdown.cancelled() => return, // cancel-safe
+            accepted = listener.accept() => accepted, // cancel-safe
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                let (controller, certificate) = (Arc::clone(&controller), Arc::clone(&certificate));
+                let tasks = controller.tasks.clone();
+                tasks.spawn(async move {
+                    let answered = answer(&controller, &certificate, stream);
+                    match tokio::time::timeout(CLAIM_TIMEOUT, answered).await {
+                        Ok(Ok(())) => {}
+                        Ok(Err(error)) => tracing::info!(%error, "a claim failed"),
+                        Err(_) => tracing::info!("a claim took too long"),
+                    }
+                    drop(permit);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a claim");
+                tokio::time::sleep(ACCEPT_BACKOFF).await;
+            }
+        }
+    }
+}
+
+/// The certificate under which claims are answered, made when first needed.
+#[derive(Debug, Default)]
+struct Certificate(Mutex<Option<(Arc<ServerConfig>, Instant)>>);
+
+impl Certificate {
+    fn config(&self, controller: &Controller) -> io::Result<Arc<ServerConfig>> {
+        let mut cached = self.0.lock();
+        if let Some((config, made)) = cached.as_ref()
+            && made.elapsed().as_secs() < CERTIFICATE_RENEWED_S
+        {
+            return Ok(Arc::clone(config));
+        }
+        let key = KeyRequest::generate().map_err(io::Error::other)?;
+        let issued = controller
+            .ca
+            .issue_controller(key.csr(), &controller.random, clock::unix_s())
+            .map_err(io::Error::other)?;
+        let config =
+            claim_server(issued.chain, key.private_key(), time()).map_err(io::Error::other)?;
+        *cached = Some((Arc::clone(&config), clock::instant()));
+        Ok(config)
+    }
+}
+
+async fn answer(
+    controller: &Controller,
+    certificate: &Certificate,
+    stream: UnixStream,
+) -> io::Result<()> {
+    let acceptor = TlsAcceptor::from(certificate.config(controller)?);
+    let mut tls = acceptor.accept(stream).await?;
+    let (_, connection) = tls.get_ref();
+    let exporter = connection
+        .export_keying_material([0; 32], CLAIM_EXPORTER_LABEL, None)
+        .map_err(io::Error::other)?;
+    let request = read_delimited(&mut tls, CLAIM_REQUEST_LEN_MAX).await?;
+    let outcome = match verify_claim(&request, controller.site, &exporter, clock::unix_s()) {
+        Ok(claim) => controller.redeemed(&claim),
+        Err(error) => {
+            tracing::info!(%error, "a claim is refused");
+            refused(error.reason(), error.to_string())
+        }
+    };
+    let response = ClaimResponse { outcome: Some(outcome) };
+    write_delimited(&mut tls, &response).await?;
+    // Close properly, so that the last bytes are not lost in a reset.
+    tokio::io::AsyncWriteExt::shutdown(&mut tls).await
+}
+
+fn refused(reason: Reason, detail: String) -> Outcome {
+    Outcome::Refused(ClaimRefused { reason: reason.into(), detail, unix_s: clock::unix_s() })
+}
+
+impl Controller {
+    /// Decides on a proven claim. What it consumes is on disk before it returns.
+    pub(crate) fn redeemed(&self, claim: &VerifiedClaim) -> Outcome {
+        let mut state = self.state();
+        let outcome = self.admit(&mut state, claim);
+        if matches!(outcome, Outcome::Accepted(_)) {
+            self.refresh(&mut state);
+        }
+        drop(state);
+        if let Outcome::Refused(refused) = &outcome {
+            tracing::info!(
+                redeemer = %claim.redeemer.site,
+                reason = refused.reason().as_str_name(),
+                detail = refused.detail,
+                "a claim is refused"
+            );
+        }
+        outcome
+    }
+
+    fn admit(&self, state: &mut State, claim: &VerifiedClaim) -> Outcome {
+        let code = data_encoding::HEXLOWER;
+        let known = |grant: &&Grant| {
+            code.decode(grant.code_sha256.as_bytes())
+                .ok()
+                .and_then(|hash| <[u8; 32]>::try_from(hash).ok())
+                .is_some_and(|hash| skein_trust::CodeHash(hash).matches(&claim.code))
+        };
+        let Some(grant) = state.grants.values().find(known).cloned() else {
+            return refused(Reason::UnknownCode, "no such token, or it was deleted".to_owned());
+        };
+        let spec = state.resources.grants.get(&grant.name).map(|grant| grant.spec.clone());
+        let spec = spec.unwrap_or_default();
+        let redeemer = claim.redeemer.site;
+        let is_other_network = claim.redeemer.network_id != state.network(self.site) || claim.merge;
+        if is_other_network && !spec.guest && !spec.merge {
+            let detail = "the redeemer belongs to another network".to_owned();
+            return refused(Reason::OtherNetwork, detail);
+        }
+        let name = &claim.redeemer.statement.name;
+        let admission = grant.admit(redeemer, name, clock::unix_s());
+        let saved = match admission {
+            Err(GrantRefusal::Expired) => {
+                return refused(Reason::Expired, GrantRefusal::Expired.to_string());
+            }
+            Err(GrantRefusal::UsedUp) => {
+                return refused(Reason::UsedUp, GrantRefusal::UsedUp.to_string());
+            }
+            Ok(Admission::Repeat) => Ok(()),
+            Ok(Admission::Consume(next)) => self.store.save_grant(&next).map(|()| {
+                tracing::info!(grant = next.name, redeemer = %redeemer, name, "token redeemed");
+                state.grants.insert(next.name.clone(), next);
+            }),
+        };
+        let endorsed = saved.and_then(|()| self.endorse_redeemer(state, claim, &grant, &spec));
+        if let Err(error) = endorsed {
+            tracing::error!(%error, "a claim cannot be answered");
+            return refused(Reason::Unavailable, "the issuer cannot save its state".to_owned());
+        }
+        state.learned.learn(claim.records.to_vec(), clock::unix_s());
+        self.accepted(state, redeemer)
+    }
+
+    /// Once for each redeemer of a grant: a repeated claim gets the same endorsement.
+    fn endorse_redeemer(
+        &self,
+        state: &mut State,
+        claim: &VerifiedClaim,
+        grant: &Grant,
+        spec: &skein_api::AccessGrantSpec,
+    ) -> Result<(), StoreError> {
+        let redeemer = claim.redeemer.site;
+        let known = state.endorsed.get(&redeemer);
+        // A member that redeems a guest's token stays a member.
+        if known.is_some_and(|known| !known.guest || (spec.guest && known.origin == grant.name)) {
+            return Ok(());
+        }
+        let scope = spec.scope.clone().unwrap_or_default();
+        let endorsed = Endorsed {
+            site: redeemer.to_string(),
+            site_name: claim.redeemer.statement.name.clone(),
+            guest: spec.guest,
+            consume: scope.consume,
+            provide: scope.provide,
+            transit: scope.transit,
+            may_endorse: !spec.guest,
+            sequence: 0,
+            signed_unix_s: 0,
+            record: Default::default(),
+            origin: grant.name.clone(),
+        };
+        self.endorse(state, redeemer, endorsed)
+    }
+
+    fn accepted(&self, state: &State, redeemer: SiteId) -> Outcome {
+        let statement = record::from_text(&state.site.statement.record);
+        let endorsement =
+            state.endorsed.get(&redeemer).and_then(|endorsed| record::from_text(&endorsed.record));
+        let mut accepted = ClaimAccepted {
+            statement,
+            endorsement,
+            records: Vec::new(),
+            endpoints: state.advertise(),
+            network_id: state.network(self.site).0.to_vec(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            authorities: state
+                .site
+                .authorities
+                .iter()
+                .filter_map(|text| SiteId::parse(text))
+                .map(|site| site.0.to_vec())
+                .collect(),
+        };
+        // A head start only: the link brings the rest, so what does not fit is left out.
+        let mut len = accepted.encoded_len();
+        for record in self.records(state).into_iter().take(CLAIM_RECORDS_MAX) {
+            len += record.encoded_len() + 8;
+            if len > CLAIM_RESPONSE_LEN_MAX / 2 {
+                break;
+            }
+            accepted.records.push(record);
+        }
+        Outcome::Accepted(accepted)
+    }
+}

@@ -1,0 +1,502 @@
+//! The one object that holds a site's state: every change goes through it, is made durable, and then reaches the routers.
+//!
+//! One short lock around plain data; files are written under it, because two writers of one file would undo each other. Nothing waits for
+//! the network while it is held.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use aws_lc_rs::rand::SystemRandom;
+use parking_lot::{Mutex, MutexGuard};
+use skein_api::Resource;
+use skein_core::{Address, Port, SiteId};
+use skein_site_core::{
+    AutoEndpoints, Draining, Due, Endorsed, Grant, Inputs, IssuedStatement, LocalPorts, Resources,
+    due, plan,
+};
+use skein_trust::{EndorsementDraft, STATEMENT_VALIDITY_S, SiteCa, SiteIdentity, StatementDraft};
+use skein_wire::proto::{
+    control::{RouterConfig, RouterStatus},
+    routing::Record,
+    trust::{Membership, Scope},
+};
+use tokio::sync::watch;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use zeroize::Zeroizing;
+
+use crate::{
+    attach::RouterEntry,
+    clock, hosts,
+    learned::LearnedRecords,
+    platform::linux,
+    record,
+    store::{Loaded, SiteState, Store, StoreError},
+};
+
+/// An address that nobody serves any more keeps its listener this long: a router that restarts learns the network anew, and its
+/// listeners must not flap meanwhile.
+const SERVICE_KEPT_S: i64 = 3600;
+/// How long flows of a deleted connector may run on.
+pub(crate) const DRAIN_S: i64 = 3600;
+
+/// A version of what routers are told.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Versioned {
+    pub(crate) version: u64,
+    pub(crate) config: Arc<RouterConfig>,
+    pub(crate) sha256: [u8; 32],
+}
+
+/// A deleted connector and the time its flows are reset.
+#[derive(Clone, Debug)]
+pub(crate) struct DrainingUntil {
+    pub(crate) draining: Draining,
+    pub(crate) until_unix_s: i64,
+}
+
+/// Everything that changes.
+#[derive(Debug)]
+pub(crate) struct State {
+    pub(crate) site: SiteState,
+    pub(crate) resources: Resources,
+    pub(crate) grants: BTreeMap<String, Grant>,
+    pub(crate) endorsed: BTreeMap<SiteId, Endorsed>,
+    pub(crate) learned: LearnedRecords,
+    pub(crate) epochs: BTreeMap<String, u64>,
+    pub(crate) endpoints: AutoEndpoints,
+    pub(crate) problems: Vec<String>,
+    pub(crate) draining: Vec<DrainingUntil>,
+    pub(crate) routers: BTreeMap<String, RouterEntry>,
+    /// Ports of each address and when it was last served, Unix time.
+    pub(crate) services: BTreeMap<Address, (BTreeSet<Port>, i64)>,
+    pub(crate) host: LocalPorts,
+    /// Addresses of this host under which others might reach it.
+    pub(crate) interfaces: Vec<std::net::IpAddr>,
+    config: Versioned,
+    /// Endpoints may have changed since `/etc/hosts` was written.
+    hosts_due: bool,
+    /// Whether `/etc/hosts` has a block of ours.
+    hosts_managed: bool,
+}
+
+/// A running controller.
+#[derive(Debug)]
+pub(crate) struct Controller {
+    pub(crate) store: Store,
+    pub(crate) identity: SiteIdentity,
+    pub(crate) ca: SiteCa,
+    pub(crate) site: SiteId,
+    pub(crate) site_secret: Zeroizing<[u8; 32]>,
+    pub(crate) random: SystemRandom,
+    pub(crate) started_unix_s: i64,
+    state: Mutex<State>,
+    config: watch::Sender<Versioned>,
+    changed: watch::Sender<u64>,
+    /// Ends the process, in order.
+    pub(crate) shutdown: CancellationToken,
+    /// Owns every task.
+    pub(crate) tasks: TaskTracker,
+}
+
+impl Controller {
+    /// Takes over what was loaded. Nothing is planned before [`refresh`](Self::refresh).
+    pub(crate) fn new(store: Store, loaded: Loaded) -> Arc<Self> {
+        let now = clock::unix_s();
+        let state = State {
+            site: loaded.site,
+            resources: loaded.resources,
+            grants: loaded.grants,
+            endorsed: loaded.endorsed,
+            learned: LearnedRecords::new(loaded.identity.site_id(), loaded.learned, now),
+            epochs: loaded.epochs,
+            endpoints: loaded.endpoints,
+            problems: loaded.problems,
+            draining: Vec::new(),
+            routers: BTreeMap::new(),
+            services: BTreeMap::new(),
+            host: LocalPorts::default(),
+            interfaces: Vec::new(),
+            config: Versioned::default(),
+            hosts_due: true,
+            hosts_managed: false,
+        };
+        Arc::new(Self {
+            store,
+            site: loaded.identity.site_id(),
+            identity: loaded.identity,
+            ca: loaded.ca,
+            site_secret: loaded.site_secret,
+            random: SystemRandom::new(),
+            started_unix_s: now,
+            state: Mutex::new(state),
+            config: watch::Sender::default(),
+            changed: watch::Sender::new(0),
+            shutdown: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+        })
+    }
+
+    /// The state, for reading or for a change that ends with [`refresh`](Self::refresh).
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock()
+    }
+
+    /// What routers are told, and every later version of it.
+    pub(crate) fn config(&self) -> watch::Receiver<Versioned> {
+        self.config.subscribe()
+    }
+
+    /// Changes whenever a document or a resource's status may have.
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// Says that documents may have changed.
+    pub(crate) fn touch(&self) {
+        self.changed.send_modify(|version| *version += 1);
+    }
+
+    /// Signs what is due, plans anew, and tells the routers if anything differs.
+    pub(crate) fn refresh(&self, state: &mut State) {
+        let now = clock::unix_s();
+        self.renew(state, now);
+        let records = self.records(state);
+        let network = state.network(self.site);
+        let authorities: Vec<SiteId> = std::iter::once(network)
+            .chain(state.site.authorities.iter().filter_map(|text| SiteId::parse(text)))
+            .collect();
+        let draining: Vec<Draining> =
+            state.draining.iter().map(|gone| gone.draining.clone()).collect();
+        let services = state.known_services();
+        let advertise = state.advertise();
+        let claim_socket = self.store.paths().claim_socket();
+        let planned = plan(Inputs {
+            site: self.site,
+            resources: &state.resources,
+            draining: &draining,
+            services: &services,
+            endpoints: &state.endpoints,
+            host: &state.host,
+            advertise: &advertise,
+            records,
+            claim_socket: &claim_socket.to_string_lossy(),
+            authorities: &authorities,
+        });
+        if planned.endpoints != state.endpoints {
+            // Endpoints that cannot be kept are still used: they are the same after a restart unless they collided.
+            if let Err(error) = self.store.save_endpoints(&planned.endpoints) {
+                tracing::error!(%error, "automatic endpoints are not saved");
+            }
+            state.endpoints = planned.endpoints;
+        }
+        if *state.config.config != planned.config || state.config.version == 0 {
+            state.config = Versioned {
+                version: state.config.version + 1,
+                sha256: skein_wire::config::hash(&planned.config),
+                config: Arc::new(planned.config),
+            };
+            tracing::debug!(version = state.config.version, "router configuration changed");
+            self.config.send_replace(state.config.clone());
+            state.hosts_due = true;
+        }
+        self.touch();
+    }
+
+    /// Counts on from above `version`: a router that outlived its controller must not see versions go back.
+    pub(crate) fn count_from(&self, state: &mut State, version: u64) {
+        if version > state.config.version {
+            state.config.version = version;
+            self.config.send_replace(state.config.clone());
+        }
+    }
+
+    /// Statement and endorsements, signed anew where due. What cannot be saved is used all the same and signed again later.
+    fn renew(&self, state: &mut State, now: i64) {
+        let wanted = self.wanted_statement(state);
+        for what in due(&state.site.statement, &wanted, &state.endorsed, now) {
+            let saved = match what {
+                Due::Statement { counter } => {
+                    let signed = self.sign_statement(state, &wanted, counter, now);
+                    state.site.statement = signed;
+                    self.store.save_site(&state.site)
+                }
+                Due::Endorsement { site, sequence } => {
+                    let Some(endorsed) = state.endorsed.get_mut(&site) else { continue };
+                    self.sign_endorsement(site, endorsed, sequence, now);
+                    self.store.save_endorsed(endorsed)
+                }
+            };
+            if let Err(error) = saved {
+                tracing::error!(%error, "a renewed statement is not saved");
+            }
+        }
+    }
+
+    fn wanted_statement(&self, state: &State) -> IssuedStatement {
+        let digest =
+            aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, self.ca.certificate().as_ref());
+        IssuedStatement {
+            name: state.site_name().to_owned(),
+            endpoints: state.advertise(),
+            network: state.site.network.clone(),
+            cas: vec![data_encoding::HEXLOWER.encode(digest.as_ref())],
+            ..IssuedStatement::default()
+        }
+    }
+
+    fn sign_statement(
+        &self,
+        state: &State,
+        wanted: &IssuedStatement,
+        counter: u64,
+        now: i64,
+    ) -> IssuedStatement {
+        let record = self.identity.statement(&StatementDraft {
+            epoch: counter,
+            name: wanted.name.clone(),
+            ca_certificates: vec![self.ca.certificate().to_vec()],
+            endpoints: wanted.endpoints.clone(),
+            network_id: Some(state.network(self.site)),
+            expires_unix_s: now + i64::from(STATEMENT_VALIDITY_S),
+        });
+        let record = record::to_text(&record);
+        IssuedStatement { counter, signed_unix_s: now, record, ..wanted.clone() }
+    }
+
+    /// Signs `endorsed` anew.
+    pub(crate) fn sign_endorsement(
+        &self,
+        subject: SiteId,
+        endorsed: &mut Endorsed,
+        sequence: u64,
+        now: i64,
+    ) {
+        let scope = endorsed.guest.then(|| Scope {
+            consume: endorsed.consume.clone(),
+            provide: endorsed.provide.clone(),
+            transit: endorsed.transit,
+        });
+        let membership = if endorsed.guest { Membership::Guest } else { Membership::Member };
+        let record = self.identity.endorsement(&EndorsementDraft {
+            subject,
+            membership,
+            scope,
+            may_endorse: endorsed.may_endorse && !endorsed.guest,
+            sequence,
+            valid_until_unix_s: now + i64::from(STATEMENT_VALIDITY_S),
+        });
+        endorsed.sequence = sequence;
+        endorsed.signed_unix_s = now;
+        endorsed.record = record::to_text(&record);
+    }
+
+    /// Everything the site stands on: its own words and what it heard.
+    pub(crate) fn records(&self, state: &State) -> Vec<Record> {
+        let own = record::from_text(&state.site.statement.record);
+        let endorsements =
+            state.endorsed.values().filter_map(|endorsed| record::from_text(&endorsed.record));
+        own.into_iter().chain(endorsements).chain(state.learned.iter().cloned()).collect()
+    }
+
+    /// A router's view arrived: addresses it sees get endpoints.
+    pub(crate) fn observe(&self, router: &str, status: RouterStatus) {
+        let mut state = self.state();
+        let now = clock::unix_s();
+        let before = state.known_services();
+        for (address, ports) in crate::observed::services(&status) {
+            state.services.insert(address, (ports, now));
+        }
+        if let Some(entry) = state.routers.get_mut(router) {
+            entry.status = Some(status);
+        }
+        if state.known_services() == before {
+            self.touch();
+        } else {
+            self.refresh(&mut state);
+        }
+    }
+
+    /// What the passing of time brings: deadlines, renewals, things nobody tells us about. Called every second.
+    pub(crate) fn tick(&self, seconds: u64) {
+        let now = clock::unix_s();
+        let mut state = self.state();
+        let mut changed = seconds.is_multiple_of(60);
+        state.draining.retain(|gone| {
+            let keep = now < gone.until_unix_s;
+            changed |= !keep;
+            keep
+        });
+        changed |= drop_drained(&mut state);
+        let services = state.services.len();
+        state.services.retain(|_, (_, seen)| now < seen.saturating_add(SERVICE_KEPT_S));
+        changed |= services != state.services.len();
+        if seconds.is_multiple_of(10) {
+            let host = crate::observed::local_ports();
+            let interfaces = crate::observed::interfaces();
+            // A port that becomes free again changes nothing: endpoints handed out are kept.
+            changed |= interfaces != state.interfaces;
+            state.host = host;
+            state.interfaces = interfaces;
+            changed |= state.learned.expire(now);
+        }
+        if state.learned.take_dirty()
+            && let Err(error) = self.store.save_learned(&state.learned.to_vec())
+        {
+            tracing::error!(%error, "statements of other sites are not saved");
+            state.learned.set_dirty();
+        }
+        if changed {
+            self.refresh(&mut state);
+        }
+        if std::mem::take(&mut state.hosts_due) {
+            self.name_endpoints(&mut state);
+        }
+        drop(state);
+        if seconds.is_multiple_of(60)
+            && let Err(error) = linux::rotate_logs(&self.store.paths().logs_dir())
+        {
+            tracing::warn!(%error, "logs are not rotated");
+        }
+    }
+
+    /// Keeps the block in `/etc/hosts`, if the site is to have one.
+    fn name_endpoints(&self, state: &mut State) {
+        let namespace = self.store.paths().namespace();
+        let wanted = state.resources.site.as_ref().is_some_and(|site| site.spec.manage_hosts);
+        let done = if wanted {
+            let services = state.known_services();
+            let mut named = state.endpoints.clone();
+            named.retain(|address, _| services.contains_key(address));
+            hosts::update(hosts::FILE.as_ref(), namespace, &named)
+        } else if state.hosts_managed {
+            hosts::remove(hosts::FILE.as_ref(), namespace)
+        } else {
+            Ok(())
+        };
+        match done {
+            Ok(()) => state.hosts_managed = wanted,
+            Err(error) => {
+                tracing::error!(%error, file = hosts::FILE, "local endpoints are not named")
+            }
+        }
+    }
+
+    /// Saves what was heard, at the end of the process.
+    pub(crate) fn save_learned(&self) {
+        let mut state = self.state();
+        if state.learned.take_dirty()
+            && let Err(error) = self.store.save_learned(&state.learned.to_vec())
+        {
+            tracing::error!(%error, "statements of other sites are not saved");
+        }
+    }
+
+    /// From now on nobody restarts anybody.
+    ///
+    /// # Errors
+    /// The mark cannot be written.
+    pub(crate) fn mark_stopped(&self) -> Result<(), StoreError> {
+        self.store.mark_stopped()
+    }
+
+    /// Whether the site is meant to be stopped.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.store.paths().stopped_file().exists()
+    }
+
+    /// Whether `/etc/hosts` names the local endpoints.
+    pub(crate) fn manages_hosts(&self) -> bool {
+        self.state().resources.site.as_ref().is_some_and(|site| site.spec.manage_hosts)
+    }
+
+    /// Remembers what this site says of another, before anything relies on it.
+    ///
+    /// # Errors
+    /// It cannot be saved; nothing has changed.
+    pub(crate) fn endorse(
+        &self,
+        state: &mut State,
+        subject: SiteId,
+        mut endorsed: Endorsed,
+    ) -> Result<(), StoreError> {
+        let now = clock::unix_s();
+        let last = state.endorsed.get(&subject).map_or(0, |known| known.sequence);
+        let sequence = (last + 1).max(u64::try_from(now).unwrap_or(0));
+        self.sign_endorsement(subject, &mut endorsed, sequence, now);
+        self.store.save_endorsed(&endorsed)?;
+        state.endorsed.insert(subject, endorsed);
+        Ok(())
+    }
+}
+
+/// Forgets draining connectors whose last flow ended. A router that has not reported yet may still have some.
+fn drop_drained(state: &mut State) -> bool {
+    let before = state.draining.len();
+    let routers: Vec<_> = state.routers.values().filter_map(|r| r.status.as_ref()).collect();
+    if routers.is_empty() {
+        return false;
+    }
+    let busy: BTreeSet<&str> = routers
+        .iter()
+        .flat_map(|status| &status.connectors)
+        .filter(|connector| connector.flows_active > 0)
+        .map(|connector| connector.name.as_str())
+        .collect();
+    let known: BTreeSet<&str> = routers
+        .iter()
+        .flat_map(|status| &status.connectors)
+        .map(|connector| connector.name.as_str())
+        .collect();
+    let gone: BTreeSet<String> = state
+        .draining
+        .iter()
+        .map(|gone| gone.draining.connector.metadata.name.clone())
+        .filter(|name| known.contains(name.as_str()) && !busy.contains(name.as_str()))
+        .collect();
+    state.draining.retain(|draining| !gone.contains(&draining.draining.connector.metadata.name));
+    before != state.draining.len()
+}
+
+impl State {
+    /// The network's id.
+    pub(crate) fn network(&self, site: SiteId) -> SiteId {
+        SiteId::parse(&self.site.network).unwrap_or(site)
+    }
+
+    /// Puts a resource that was checked and saved in its place.
+    pub(crate) fn put(&mut self, resource: Resource) {
+        let inserted = self.resources.insert(resource);
+        inserted.expect("invariant: only a second site conflicts, and that was checked");
+    }
+
+    /// The site's name.
+    pub(crate) fn site_name(&self) -> &str {
+        self.resources.site.as_ref().map_or("site", |site| &site.metadata.name)
+    }
+
+    /// `host:port` under which others reach this site; empty if it does not listen.
+    pub(crate) fn advertise(&self) -> Vec<String> {
+        let Some(site) = &self.resources.site else { return Vec::new() };
+        crate::observed::advertised(&site.spec, &self.interfaces)
+    }
+
+    /// Addresses of the network with their ports, those served from here included.
+    pub(crate) fn known_services(&self) -> BTreeMap<Address, BTreeSet<Port>> {
+        let mut out: BTreeMap<Address, BTreeSet<Port>> = self
+            .services
+            .iter()
+            .map(|(address, (ports, _))| (address.clone(), ports.clone()))
+            .collect();
+        for connector in self.resources.connectors.values() {
+            let Ok(address) = connector.spec.address.parse::<Address>() else { continue };
+            let ports = out.entry(address).or_default();
+            ports.extend(connector.spec.ports.iter().filter_map(|port| {
+                let number = u16::try_from(port.port).ok()?;
+                Some(Port { port: number, protocol: port.protocol.into() })
+            }));
+        }
+        out
+    }
+}

@@ -1,0 +1,144 @@
+//! Statements of other sites that routers accepted, kept so that a restarted router knows whom to trust.
+
+use std::collections::BTreeMap;
+
+use prost::Message as _;
+use skein_core::SiteId;
+use skein_wire::proto::{
+    routing::{Record, RecordBody, RecordKind},
+    trust::{Endorsement, SiteStatement},
+};
+
+use crate::store::LEARNED_MAX;
+
+/// Kind, origin and subkey: what the higher sequence replaces.
+type Key = (i32, Vec<u8>, Vec<u8>);
+
+/// The newest record for each key. Routers have checked the signatures; whoever uses the records checks them again.
+#[derive(Debug)]
+pub(crate) struct LearnedRecords {
+    site: SiteId,
+    records: BTreeMap<Key, (u64, Record)>,
+    dirty: bool,
+}
+
+impl LearnedRecords {
+    /// Takes what was stored.
+    pub(crate) fn new(site: SiteId, stored: Vec<Record>, now_unix_s: i64) -> Self {
+        let mut out = Self { site, records: BTreeMap::new(), dirty: false };
+        out.learn(stored, now_unix_s);
+        out.dirty = false;
+        out
+    }
+
+    /// Keeps what is newer; returns whether anything was. What the site says itself is kept elsewhere.
+    pub(crate) fn learn(&mut self, records: Vec<Record>, now_unix_s: i64) -> bool {
+        let mut changed = false;
+        for record in records {
+            let Ok(body) = RecordBody::decode(record.body.as_ref()) else { continue };
+            let key = (body.kind, body.origin.clone(), body.subkey.clone());
+            if body.origin == self.site.0 || is_expired(&body, now_unix_s) {
+                continue;
+            }
+            let known = self.records.get(&key);
+            let is_newer = known.is_none_or(|(sequence, _)| *sequence < body.sequence);
+            if is_newer && (known.is_some() || self.records.len() < LEARNED_MAX) {
+                self.records.insert(key, (body.sequence, record));
+                changed = true;
+            }
+        }
+        self.dirty |= changed;
+        changed
+    }
+
+    /// Drops what is no longer valid; returns whether anything was.
+    pub(crate) fn expire(&mut self, now_unix_s: i64) -> bool {
+        let before = self.records.len();
+        self.records.retain(|_, (_, record)| {
+            RecordBody::decode(record.body.as_ref())
+                .is_ok_and(|body| !is_expired(&body, now_unix_s))
+        });
+        let changed = before != self.records.len();
+        self.dirty |= changed;
+        changed
+    }
+
+    /// All records, in a stable order.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Record> {
+        self.records.values().map(|(_, record)| record)
+    }
+
+    pub(crate) fn to_vec(&self) -> Vec<Record> {
+        self.iter().cloned().collect()
+    }
+
+    /// Whether there is something to save; it counts as saved from now on.
+    pub(crate) fn take_dirty(&mut self) -> bool {
+        std::mem::take(&mut self.dirty)
+    }
+
+    pub(crate) fn set_dirty(&mut self) {
+        self.dirty = true;
+    }
+
+    /// The newest statement of each other site.
+    pub(crate) fn statements(&self) -> impl Iterator<Item = SiteStatement> {
+        let kind = i32::from(RecordKind::SiteStatement);
+        self.records
+            .range((kind, Vec::new(), Vec::new())..(kind + 1, Vec::new(), Vec::new()))
+            .filter_map(|(_, (_, record))| {
+                let body = RecordBody::decode(record.body.as_ref()).ok()?;
+                SiteStatement::decode(body.payload.as_slice()).ok()
+            })
+    }
+}
+
+fn is_expired(body: &RecordBody, now_unix_s: i64) -> bool {
+    let until = match RecordKind::try_from(body.kind) {
+        Ok(RecordKind::SiteStatement) => {
+            SiteStatement::decode(body.payload.as_slice()).map(|s| s.expires_unix_s)
+        }
+        Ok(RecordKind::Endorsement) => {
+            Endorsement::decode(body.payload.as_slice()).map(|e| e.valid_until_unix_s)
+        }
+        // Revocations stay.
+        _ => return false,
+    };
+    until.is_ok_and(|until| until <= now_unix_s)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use aws_lc_rs::rand::SystemRandom;
+    use skein_trust::{SiteIdentity, StatementDraft};
+
+    fn statement(identity: &SiteIdentity, counter: u64, expires_unix_s: i64) -> Record {
+        identity.statement(&StatementDraft {
+            epoch: counter,
+            expires_unix_s,
+            ..StatementDraft::default()
+        })
+    }
+
+    #[test]
+    fn the_newest_valid_statement_is_kept() {
+        let other = SiteIdentity::generate(&SystemRandom::new()).unwrap();
+        let mut learned = LearnedRecords::new(SiteId([0; 32]), Vec::new(), 0);
+        assert!(learned.learn(vec![statement(&other, 2, 100)], 0));
+        assert!(!learned.learn(vec![statement(&other, 1, 100)], 0));
+        assert!(!learned.learn(vec![statement(&other, 3, 100)], 100), "expired");
+        assert_eq!(learned.statements().count(), 1);
+        assert!(learned.take_dirty() && !learned.take_dirty());
+        assert!(!learned.expire(99) && learned.expire(100));
+        assert_eq!(learned.iter().count(), 0);
+    }
+
+    #[test]
+    fn own_words_and_garbage_are_not_learned() {
+        let own = SiteIdentity::generate(&SystemRandom::new()).unwrap();
+        let mut learned = LearnedRecords::new(own.site_id(), Vec::new(), 0);
+        let garbage = Record { body: vec![0xff; 40].into(), signature: Vec::new().into() };
+        assert!(!learned.learn(vec![statement(&own, 9, 100), garbage], 0));
+    }
+}

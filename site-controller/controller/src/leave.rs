@@ -1,0 +1,108 @@
+//! Ends: draining routers, restarting them, and leaving the network for good.
+
+use std::{sync::Arc, time::Duration};
+
+use skein_wire::proto::site::Progress;
+
+use crate::{
+    controller::Controller,
+    hosts,
+    service::{DRAIN_TIMEOUT, ProgressSender, drain},
+};
+
+/// What a router may take beyond its drain deadline before it is called late.
+const DRAIN_GRACE: Duration = Duration::from_secs(3);
+/// How long a router may take to come back.
+const RESTART_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Tells every router to end and waits until they are gone, to a deadline.
+///
+/// # Cancel safety
+/// Routers that were told end all the same.
+pub(crate) async fn drain_routers(controller: &Controller, farewell: bool) {
+    let mut changes = controller.changes();
+    if controller.tell_all(drain(farewell)).await == 0 {
+        return;
+    }
+    let gone = async {
+        loop {
+            changes.mark_unchanged();
+            if !controller.state().routers.values().any(|router| router.session.is_some()) {
+                return;
+            }
+            if changes.changed().await.is_err() {
+                return;
+            }
+        }
+    };
+    if tokio::time::timeout(DRAIN_TIMEOUT + DRAIN_GRACE, gone).await.is_err() {
+        tracing::warn!("a router did not end in time");
+    }
+}
+
+/// Restarts the routers: whoever supervises them starts them again.
+pub(crate) async fn restart_routers(controller: Arc<Controller>, progress: ProgressSender) {
+    step(&progress, "draining the router").await;
+    let before: Vec<u64> = epochs(&controller);
+    drain_routers(&controller, false).await;
+    step(&progress, "waiting for the router to come back").await;
+    let mut changes = controller.changes();
+    let back = async {
+        loop {
+            changes.mark_unchanged();
+            let now = epochs(&controller);
+            if !now.is_empty() && now.iter().all(|epoch| !before.contains(epoch)) {
+                return;
+            }
+            if changes.changed().await.is_err() {
+                return;
+            }
+        }
+    };
+    let is_back = tokio::time::timeout(RESTART_TIMEOUT, back).await.is_ok();
+    let error = if is_back { "" } else { "the router does not come back; see `skctl logs`" };
+    end(&progress, error, !is_back).await;
+}
+
+/// Leaves the network: a signed farewell, then everything of the site on this host is removed, and the process ends.
+pub(crate) async fn run(controller: Arc<Controller>, progress: ProgressSender) {
+    if let Err(error) = controller.mark_stopped() {
+        end(&progress, &error.to_string(), false).await;
+        return;
+    }
+    step(&progress, "saying farewell to the network").await;
+    drain_routers(&controller, true).await;
+    step(&progress, "removing the state of the site").await;
+    let mut errors = Vec::new();
+    if controller.manages_hosts()
+        && let Err(error) =
+            hosts::remove(hosts::FILE.as_ref(), controller.store.paths().namespace())
+    {
+        errors.push(format!("{}: {error}", hosts::FILE));
+    }
+    if let Err(error) = std::fs::remove_dir_all(controller.store.paths().state()) {
+        errors.push(format!("{}: {error}", controller.store.paths().state().display()));
+    }
+    end(&progress, &errors.join(", "), false).await;
+    // Sockets are removed by whoever made the runtime directory; nothing listens there any more.
+    controller.shutdown.cancel();
+}
+
+fn epochs(controller: &Controller) -> Vec<u64> {
+    let state = controller.state();
+    let attached = state.routers.values().filter(|router| router.session.is_some());
+    attached.map(|router| router.boot_epoch).collect()
+}
+
+async fn step(progress: &ProgressSender, text: &str) {
+    let message = Progress { step: text.to_owned(), ..Progress::default() };
+    // Whoever asked may have gone; the work goes on.
+    let _ = progress.send(Ok(message)).await;
+}
+
+async fn end(progress: &ProgressSender, error: &str, timed_out: bool) {
+    let message =
+        Progress { done: true, error: error.to_owned(), timed_out, ..Progress::default() };
+    // As above.
+    let _ = progress.send(Ok(message)).await;
+}

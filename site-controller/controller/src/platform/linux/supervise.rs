@@ -1,0 +1,120 @@
+//! Keeps the router running where no service manager does. The router in turn restarts a controller that is gone.
+
+use std::{fs, io, os::unix::process::CommandExt as _, process::Stdio, sync::Arc, time::Duration};
+
+use tokio::process::{Child, Command};
+
+use super::{controller_arguments, log_file};
+use crate::{clock, controller::Controller, process::sibling};
+
+/// First wait before a router that ended is started again.
+const RESTART_MIN: Duration = Duration::from_millis(250);
+/// Longest wait: whatever keeps it from running is looked at by people.
+const RESTART_MAX: Duration = Duration::from_secs(10);
+/// A router that ran this long starts again at once.
+const HEALTHY_AFTER: Duration = Duration::from_secs(30);
+/// How often a router that another controller started is looked at.
+const POLL: Duration = Duration::from_millis(200);
+/// Name of the one router of a host.
+const ROUTER: &str = "router";
+
+/// Starts the router and restarts it until the site is meant to stop. The router outlives this process.
+///
+/// # Cancel safety
+/// Dropping it leaves the router running.
+pub(crate) async fn supervise(controller: Arc<Controller>) {
+    let mut wait = RESTART_MIN;
+    loop {
+        if controller.shutdown.is_cancelled() || controller.is_stopped() {
+            return;
+        }
+        let started = clock::instant();
+        if let Some(pid) = running_router(&controller) {
+            tracing::info!(pid, "a router runs already");
+            tokio::select! {
+                () = controller.shutdown.cancelled() => return, // cancel-safe
+                () = until_gone(&controller, pid) => {} // cancel-safe
+            }
+        } else {
+            match spawn(&controller) {
+                Ok(mut child) => {
+                    tokio::select! {
+                        () = controller.shutdown.cancelled() => return, // cancel-safe
+                        ended = child.wait() => { // cancel-safe
+                            tracing::warn!(status = ?ended.ok(), "the router ended");
+                        }
+                    }
+                }
+                Err(error) => tracing::error!(%error, "cannot start the router"),
+            }
+        }
+        wait = if started.elapsed() > HEALTHY_AFTER { RESTART_MIN } else { wait };
+        tokio::select! {
+            () = controller.shutdown.cancelled() => return, // cancel-safe
+            () = tokio::time::sleep(wait) => {} // cancel-safe
+        }
+        wait = (wait * 2).min(RESTART_MAX);
+    }
+}
+
+fn spawn(controller: &Controller) -> io::Result<Child> {
+    let paths = controller.store.paths();
+    let log = log_file(paths, "router.log")?;
+    let mut command = std::process::Command::new(sibling(paths, "skein-router"));
+    command
+        .arg("--name")
+        .arg(ROUTER)
+        .arg("--controller")
+        .arg(format!("unix:{}", paths.control_socket().display()))
+        .arg("--state")
+        .arg(paths.router_dir())
+        .arg("--respawn-controller")
+        .arg(sibling(paths, "skein-controller"))
+        .args(controller_arguments(paths))
+        .arg("--respawned")
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        // It outlives this process, so signals to our group are not for it.
+        .process_group(0);
+    let child = Command::from(command).kill_on_drop(false).spawn()?;
+    if let Some(pid) = child.id() {
+        fs::write(pid_file(controller), pid.to_string())?;
+        tracing::info!(pid, "router started");
+    }
+    Ok(child)
+}
+
+fn pid_file(controller: &Controller) -> std::path::PathBuf {
+    controller.store.paths().runtime().join("router.pid")
+}
+
+/// The router an earlier controller started, if it still runs.
+fn running_router(controller: &Controller) -> Option<u32> {
+    let attached = {
+        let state = controller.state();
+        state.routers.get(ROUTER).filter(|router| router.session.is_some()).map(|router| router.pid)
+    };
+    let stored = || fs::read_to_string(pid_file(controller)).ok()?.trim().parse().ok();
+    let pid = attached.or_else(stored)?;
+    is_router(controller, pid).then_some(pid)
+}
+
+/// Whether `pid` is a router of this site: pids are used again.
+fn is_router(controller: &Controller, pid: u32) -> bool {
+    use std::os::unix::ffi::OsStrExt as _;
+    let Ok(command_line) = fs::read(format!("/proc/{pid}/cmdline")) else { return false };
+    let dir = controller.store.paths().router_dir();
+    let mut arguments = command_line.split(|byte| *byte == 0);
+    let is_program = arguments.next().is_some_and(|program| program.ends_with(b"skein-router"));
+    is_program && arguments.any(|argument| argument == dir.as_os_str().as_bytes())
+}
+
+/// A process that is not our child cannot be waited for without a descriptor of it; looking is enough.
+async fn until_gone(controller: &Controller, pid: u32) {
+    while is_router(controller, pid) {
+        tokio::time::sleep(POLL).await;
+    }
+    tracing::warn!(pid, "the router ended");
+}

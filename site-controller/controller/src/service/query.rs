@@ -1,0 +1,261 @@
+//! Documents: status, links, services, network, tokens, version, sockets.
+
+use serde::Serialize;
+use skein_api::{
+    Phase, Resource, ResourceStatus,
+    status::{
+        Problem, ProcessStatus, RouterStatus as RouterDocument, RouterVersion, SiteStatus,
+        SocketStatus, TokenRow, VersionInfo,
+    },
+};
+use skein_site_core::status;
+use skein_wire::proto::control::RouterStatus;
+use tonic::Status;
+
+use crate::{
+    attach::RouterEntry,
+    clock,
+    controller::{Controller, State},
+    platform::linux,
+};
+
+impl Controller {
+    /// One of the documents of `skein_api::status`, as JSON.
+    pub(crate) fn document(&self, what: &str) -> Result<String, Status> {
+        let state = self.state();
+        let time = |ms: i64| clock::rfc3339(ms.div_euclid(1000));
+        Ok(match what {
+            "status" => to_json(&self.site_status(&state)),
+            "links" => to_json(&status::links(state.statuses(), time)),
+            "services" => to_json(&self.services(&state)),
+            "network" => {
+                let services = self.services(&state);
+                let statuses: Vec<&RouterStatus> = state.statuses().collect();
+                let network = state.network(self.site);
+                to_json(&status::network(
+                    self.site,
+                    state.site_name(),
+                    network,
+                    &statuses,
+                    services,
+                ))
+            }
+            "tokens" => to_json(&tokens(&state)),
+            "version" => to_json(&version(&state)),
+            "sockets" => to_json(&sockets(&state)),
+            other => {
+                return Err(Status::invalid_argument(format!("there is no document {other:?}")));
+            }
+        })
+    }
+
+    fn services(&self, state: &State) -> Vec<skein_api::status::ServiceRow> {
+        let statuses: Vec<&RouterStatus> = state.statuses().collect();
+        let (name, endpoints) = (state.site_name(), &state.endpoints);
+        status::services(self.site, name, &state.resources, endpoints, &statuses)
+    }
+
+    fn site_status(&self, state: &State) -> SiteStatus {
+        let spec = state.resources.site.as_ref().map(|site| site.spec.clone()).unwrap_or_default();
+        let links: Vec<_> = state.statuses().flat_map(|status| &status.links).collect();
+        let up = links.iter().filter(|link| status::link_state(link) == "up").count();
+        let sites: std::collections::BTreeSet<&[u8]> = state
+            .statuses()
+            .flat_map(|status| &status.sites)
+            .map(|site| site.site_id.as_slice())
+            .chain([self.site.0.as_slice()])
+            .collect();
+        let role = match spec.effective_role() {
+            skein_api::Role::Interior => "interior",
+            skein_api::Role::Edge => "edge",
+        };
+        let service = match linux::chosen_service(spec.service) {
+            skein_api::Service::Systemd => "systemd",
+            skein_api::Service::Auto | skein_api::Service::None => "none",
+        };
+        SiteStatus {
+            name: state.site_name().to_owned(),
+            namespace: self.store.paths().namespace().to_owned(),
+            site_id: self.site.to_string(),
+            network_id: state.site.network.clone(),
+            role: role.to_owned(),
+            platform: "linux".to_owned(),
+            service: service.to_owned(),
+            controller: ProcessStatus {
+                pid: std::process::id(),
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                since: clock::rfc3339(self.started_unix_s),
+            },
+            routers: state.routers.iter().map(|(name, entry)| router(self, name, entry)).collect(),
+            advertise: state.advertise(),
+            links_up: count(up),
+            links_total: count(links.len()),
+            sites: count(sites.len()),
+            services: count(state.known_services().len()),
+            connectors: count(state.resources.connectors.len()),
+            problems: problems(state),
+        }
+    }
+}
+
+impl State {
+    /// What each router saw last.
+    pub(crate) fn statuses(&self) -> impl Iterator<Item = &RouterStatus> {
+        self.routers.values().filter_map(|entry| entry.status.as_ref())
+    }
+}
+
+/// A document as JSON.
+pub(super) fn to_json<T: Serialize>(document: &T) -> String {
+    serde_json::to_string(document).expect("invariant: documents have string keys only")
+}
+
+fn count(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
+}
+
+fn router(controller: &Controller, name: &str, entry: &RouterEntry) -> RouterDocument {
+    let attached = entry.session.is_some();
+    let status = entry.status.clone().unwrap_or_default();
+    let state = match (attached, &entry.status) {
+        (true, Some(_)) => "attached",
+        (true, None) => "starting",
+        (false, _) => "down",
+    };
+    RouterDocument {
+        name: name.to_owned(),
+        id: skein_trust::router_id(controller.site, name).to_string(),
+        pid: if attached { entry.pid } else { 0 },
+        version: entry.version.clone(),
+        state: state.to_owned(),
+        since: clock::rfc3339(entry.since_unix_s),
+        boot_epoch: entry.boot_epoch,
+        sockets: status
+            .sockets
+            .into_iter()
+            .map(|socket| SocketStatus { address: socket.address, error: socket.error })
+            .collect(),
+        metrics: status.metrics_address,
+        flows_active: status.flows_active,
+        flows_total: status.flows_total,
+        bytes_sent: status.bytes_sent,
+        bytes_received: status.bytes_received,
+        memory_used_bytes: status.memory_used_bytes,
+    }
+}
+
+fn problems(state: &State) -> Vec<Problem> {
+    let problem = |what: &str, why: &str, fix: &str| Problem {
+        what: what.to_owned(),
+        why: why.to_owned(),
+        fix: fix.to_owned(),
+    };
+    let mut out: Vec<Problem> = state
+        .problems
+        .iter()
+        .map(|text| {
+            problem(
+                "a state file was damaged",
+                text,
+                "apply the lost resource again, or restore the file",
+            )
+        })
+        .collect();
+    if !state.routers.values().any(|entry| entry.session.is_some()) {
+        out.push(problem(
+            "no router is attached",
+            "it has not started, or it ended",
+            "see `skctl logs`",
+        ));
+    }
+    for status in state.statuses() {
+        for text in &status.problems {
+            out.push(problem("the router reports a problem", text, "see `skctl doctor`"));
+        }
+        for socket in status.sockets.iter().filter(|socket| !socket.error.is_empty()) {
+            let what = format!("the router cannot listen on {}", socket.address);
+            out.push(problem(
+                &what,
+                &socket.error,
+                "free the port, or `skctl init --listen ADDR:PORT`",
+            ));
+        }
+        for link in status.links.iter().filter(|link| !link.incoming && !link.error.is_empty()) {
+            if status::link_state(link) != "up" {
+                let what = format!("link {} is {}", link.name, status::link_state(link));
+                out.push(problem(&what, &link.error, "see `skctl doctor`"));
+            }
+        }
+    }
+    out
+}
+
+fn tokens(state: &State) -> Vec<TokenRow> {
+    let now = clock::unix_s();
+    let row = |grant: &skein_site_core::Grant| {
+        let spec = state.resources.grants.get(&grant.name).map(|grant| &grant.spec);
+        TokenRow {
+            name: grant.name.clone(),
+            state: grant.state(now).to_owned(),
+            uses: grant.uses,
+            used: count(grant.redemptions.len()),
+            created: clock::rfc3339(grant.created_unix_s),
+            expires: clock::rfc3339(grant.expires_unix_s),
+            cost: spec.map_or(1, |spec| spec.cost),
+            guest: spec.is_some_and(|spec| spec.guest),
+            redeemers: grant.redemptions.iter().map(|used| used.site.clone()).collect(),
+        }
+    };
+    state.grants.values().map(row).collect()
+}
+
+fn version(state: &State) -> VersionInfo {
+    VersionInfo {
+        skctl: String::new(),
+        controller: env!("CARGO_PKG_VERSION").to_owned(),
+        routers: state
+            .routers
+            .iter()
+            .map(|(name, entry)| RouterVersion {
+                name: name.clone(),
+                version: entry.version.clone(),
+            })
+            .collect(),
+    }
+}
+
+fn sockets(state: &State) -> Vec<SocketStatus> {
+    state
+        .statuses()
+        .flat_map(|status| &status.sockets)
+        .map(|socket| SocketStatus { address: socket.address.clone(), error: socket.error.clone() })
+        .collect()
+}
+
+/// The `status` of a resource.
+pub(super) fn resource_status(state: &State, resource: &Resource) -> ResourceStatus {
+    let name = resource.name();
+    match resource {
+        Resource::Link(_) => status::link_status(name, state.statuses()),
+        Resource::Listener(_) => status::listener_status(name, state.statuses()),
+        Resource::Connector(_) => status::connector_status(name, state.statuses()),
+        Resource::AccessGrant(_) => {
+            let grant = state.grants.get(name).map(|grant| grant.state(clock::unix_s()));
+            let message = grant.unwrap_or("without a token").to_owned();
+            let phase = if grant == Some("valid") { Phase::Ready } else { Phase::Pending };
+            ResourceStatus { phase, message, conditions: Vec::new() }
+        }
+        Resource::Site(_) => {
+            let problems = problems(state);
+            match problems.first() {
+                None => ResourceStatus { phase: Phase::Ready, ..ResourceStatus::default() },
+                Some(first) => ResourceStatus {
+                    phase: Phase::Error,
+                    message: format!("{}: {}", first.what, first.why),
+                    conditions: Vec::new(),
+                },
+            }
+        }
+        Resource::AccessToken(_) => ResourceStatus::default(),
+    }
+}

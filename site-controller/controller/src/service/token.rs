@@ -1,0 +1,223 @@
+//! Tokens: making them, and redeeming them until the link is up.
+
+use std::{sync::Arc, time::Duration};
+
+use skein_api::{AccessGrantSpec, Duration as ApiDuration, Manifest, Phase, Resource, Token};
+use skein_site_core::{Grant, status};
+use skein_trust::{CaPin, Code};
+use skein_wire::proto::site::{CreateTokenReply, CreateTokenRequest, Progress, RedeemTokenRequest};
+use tonic::Status;
+
+use crate::{
+    claim::client::{self, Wish},
+    clock,
+    controller::Controller,
+    service::{ProgressSender, failed},
+    store::Change,
+};
+
+/// Grants kept at once; expired ones make room.
+const GRANTS_MAX: usize = 1_000;
+/// How long a link may take to come up unless the user says otherwise.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
+/// Longest wait a user can ask for.
+const TIMEOUT_MAX: Duration = Duration::from_secs(86_400);
+
+impl Controller {
+    /// Makes a grant and its token. The code is in the token only; here stays its hash.
+    pub(crate) fn create_token(
+        &self,
+        request: &CreateTokenRequest,
+    ) -> Result<CreateTokenReply, Status> {
+        let defaults = AccessGrantSpec::default();
+        let spec = AccessGrantSpec {
+            uses: if request.uses == 0 { defaults.uses } else { request.uses },
+            expires: match request.expires_s {
+                0 => defaults.expires,
+                seconds => ApiDuration::from_secs(seconds),
+            },
+            cost: if request.cost == 0 { defaults.cost } else { request.cost },
+            guest: request.guest,
+            merge: request.merge,
+            scope: None,
+        };
+        let code = Code::generate(&self.random).map_err(|e| Status::internal(e.to_string()))?;
+        let mut state = self.state();
+        let endpoints = state.advertise();
+        if endpoints.is_empty() {
+            return Err(Status::failed_precondition(
+                "this site listens nowhere, so nobody could redeem a token; make it at a site that listens, or run `skctl init --listen [::]:7443`",
+            ));
+        }
+        self.forget_old_grants(&mut state);
+        if state.grants.len() >= GRANTS_MAX {
+            return Err(Status::resource_exhausted(format!(
+                "{GRANTS_MAX} tokens are valid already; delete some with `skctl token delete`"
+            )));
+        }
+        let name = match request.name.as_str() {
+            "" => format!("token-{}", data_encoding::HEXLOWER.encode(&code.hash().0[..4])),
+            name => name.to_owned(),
+        };
+        let manifest = Manifest::new(name.clone(), spec.clone());
+        manifest.validate().map_err(|invalids| Status::invalid_argument(invalids.to_string()))?;
+        if state.grants.contains_key(&name) {
+            return Err(Status::already_exists(format!("there is a token {name:?} already")));
+        }
+        let now = clock::unix_s();
+        let expires_s = i64::try_from(spec.expires.0.as_secs()).unwrap_or(i64::MAX);
+        let grant = Grant {
+            name: name.clone(),
+            code_sha256: data_encoding::HEXLOWER.encode(&code.hash().0),
+            created_unix_s: now,
+            expires_unix_s: now.saturating_add(expires_s),
+            uses: spec.uses,
+            redemptions: Vec::new(),
+        };
+        let token = Token {
+            endpoints: endpoints.clone(),
+            issuer: self.site,
+            issuer_name: state.site_name().to_owned(),
+            ca_sha256: CaPin::of(self.ca.certificate()).0,
+            code: skein_api::Code::new(code.as_bytes().to_vec())
+                .ok_or_else(|| Status::internal("a code has another length"))?,
+            network: state.network(self.site),
+            expires_unix_s: grant.expires_unix_s,
+            uses: spec.uses,
+            cost: spec.cost,
+            guest: spec.guest,
+        };
+        let resource = Resource::AccessGrant(manifest);
+        self.store.commit(&[Change::put(resource.clone())]).map_err(failed)?;
+        self.store.save_grant(&grant).map_err(failed)?;
+        state.put(resource);
+        state.grants.insert(name.clone(), grant);
+        tracing::info!(grant = name, uses = spec.uses, "token created");
+        self.touch();
+        let warnings = warnings(&state, &endpoints);
+        Ok(CreateTokenReply { token: token.encode(), grant: name, warnings })
+    }
+
+    /// Grants expired a day ago say nothing any more.
+    fn forget_old_grants(&self, state: &mut crate::controller::State) {
+        const KEPT_S: i64 = 86_400;
+        let now = clock::unix_s();
+        let old: Vec<String> = state
+            .grants
+            .values()
+            .filter(|grant| now > grant.expires_unix_s.saturating_add(KEPT_S))
+            .map(|grant| grant.name.clone())
+            .collect();
+        for name in old {
+            let removed = self.store.remove_grant(&name).and_then(|()| {
+                self.store.commit(&[Change::Remove(skein_api::Kind::AccessGrant, name.clone())])
+            });
+            if let Err(error) = removed {
+                tracing::warn!(%error, grant = name, "an old token is not removed");
+                continue;
+            }
+            state.grants.remove(&name);
+            state.resources.remove(skein_api::Kind::AccessGrant, &name);
+        }
+    }
+}
+
+/// What may keep others from redeeming a token.
+fn warnings(state: &crate::controller::State, endpoints: &[String]) -> Vec<String> {
+    let mut out = Vec::new();
+    let only_private = endpoints.iter().all(|endpoint| {
+        endpoint.parse::<std::net::SocketAddr>().is_ok_and(|addr| match addr.ip() {
+            std::net::IpAddr::V4(ip) => ip.is_private() || ip.is_loopback(),
+            std::net::IpAddr::V6(ip) => ip.is_unique_local() || ip.is_loopback(),
+        })
+    });
+    if only_private {
+        out.push(format!(
+            "the token names private addresses only ({}); sites elsewhere need `skctl init --advertise HOST`",
+            endpoints.join(", ")
+        ));
+    }
+    if !state.routers.values().any(|router| router.session.is_some()) {
+        out.push(
+            "no router is running, so nobody can redeem it yet; see `skctl status`".to_owned(),
+        );
+    }
+    out
+}
+
+/// Redeems and waits until the router says that the link is up.
+pub(super) async fn redeem(
+    controller: Arc<Controller>,
+    request: RedeemTokenRequest,
+    progress: ProgressSender,
+) {
+    let timeout = match request.timeout_ms {
+        0 => DEFAULT_TIMEOUT,
+        ms => Duration::from_millis(ms).min(TIMEOUT_MAX),
+    };
+    let wish = Wish {
+        name: Some(request.name.clone()).filter(|name| !name.is_empty()),
+        cost: Some(request.cost).filter(|cost| *cost > 0),
+        merge: request.merge,
+    };
+    let mut last = "redeeming the token".to_owned();
+    let work = async {
+        step(&progress, &last).await;
+        let name = match client::redeem(&controller, &request.token, &wish).await {
+            Ok(name) => name,
+            Err(error) => {
+                return Progress { done: true, error: error.to_string(), ..Progress::default() };
+            }
+        };
+        last = format!("token redeemed; waiting for link {name}");
+        step(&progress, &last).await;
+        wait_until_up(&controller, &name, &progress, &mut last).await;
+        Progress { done: true, step: format!("link {name} is up"), name, ..Progress::default() }
+    };
+    let end = match tokio::time::timeout(timeout, work).await {
+        Ok(end) => end,
+        Err(_) => Progress {
+            done: true,
+            timed_out: true,
+            error: format!("the link is not up after {} s: {last}", timeout.as_secs()),
+            ..Progress::default()
+        },
+    };
+    // Whoever asked may have gone; what was done stays.
+    let _ = progress.send(Ok(end)).await;
+}
+
+async fn wait_until_up(
+    controller: &Controller,
+    name: &str,
+    progress: &ProgressSender,
+    last: &mut String,
+) {
+    let mut changes = controller.changes();
+    loop {
+        changes.mark_unchanged();
+        let (status, has_router) = {
+            let state = controller.state();
+            let attached = state.routers.values().any(|router| router.session.is_some());
+            (status::link_status(name, state.statuses()), attached)
+        };
+        let now = match status.phase {
+            Phase::Ready => return,
+            _ if !has_router => "waiting for the router to start".to_owned(),
+            _ => status.message,
+        };
+        if now != *last {
+            last.clone_from(&now);
+            step(progress, &now).await;
+        }
+        if changes.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn step(progress: &ProgressSender, text: &str) {
+    let message = Progress { step: text.to_owned(), ..Progress::default() };
+    // Whoever asked may have gone; the work goes on.
+    let _ = progress.send(Ok(message)).await;
+}

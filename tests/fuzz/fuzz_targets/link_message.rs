@@ -1,4 +1,0 @@
-//! See `skein_fuzz_targets::link_message`.
-#![no_main]
-
-libfuzzer_sys::fuzz_target!(|data: &[u8]| skein_fuzz_targets::link_message(data));
