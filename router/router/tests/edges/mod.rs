@@ -1,0 +1,401 @@
+//! Sessions, ingress and egress of several routers in one process, joined by loopback UDP sockets instead of a fabric.
+#![allow(dead_code, reason = "each test uses its part")]
+#![allow(clippy::unwrap_used, reason = "a test stops at what it cannot unwrap")]
+
+use aws_lc_rs::rand::SystemRandom;
+use parking_lot::Mutex;
+use quinn::{
+    AsyncUdpSocket, Runtime as _, UdpPoller,
+    udp::{RecvMeta, Transmit},
+};
+use rustls::time_provider::DefaultTimeProvider;
+use skein_core::{
+    Address, Fib, Handle, LinkId, Membership, Path, Pin, Provider, Route, RouterId, Scope, SiteId,
+    TrustView, TrustedSite, parse_vaddr, vaddr,
+};
+use skein_router::{
+    clock,
+    egress::Egress,
+    flows::{FlowCounters, LocalRouter, Surroundings},
+    ingress::{Ingress, IngressConfig},
+    net,
+    session::{self, Budget, Sessions, SessionsConfig},
+};
+use skein_trust::{
+    IdentityCell, KeyRequest, RouterIdentity, RouterTls, SiteCa, TrustCell, router_id,
+};
+use skein_wire::proto::control::{
+    ConnectorConfig, ConnectorPort, ListenerConfig, ListenerPort, SourceAddress,
+};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    io::{self, IoSliceMut},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::watch,
+};
+
+pub(crate) const BUDGET_BYTES: u64 = 512 << 20;
+pub(crate) const SERVICE_PORT: u32 = 80;
+
+/// A socket on which the other routers have virtual addresses, and which can be cut off.
+#[derive(Debug)]
+pub(crate) struct Wire {
+    inner: Arc<dyn AsyncUdpSocket>,
+    handle: Handle,
+    peers: Mutex<HashMap<Handle, SocketAddr>>,
+    cut: AtomicBool,
+}
+
+impl Wire {
+    fn new(handle: Handle) -> Arc<Self> {
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let inner = quinn::TokioRuntime.wrap_udp_socket(socket).unwrap();
+        Arc::new(Self { inner, handle, peers: Mutex::default(), cut: AtomicBool::new(false) })
+    }
+
+    fn handle_of(&self, from: SocketAddr) -> Option<Handle> {
+        self.peers.lock().iter().find(|(_, addr)| **addr == from).map(|(handle, _)| *handle)
+    }
+}
+
+impl AsyncUdpSocket for Wire {
+    fn create_io_poller(self: Arc<Self>) -> std::pin::Pin<Box<dyn UdpPoller>> {
+        Arc::clone(&self.inner).create_io_poller()
+    }
+
+    fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        let (handle, _) = parse_vaddr(&transmit.destination).unwrap();
+        let to = self.peers.lock().get(&handle).copied();
+        let (Some(destination), false) = (to, self.cut.load(Ordering::Relaxed)) else {
+            return Ok(());
+        };
+        self.inner.try_send(&Transmit { destination, src_ip: None, ..*transmit })
+    }
+
+    fn poll_recv(
+        &self,
+        cx: &mut Context<'_>,
+        bufs: &mut [IoSliceMut<'_>],
+        meta: &mut [RecvMeta],
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            let count = match self.inner.poll_recv(cx, bufs, meta) {
+                Poll::Ready(Ok(count)) => count,
+                other => return other,
+            };
+            if self.cut.load(Ordering::Relaxed) {
+                continue;
+            }
+            for meta in &mut meta[..count] {
+                let Some(handle) = self.handle_of(meta.addr) else { continue };
+                meta.addr = vaddr(handle, Pin(0));
+                meta.dst_ip = None;
+            }
+            return Poll::Ready(Ok(count));
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        Ok(vaddr(self.handle, Pin(0)))
+    }
+
+    fn max_transmit_segments(&self) -> usize {
+        self.inner.max_transmit_segments()
+    }
+
+    fn max_receive_segments(&self) -> usize {
+        self.inner.max_receive_segments()
+    }
+
+    fn may_fragment(&self) -> bool {
+        self.inner.may_fragment()
+    }
+}
+
+/// The data path of one router.
+pub(crate) struct Edge {
+    pub(crate) local: LocalRouter,
+    pub(crate) handle: Handle,
+    pub(crate) wire: Arc<Wire>,
+    pub(crate) ingress: Ingress,
+    pub(crate) egress: Egress,
+    pub(crate) sessions: Sessions,
+    pub(crate) budget: Arc<Budget>,
+    pub(crate) counters: Arc<FlowCounters>,
+    fib: watch::Sender<Arc<Fib>>,
+    trust: watch::Sender<Arc<TrustView>>,
+    cell: Arc<TrustCell>,
+    trusted: Arc<TrustedSite>,
+}
+
+/// A few routers, each of a site of its own, that all trust and reach each other.
+pub(crate) struct Network {
+    pub(crate) edges: Vec<Edge>,
+    /// Routers that no path leads to.
+    pub(crate) unreachable: BTreeSet<RouterId>,
+    version: u64,
+}
+
+impl Network {
+    pub(crate) fn new(count: u8) -> Self {
+        Self::with_budget(count, BUDGET_BYTES)
+    }
+
+    pub(crate) fn with_budget(count: u8, budget_bytes: u64) -> Self {
+        let edges: Vec<_> = (1..=count).map(|n| Edge::new(n, budget_bytes)).collect();
+        for edge in &edges {
+            for other in &edges {
+                let addr = other.wire.inner.local_addr().unwrap();
+                edge.wire.peers.lock().insert(other.handle, addr);
+            }
+        }
+        let mut network = Self { edges, unreachable: BTreeSet::new(), version: 0 };
+        network.trust_all_but(&[]);
+        network.publish();
+        network
+    }
+
+    /// Everybody trusts everybody, except these.
+    pub(crate) fn trust_all_but(&self, untrusted: &[SiteId]) {
+        let sites: BTreeMap<_, _> = self
+            .edges
+            .iter()
+            .filter(|edge| !untrusted.contains(&edge.local.site))
+            .map(|edge| (edge.local.site, Arc::clone(&edge.trusted)))
+            .collect();
+        for edge in &self.edges {
+            let view =
+                Arc::new(TrustView { sites: sites.clone(), ..TrustView::empty(edge.local.site) });
+            edge.cell.publish(Arc::clone(&view));
+            edge.trust.send_replace(view);
+        }
+    }
+
+    /// Gives every router its view of what the others serve now.
+    pub(crate) fn publish(&mut self) {
+        self.version += 1;
+        for edge in &self.edges {
+            edge.fib.send_replace(Arc::new(self.fib_of(edge)));
+        }
+    }
+
+    fn fib_of(&self, edge: &Edge) -> Fib {
+        let is_reachable = |other: &&Edge| {
+            other.local.router == edge.local.router
+                || !(self.unreachable.contains(&other.local.router)
+                    || self.unreachable.contains(&edge.local.router))
+        };
+        let mut addresses = BTreeMap::<Address, Vec<Provider>>::new();
+        let mut routes = HashMap::new();
+        for other in self.edges.iter().filter(is_reachable) {
+            let is_local = other.local.router == edge.local.router;
+            for entry in other.egress.entries().borrow().iter() {
+                addresses.entry(entry.address.clone()).or_default().push(Provider {
+                    router: other.local.router,
+                    site: other.local.site,
+                    entry: Arc::new(entry.clone()),
+                    metric_us: if is_local { 0 } else { 1_000 },
+                });
+            }
+            if !is_local {
+                routes.insert(other.local.router, Arc::new(route(other)));
+            }
+        }
+        let local = skein_core::LocalRouter {
+            router: edge.local.router,
+            site: edge.local.site,
+            handle: edge.handle,
+        };
+        Fib {
+            version: self.version,
+            local: Some(local),
+            routes,
+            handles: self.edges.iter().map(|e| (e.handle, e.local.router)).collect(),
+            addresses: addresses.into_iter().map(|(a, p)| (a, p.into())).collect(),
+            ..Fib::default()
+        }
+    }
+
+    /// Serves `address` at an edge with `target`, and tells everybody once it answers.
+    pub(crate) async fn expose(&mut self, at: usize, address: &str, target: SocketAddr) {
+        self.expose_with(at, connector(address, target)).await;
+    }
+
+    pub(crate) async fn expose_with(&mut self, at: usize, config: ConnectorConfig) {
+        let egress = self.edges[at].egress.clone();
+        egress.configure(vec![config]);
+        egress.entries().wait_for(|entries| !entries.is_empty()).await.unwrap();
+        self.publish();
+    }
+
+    /// Listens for `address` at an edge, and returns where.
+    pub(crate) async fn listen(&self, at: usize, address: &str) -> SocketAddr {
+        let ingress = &self.edges[at].ingress;
+        ingress.configure(vec![listener(address)]);
+        loop {
+            let status = ingress.status();
+            let port = &status[0].ports[0];
+            assert_eq!(port.error, "");
+            if !port.bound.is_empty() {
+                return port.bound.parse().unwrap();
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    /// An address served at edge 1 by the returned socket, and where edge 0 listens for it.
+    pub(crate) async fn service() -> (Self, TcpListener, SocketAddr) {
+        let mut network = Self::new(2);
+        let target = listen_on_loopback();
+        network.expose(1, "echo", target.local_addr().unwrap()).await;
+        let entrance = network.listen(0, "echo").await;
+        (network, target, entrance)
+    }
+}
+
+fn route(other: &Edge) -> Route {
+    Route {
+        router: other.local.router,
+        site: other.local.site,
+        site_name: "site".into(),
+        handle: other.handle,
+        boot_epoch: 1,
+        paths: vec![Path {
+            first_link: LinkId(1),
+            labels: Vec::new(),
+            hops: vec![other.local.router],
+            metric_us: 1_000,
+            mtu: 1_452,
+        }],
+    }
+}
+
+impl Edge {
+    fn new(n: u8, budget_bytes: u64) -> Self {
+        let (site, handle) = (SiteId([n; 32]), Handle(n.into()));
+        let random = SystemRandom::new();
+        let ca = SiteCa::generate(site, &random, clock::unix_s()).unwrap();
+        let key = KeyRequest::generate().unwrap();
+        let issued = ca.issue_router(key.csr(), "router", &random, clock::unix_s()).unwrap();
+        let identity = RouterIdentity::new(issued.chain, key.private_key()).unwrap();
+        let cell = TrustCell::new(Arc::new(TrustView::empty(site)));
+        let identity = IdentityCell::new(Arc::new(identity));
+        let tls = RouterTls::new(Arc::clone(&cell), identity, Arc::new(DefaultTimeProvider));
+        let wire = Wire::new(handle);
+        let (fib, fib_seen) = watch::channel(Arc::default());
+        let (trust, trust_seen) = watch::channel(Arc::new(TrustView::empty(site)));
+        let local = LocalRouter { router: router_id(site, "router"), site, boot_epoch: 1 };
+        let surroundings = Surroundings {
+            runtime: tokio::runtime::Handle::current(),
+            local,
+            fib: fib_seen,
+            trust: trust_seen,
+            budget: Budget::new(budget_bytes),
+            counters: Arc::default(),
+            buffer: Arc::default(),
+        };
+        let egress = Egress::start(surroundings.clone());
+        let sessions = Sessions::start(SessionsConfig {
+            endpoint: session::endpoint(Arc::clone(&wire) as _, &[n; 32]).unwrap(),
+            tls,
+            egress: egress.clone(),
+            surroundings: surroundings.clone(),
+        });
+        let ingress = Ingress::start(IngressConfig {
+            sessions: sessions.clone(),
+            egress: egress.clone(),
+            surroundings: surroundings.clone(),
+            flows_max: 100_000,
+            seed: [n; 32],
+        });
+        let trusted = Arc::new(TrustedSite {
+            site,
+            name: "site".into(),
+            membership: Membership::Member,
+            scope: Scope::default(),
+            anchors: vec![ca.certificate().as_ref().into()],
+            network: site,
+            endpoints: Vec::new(),
+        });
+        let Surroundings { budget, counters, .. } = surroundings;
+        Self {
+            local,
+            handle,
+            wire,
+            ingress,
+            egress,
+            sessions,
+            budget,
+            counters,
+            fib,
+            trust,
+            cell,
+            trusted,
+        }
+    }
+
+    /// Nothing leaves or reaches this router any more.
+    pub(crate) fn cut(&self) {
+        self.wire.cut.store(true, Ordering::Relaxed);
+    }
+}
+
+pub(crate) fn connector(address: &str, target: SocketAddr) -> ConnectorConfig {
+    ConnectorConfig {
+        name: address.into(),
+        address: address.into(),
+        targets: vec![target.ip().to_string()],
+        ports: vec![ConnectorPort {
+            port: SERVICE_PORT,
+            target_port: target.port().into(),
+            ..ConnectorPort::default()
+        }],
+        // Tells flows from health checks, which come from 127.0.0.1.
+        source: SourceAddress::Site.into(),
+        ..ConnectorConfig::default()
+    }
+}
+
+/// Accepts the next flow, passing over health checks.
+pub(crate) async fn accept(target: &TcpListener) -> TcpStream {
+    loop {
+        let (stream, from) = target.accept().await.unwrap();
+        if from.ip() != IpAddr::V4(Ipv4Addr::LOCALHOST) {
+            return stream;
+        }
+    }
+}
+
+pub(crate) fn listener(address: &str) -> ListenerConfig {
+    ListenerConfig {
+        name: address.into(),
+        address: address.into(),
+        host: "127.0.0.1".into(),
+        ports: vec![ListenerPort { port: SERVICE_PORT, ..ListenerPort::default() }],
+        ..ListenerConfig::default()
+    }
+}
+
+pub(crate) fn listen_on_loopback() -> TcpListener {
+    net::tcp_listen("127.0.0.1:0".parse().unwrap()).unwrap()
+}
+
+pub(crate) async fn connect(to: SocketAddr) -> TcpStream {
+    net::tcp_connect(to, None).await.unwrap()
+}
+
+/// Waits until a condition holds; the test's own time limit bounds it.
+pub(crate) async fn eventually(condition: impl Fn() -> bool) {
+    while !condition() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}

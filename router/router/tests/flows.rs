@@ -1,0 +1,372 @@
+//! Many flows at once, flows that fail, and what they leave behind.
+#![allow(clippy::unwrap_used, reason = "a test stops at what it cannot unwrap")]
+
+mod edges;
+
+use edges::{Network, accept, connect, connector, eventually, listen_on_loopback, listener};
+use skein_router::{
+    flows::{Edge, Outcome},
+    session::INITIAL_CREDIT_BYTES,
+};
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Ends a test that hangs.
+async fn within<T>(what: impl Future<Output = T>) -> T {
+    timeout(LIMIT, what).await.expect("the test hangs")
+}
+
+async fn echo(mut stream: TcpStream) -> io::Result<()> {
+    let (mut read, mut write) = stream.split();
+    tokio::io::copy(&mut read, &mut write).await?;
+    write.shutdown().await
+}
+
+/// Echoes every connection for as long as it is polled.
+async fn echo_server(target: &TcpListener) {
+    let mut connections = JoinSet::new();
+    loop {
+        let (stream, _) = target.accept().await.unwrap();
+        connections.spawn(echo(stream));
+        while connections.try_join_next().is_some() {}
+    }
+}
+
+/// Sends `bytes` and gets them back.
+async fn ask(to: SocketAddr, bytes: &[u8]) -> io::Result<Vec<u8>> {
+    let mut client = connect(to).await;
+    client.write_all(bytes).await?;
+    client.shutdown().await?;
+    let mut answer = Vec::new();
+    client.read_to_end(&mut answer).await?;
+    Ok(answer)
+}
+
+#[tokio::test]
+async fn unpaced_flows_share_and_none_starves() {
+    const FLOWS: usize = 20;
+    const STEPS: usize = 40;
+    let (_network, target, entrance) = Network::service().await;
+    let counts: Arc<Vec<AtomicU64>> = Arc::new((0..FLOWS).map(|_| AtomicU64::new(0)).collect());
+    let mut tasks = JoinSet::new();
+    for n in 0..FLOWS {
+        let mut client = connect(entrance).await;
+        let mut server = accept(&target).await;
+        let counts = Arc::clone(&counts);
+        tasks.spawn(async move {
+            let chunk = vec![1; 256 << 10];
+            while client.write_all(&chunk).await.is_ok() {}
+        });
+        tasks.spawn(async move {
+            let mut buffer = vec![0; 256 << 10];
+            while let Ok(len @ 1..) = server.read(&mut buffer).await {
+                counts[n].fetch_add(len as u64, Ordering::Relaxed);
+            }
+        });
+    }
+    let snapshot = || counts.iter().map(|c| c.load(Ordering::Relaxed)).collect::<Vec<_>>();
+    // Slow start and growing windows are not the subject.
+    within(eventually(|| snapshot().iter().sum::<u64>() > 50 << 20)).await;
+    let first = snapshot();
+    let (mut last, mut quiet) = (first.clone(), [0; FLOWS]);
+    for _ in 0..STEPS {
+        let before: u64 = last.iter().sum();
+        // A step is progress of the whole, so that a busy machine does not look like starvation.
+        within(eventually(|| snapshot().iter().sum::<u64>() > before + (8 << 20))).await;
+        let now = snapshot();
+        for n in 0..FLOWS {
+            quiet[n] = if now[n] == last[n] { quiet[n] + 1 } else { 0 };
+            assert!(quiet[n] < 5, "flow {n} starves");
+        }
+        last = now;
+    }
+    let shares: Vec<u64> = last.iter().zip(&first).map(|(last, first)| last - first).collect();
+    let (least, most) = (shares.iter().min().unwrap(), shares.iter().max().unwrap());
+    assert!(*most <= 2 * least, "shares are uneven: {shares:?}");
+    tasks.abort_all();
+}
+
+#[tokio::test]
+async fn a_stalled_reader_does_not_stall_the_others() {
+    let (_network, target, entrance) = Network::service().await;
+    let mut stalled = connect(entrance).await;
+    let _never_read = accept(&target).await;
+    let chunk = vec![1; 1 << 20];
+    while let Ok(written) = timeout(Duration::from_millis(500), stalled.write(&chunk)).await {
+        written.unwrap();
+    }
+    let payload = vec![2; 4 << 20];
+    let asks = (0..19).map(|_| ask(entrance, &payload));
+    let answers = async {
+        let mut set = JoinSet::new();
+        for _ in 0..19 {
+            set.spawn(echo(accept(&target).await));
+        }
+        set.join_all().await
+    };
+    let (answers, _) = within(futures_join(asks, answers)).await;
+    assert!(answers.into_iter().all(|answer| answer.unwrap() == payload));
+}
+
+/// Runs the asks side by side with the server.
+async fn futures_join<T, U>(
+    asks: impl Iterator<Item = impl Future<Output = T>>,
+    server: impl Future<Output = U>,
+) -> (Vec<T>, U) {
+    let mut asks: Vec<_> = asks.map(|ask| Some(Box::pin(ask))).collect();
+    let mut answers: Vec<Option<T>> = asks.iter().map(|_| None).collect();
+    let all = std::future::poll_fn(|cx| {
+        for (ask, answer) in asks.iter_mut().zip(&mut answers) {
+            if let Some(running) = ask
+                && let std::task::Poll::Ready(done) = running.as_mut().poll(cx)
+            {
+                *answer = Some(done);
+                *ask = None;
+            }
+        }
+        if asks.iter().all(Option::is_none) {
+            std::task::Poll::Ready(())
+        } else {
+            std::task::Poll::Pending
+        }
+    });
+    let ((), server) = tokio::join!(all, server);
+    (answers.into_iter().flatten().collect(), server)
+}
+
+#[tokio::test]
+async fn at_the_ceiling_new_flows_are_refused_and_later_accepted() {
+    const FLOWS: u64 = 4;
+    let mut network = Network::with_budget(2, FLOWS * INITIAL_CREDIT_BYTES);
+    let target = listen_on_loopback();
+    network.expose(1, "echo", target.local_addr().unwrap()).await;
+    let entrance = network.listen(0, "echo").await;
+    let mut open = Vec::new();
+    // Idle flows give most of their credit back after a second, so it may take more than four.
+    let refused = async {
+        loop {
+            let mut client = connect(entrance).await;
+            client.write_all(b"x").await.unwrap();
+            tokio::select! {
+                server = accept(&target) => open.push((client, server)),
+                end = client.read_u8() => return end.unwrap_err().kind(),
+            }
+        }
+    };
+    assert_eq!(within(refused).await, io::ErrorKind::ConnectionReset);
+    assert!(open.len() as u64 >= FLOWS);
+    for edge in &network.edges {
+        assert!(edge.budget.used_bytes() <= edge.budget.ceiling_bytes());
+    }
+    open.clear();
+    within(eventually(|| network.edges.iter().all(|edge| edge.budget.used_bytes() == 0))).await;
+    tokio::select! {
+        () = echo_server(&target) => {}
+        answer = within(ask(entrance, b"again")) => assert_eq!(answer.unwrap(), b"again"),
+    }
+}
+
+#[tokio::test]
+async fn idle_flows_give_their_credit_back_and_go_on() {
+    let (network, target, entrance) = Network::service().await;
+    let mut client = connect(entrance).await;
+    let mut server = accept(&target).await;
+    let used = || network.edges[1].budget.used_bytes();
+    within(eventually(|| used() > 0 && used() < INITIAL_CREDIT_BYTES / 4)).await;
+    let payload = vec![3; 2 << 20];
+    let (sent, mut got) = tokio::join!(client.write_all(&payload), async {
+        let mut got = vec![0; payload.len()];
+        server.read_exact(&mut got).await.unwrap();
+        got
+    });
+    sent.unwrap();
+    assert!(got == payload);
+    got.clear();
+}
+
+#[tokio::test]
+async fn many_tiny_flows_leave_nothing_behind() {
+    const FLOWS: usize = 10_000;
+    const AT_A_TIME: usize = 50;
+    let (network, target, entrance) = Network::service().await;
+    let clients = async {
+        let mut set = JoinSet::new();
+        for _ in 0..FLOWS {
+            if set.len() == AT_A_TIME {
+                set.join_next().await.unwrap().unwrap();
+            }
+            set.spawn(async move { assert_eq!(ask(entrance, b"tiny").await.unwrap(), b"tiny") });
+        }
+        while let Some(done) = set.join_next().await {
+            done.unwrap();
+        }
+    };
+    tokio::select! {
+        () = echo_server(&target) => {}
+        done = timeout(4 * LIMIT, clients) => done.unwrap(),
+    }
+    let clean = || {
+        network.edges.iter().all(|edge| {
+            edge.counters.active() == 0
+                && edge.sessions.flow_count() == 0
+                && edge.budget.used_bytes() == 0
+        })
+    };
+    within(eventually(clean)).await;
+    for (edge, side) in [(0, Edge::Ingress), (1, Edge::Egress)] {
+        let ended = network.edges[edge].counters.ended(side, Outcome::Finished);
+        assert_eq!(ended, FLOWS as u64, "{side:?}");
+    }
+    assert_eq!(network.edges[0].sessions.count(), 1);
+}
+
+#[tokio::test]
+async fn a_candidate_that_refuses_costs_no_flow() {
+    let mut network = Network::new(3);
+    let (dead, alive) = (listen_on_loopback(), listen_on_loopback());
+    network.expose(1, "echo", dead.local_addr().unwrap()).await;
+    network.expose(2, "echo", alive.local_addr().unwrap()).await;
+    let entrance = network.listen(0, "echo").await;
+    drop(dead);
+    for _ in 0..10 {
+        tokio::select! {
+            () = echo_server(&alive) => {}
+            answer = within(ask(entrance, b"hello")) => assert_eq!(answer.unwrap(), b"hello"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_candidate_that_dies_unnoticed_costs_no_new_flow() {
+    let mut network = Network::new(3);
+    let targets = [listen_on_loopback(), listen_on_loopback()];
+    network.expose(1, "echo", targets[0].local_addr().unwrap()).await;
+    network.expose(2, "echo", targets[1].local_addr().unwrap()).await;
+    let entrance = network.listen(0, "echo").await;
+    tokio::select! {
+        () = echo_server(&targets[0]) => {}
+        () = echo_server(&targets[1]) => {}
+        () = within(async {
+            for _ in 0..10 {
+                assert_eq!(ask(entrance, b"before").await.unwrap(), b"before");
+            }
+            network.edges[1].cut();
+            let mut asks: JoinSet<_> = (0..10).map(|_| ask(entrance, b"during")).collect();
+            sleep(Duration::from_millis(300)).await;
+            network.unreachable.insert(network.edges[1].local.router);
+            network.publish();
+            while let Some(answer) = asks.join_next().await {
+                assert_eq!(answer.unwrap().unwrap(), b"during");
+            }
+        }) => {}
+    }
+}
+
+#[tokio::test]
+async fn a_lost_session_is_a_reset_never_an_end() {
+    let (network, target, entrance) = Network::service().await;
+    let mut client = connect(entrance).await;
+    let mut server = accept(&target).await;
+    client.write_all(b"x").await.unwrap();
+    server.read_u8().await.unwrap();
+    network.trust_all_but(&[network.edges[0].local.site]);
+    for stream in [&mut client, &mut server] {
+        let end = within(stream.read_u8()).await.unwrap_err();
+        assert_eq!(end.kind(), io::ErrorKind::ConnectionReset);
+    }
+}
+
+#[tokio::test]
+async fn flows_wait_for_a_path_and_listeners_close_without_one() {
+    let (mut network, target, entrance) = Network::service().await;
+    let router = network.edges[1].local.router;
+    let mut running = connect(entrance).await;
+    let mut server = accept(&target).await;
+    network.unreachable.insert(router);
+    network.publish();
+    // Within the two seconds for which the socket stays open.
+    let waiting = connect(entrance).await;
+    let open = |network: &Network| !network.edges[0].ingress.status()[0].ports[0].bound.is_empty();
+    within(eventually(|| !open(&network))).await;
+    network.unreachable.clear();
+    network.publish();
+    drop(within(accept(&target)).await);
+    drop(waiting);
+    within(eventually(|| open(&network))).await;
+    running.write_all(b"x").await.unwrap();
+    assert_eq!(within(server.read_u8()).await.unwrap(), b'x');
+}
+
+#[tokio::test]
+async fn a_withdrawn_address_closes_its_listener_and_spares_running_flows() {
+    let (mut network, target, entrance) = Network::service().await;
+    let mut client = connect(entrance).await;
+    let mut server = accept(&target).await;
+    let mut config = connector("echo", target.local_addr().unwrap());
+    config.draining = true;
+    network.edges[1].egress.configure(vec![config.clone()]);
+    network.publish();
+    let closed = || network.edges[0].ingress.status()[0].ports[0].bound.is_empty();
+    within(eventually(closed)).await;
+    client.write_all(b"x").await.unwrap();
+    assert_eq!(within(server.read_u8()).await.unwrap(), b'x');
+    assert_eq!(network.edges[1].egress.status()[0].flows_active, 1);
+    config.reset = true;
+    network.edges[1].egress.configure(vec![config]);
+    let end = within(client.read_u8()).await.unwrap_err();
+    assert_eq!(end.kind(), io::ErrorKind::ConnectionReset);
+}
+
+#[tokio::test]
+async fn a_taken_port_is_reported_with_its_holder_and_the_fallback_used() {
+    let mut network = Network::new(1);
+    let target = listen_on_loopback();
+    network.expose(0, "echo", target.local_addr().unwrap()).await;
+    let held = listen_on_loopback();
+    let mut config = listener("echo");
+    config.ports[0].local_port = held.local_addr().unwrap().port().into();
+    let ingress = network.edges[0].ingress.clone();
+    ingress.configure(vec![config.clone()]);
+    let port = || ingress.status()[0].ports[0].clone();
+    within(eventually(|| port().error.contains("is held by"))).await;
+
+    let free = listen_on_loopback();
+    config.ports[0].fallback_port = free.local_addr().unwrap().port().into();
+    drop(free);
+    ingress.configure(vec![config]);
+    within(eventually(|| !port().bound.is_empty())).await;
+    assert!(port().fallback);
+}
+
+#[tokio::test]
+async fn a_drain_lets_flows_end_and_resets_the_rest() {
+    let (network, target, entrance) = Network::service().await;
+    let mut client = connect(entrance).await;
+    let server = accept(&target).await;
+    let edge = &network.edges[0];
+    let deadline = skein_router::clock::now() + Duration::from_millis(200);
+    assert_eq!(within(edge.ingress.drain(deadline)).await, 1);
+    let end = within(client.read_u8()).await.unwrap_err();
+    assert_eq!(end.kind(), io::ErrorKind::ConnectionReset);
+    drop(server);
+    assert_eq!(within(network.edges[1].egress.drain(deadline)).await, 0);
+    for edge in &network.edges {
+        within(edge.sessions.close(deadline)).await;
+    }
+    assert_eq!(network.edges[0].sessions.count(), 0);
+}
