@@ -63,11 +63,11 @@ impl<'a> Progress<'a> {
         Self { from_socket: zero(0), to_socket: zero(0), total_from_socket, total_to_socket }
     }
 
-    pub(crate) fn from_socket_bytes(&self) -> u64 {
+    pub(crate) fn read_bytes(&self) -> u64 {
         self.from_socket.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn to_socket_bytes(&self) -> u64 {
+    pub(crate) fn written_bytes(&self) -> u64 {
         self.to_socket.load(Ordering::Relaxed)
     }
 
@@ -203,7 +203,7 @@ async fn interrupted(socket: &TcpStream, eof: &SetOnce<()>, terms: Terms<'_>) ->
 
 async fn idle(terms: Terms<'_>) {
     let Some(limit) = terms.idle_timeout else { return std::future::pending().await };
-    let moved = || terms.progress.from_socket_bytes() + terms.progress.to_socket_bytes();
+    let moved = || terms.progress.read_bytes() + terms.progress.written_bytes();
     let (mut seen, mut quiet) = (moved(), 0);
     while quiet < IDLE_CHECKS {
         sleep(limit / IDLE_CHECKS).await;

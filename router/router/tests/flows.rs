@@ -364,6 +364,7 @@ async fn a_drain_lets_flows_end_and_resets_the_rest() {
     let end = within(client.read_u8()).await.unwrap_err();
     assert_eq!(end.kind(), io::ErrorKind::ConnectionReset);
     drop(server);
+    let deadline = skein_router::clock::now() + LIMIT;
     assert_eq!(within(network.edges[1].egress.drain(deadline)).await, 0);
     for edge in &network.edges {
         within(edge.sessions.close(deadline)).await;

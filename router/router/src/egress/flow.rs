@@ -95,8 +95,8 @@ pub(super) async fn serve(egress: Egress, incoming: IncomingFlow) {
         outcome = splice::with_flow(served.target, flow, Bytes::new(), terms) => outcome,
         () = egress.0.abort.cancelled() => Outcome::Aborted,
     };
-    record.sent_bytes = progress.to_socket_bytes();
-    record.received_bytes = progress.from_socket_bytes();
+    record.sent_bytes = progress.written_bytes();
+    record.received_bytes = progress.read_bytes();
 }
 
 async fn refuse(flow: Flow, record: &mut FlowRecord, refusal: Refusal) {

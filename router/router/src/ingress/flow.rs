@@ -115,8 +115,8 @@ pub(super) async fn serve(
             outcome
         }
     };
-    record.sent_bytes = progress.from_socket_bytes();
-    record.received_bytes = progress.to_socket_bytes();
+    record.sent_bytes = progress.read_bytes();
+    record.received_bytes = progress.written_bytes();
 }
 
 /// What every attempt of one flow shares.

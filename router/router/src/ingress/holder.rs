@@ -65,7 +65,9 @@ mod tests {
             1: 0100007F:1F90 0100007F:0050 01 0:0 0:0 0 1000 0 222 1\n\
             2: 0100007F:1F91 00000000:0000 0A 0:0 0:0 0 1000 0 333 1\n\
             3: short";
-        assert!(listening_inodes(table, 8081).is_empty());
+        assert_eq!(listening_inodes(table, 8080), ["111"]);
+        assert_eq!(listening_inodes(table, 8081), ["333"]);
+        assert!(listening_inodes(table, 8082).is_empty());
         assert!(listening_inodes("", 8080).is_empty());
     }
 }

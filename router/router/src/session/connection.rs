@@ -4,7 +4,7 @@ use super::{
     Budget, SendCredit,
     control::{self, ControlError, ControlReader, Outbox},
     flow::{FlowState, IncomingFlow},
-    transport::{Role, STREAMS_INITIAL},
+    transport::STREAMS_INITIAL,
     window::{self, WriteMeter},
 };
 use crate::flows::FlowCounters;
@@ -73,7 +73,6 @@ pub(crate) struct Peer {
 pub(crate) struct Session {
     pub(super) connection: quinn::Connection,
     pub(crate) peer: Peer,
-    pub(super) role: Role,
     /// Implied by the peer's hello for what we send.
     peer_credit_bytes: u64,
     /// One writer at a time, first come first served. quinn wakes blocked writers last-in-first-out, which starves some for seconds.
@@ -90,7 +89,6 @@ impl Session {
     pub(super) fn new(
         connection: quinn::Connection,
         peer: Peer,
-        role: Role,
         peer_credit_bytes: u64,
         budget: Arc<Budget>,
         counters: Arc<FlowCounters>,
@@ -98,7 +96,6 @@ impl Session {
         Arc::new(Self {
             connection,
             peer,
-            role,
             peer_credit_bytes,
             ring: Semaphore::new(1),
             meter: WriteMeter::default(),

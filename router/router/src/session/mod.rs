@@ -10,6 +10,7 @@ mod control;
 mod credit;
 mod flow;
 mod pool;
+mod queue;
 mod transport;
 mod window;
 

@@ -178,7 +178,7 @@ impl Pool {
         let mut reader = ControlReader::new(reader);
         let hello = self.hello(&mut writer, &mut reader, key.pin);
         let peer_credit_bytes = hello.await.map_err(|e| failed(&e))?;
-        let session = self.session_of(connection, peer, Role::Initiator, peer_credit_bytes);
+        let session = self.session_of(connection, peer, peer_credit_bytes);
         Ok((session, writer, reader))
     }
 
@@ -199,13 +199,12 @@ impl Pool {
         &self,
         connection: quinn::Connection,
         peer: Peer,
-        role: Role,
         peer_credit_bytes: u64,
     ) -> Arc<Session> {
         let surroundings = &self.config.surroundings;
         let budget = Arc::clone(&surroundings.budget);
         let counters = Arc::clone(&surroundings.counters);
-        Session::new(connection, peer, role, peer_credit_bytes, budget, counters)
+        Session::new(connection, peer, peer_credit_bytes, budget, counters)
     }
 
     /// Who is at the other end, from the verified leaf.
@@ -284,7 +283,7 @@ impl Pool {
         let mut reader = ControlReader::new(reader);
         let hello = self.hello(&mut writer, &mut reader, pin);
         let peer_credit_bytes = hello.await.map_err(|e| failed(&e))?;
-        let session = self.session_of(connection, peer, Role::Responder, peer_credit_bytes);
+        let session = self.session_of(connection, peer, peer_credit_bytes);
         Ok((session, writer, reader))
     }
 
