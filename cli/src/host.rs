@@ -1,16 +1,21 @@
 //! A site's processes on this machine: what works before there is a controller, and after it is gone.
 
 use std::{
-    io::{self, Write as _},
-    path::PathBuf,
+    io,
+    os::unix::{fs::OpenOptionsExt as _, process::CommandExt as _},
+    path::{Path, PathBuf},
     process::Stdio,
     time::Duration,
 };
 
-use skein_api::status::SiteStatus;
-use skein_controller::Paths;
+use skein_api::{Service, status::SiteStatus};
+use skein_controller::{
+    Paths,
+    platform::linux::{self, Units},
+    site::{self, InitOptions},
+};
 
-use crate::{client::Client, clock, command::logs, error::Failure, progress::Progress};
+use crate::{client::Client, clock, command::logs, error::Failure, input, progress::Progress};
 
 /// How long processes may take to start on a busy machine.
 pub(crate) const START_TIMEOUT: Duration = Duration::from_secs(30);
@@ -84,42 +89,48 @@ pub(crate) async fn journal(units: Vec<String>, lines: u32, follow: bool) -> Res
     }
 }
 
-/// Installs the site's own copy of the executable and starts the controller, which starts the router.
+/// Installs the site's own copies of the executable and starts its processes; the notes say what the user should know.
 ///
 /// # Errors
 /// The executable cannot be copied or started.
-pub(crate) fn start(paths: &Paths) -> Result<(), Failure> {
-    install(paths)?;
-    spawn(paths)
+pub(crate) async fn start(paths: &Paths) -> Result<Vec<String>, Failure> {
+    let paths = paths.clone();
+    input::blocking(move || {
+        install(&paths)?;
+        remove_if_there(&paths.stopped_file())
+            .map_err(|error| Failure::new("cannot start the site").because(error))?;
+        match service(&paths)? {
+            Service::Systemd => {
+                Units::of(&paths).and_then(|units| units.start()).map_err(Failure::new)
+            }
+            Service::Auto | Service::None => spawn(&paths).map(|()| Vec::new()),
+        }
+    })
+    .await
 }
 
-/// Puts this executable under the names of the site's processes into the site's directory, so that an upgrade of skctl
+/// Puts this executable under the names of the site's processes into the site's directory, so that replacing skctl
 /// changes nothing until `skctl upgrade`.
 ///
 /// # Errors
 /// The file system refuses.
 pub(crate) fn install(paths: &Paths) -> Result<(), Failure> {
-    let failed = |error: io::Error| {
+    paths.create().map_err(Failure::new)?;
+    let installed = std::env::current_exe().and_then(|program| linux::install(paths, &program));
+    installed.map_err(|error| {
         Failure::new(format_args!("cannot install executables in {}", paths.bin_dir().display()))
             .because(error)
-    };
-    paths.create().map_err(Failure::new)?;
-    let program = std::env::current_exe().map_err(failed)?;
-    for name in PROGRAMS {
-        let target = paths.bin_dir().join(name);
-        let fresh = paths.bin_dir().join(format!(".{name}.new"));
-        remove_if_there(&fresh).map_err(failed)?;
-        // A hard link costs nothing, but an executable that is replaced in place would change under the process.
-        std::fs::copy(&program, &fresh).map_err(failed)?;
-        std::fs::rename(&fresh, &target).map_err(failed)?;
-    }
-    Ok(())
+    })
 }
 
-/// Names by which the executable knows what to be.
-const PROGRAMS: [&str; 2] = ["skein-controller", "skein-router"];
+/// What keeps the site's processes running.
+fn service(paths: &Paths) -> Result<Service, Failure> {
+    // Without options this finds the site that is there and changes nothing.
+    let found = site::create(paths, &InitOptions::default()).map_err(Failure::new)?;
+    Ok(linux::chosen_service(found.site.spec.service))
+}
 
-fn remove_if_there(path: &std::path::Path) -> io::Result<()> {
+fn remove_if_there(path: &Path) -> io::Result<()> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
@@ -127,25 +138,19 @@ fn remove_if_there(path: &std::path::Path) -> io::Result<()> {
 }
 
 fn spawn(paths: &Paths) -> Result<(), Failure> {
-    use std::os::unix::process::CommandExt as _;
     let failed = |error: io::Error| Failure::new("cannot start the controller").because(error);
-    remove_if_there(&paths.stopped_file()).map_err(failed)?;
     let log = std::fs::OpenOptions::new()
         .create(true)
         .append(true)
+        .mode(0o600)
         .open(paths.logs_dir().join("controller.log"))
         .map_err(failed)?;
-    let child = std::process::Command::new(paths.bin_dir().join("skein-controller"))
-        .arg("--state")
-        .arg(paths.state())
-        .arg("--runtime")
-        .arg(paths.runtime())
+    let child = controller(paths)
         .arg("--detached")
+        .current_dir("/")
         .stdin(Stdio::null())
         .stdout(log.try_clone().map_err(failed)?)
         .stderr(log)
-        // Ctrl-C in this terminal is not meant for the site.
-        .process_group(0)
         .spawn()
         .map_err(failed)?;
     // It outlives this process, and whoever adopts it reaps it.
@@ -153,23 +158,34 @@ fn spawn(paths: &Paths) -> Result<(), Failure> {
     Ok(())
 }
 
+fn controller(paths: &Paths) -> std::process::Command {
+    let mut command = std::process::Command::new(paths.bin_dir().join("skein-controller"));
+    command.args(linux::controller_arguments(paths));
+    command
+}
+
 /// Ends controller and router; flows are drained first.
 ///
 /// # Errors
 /// The controller does not end.
 pub(crate) async fn stop(paths: &Paths, progress: &mut Progress) -> Result<(), Failure> {
-    let mut client = Client::connect_to(paths).await?;
     progress.step("draining");
-    let mut stopped = std::fs::File::create(paths.stopped_file())
-        .map_err(|error| Failure::new("cannot mark the site as stopped").because(error))?;
-    stopped
-        .write_all(b"stopped by skctl\n")
-        .map_err(|error| Failure::new("cannot mark the site as stopped").because(error))?;
-    client.shutdown(true).await?;
+    let of_site = paths.clone();
+    if input::blocking(move || service(&of_site)).await? == Service::Systemd {
+        let paths = paths.clone();
+        return input::blocking(move || {
+            Units::of(&paths).and_then(|units| units.stop()).map_err(Failure::new)
+        })
+        .await;
+    }
+    Client::connect_to(paths).await?.shutdown(true).await?;
     ended(paths, progress).await
 }
 
 /// Waits until the controller no longer answers.
+///
+/// # Errors
+/// It still does after [`START_TIMEOUT`].
 pub(crate) async fn ended(paths: &Paths, progress: &mut Progress) -> Result<(), Failure> {
     progress.step("waiting for the processes to end");
     let deadline = clock::instant() + START_TIMEOUT;
@@ -182,52 +198,49 @@ pub(crate) async fn ended(paths: &Paths, progress: &mut Progress) -> Result<(), 
     Err(Failure::timeout("the controller does not end").next("see `skctl logs`"))
 }
 
-/// Removes everything the site has on this machine.
+/// Removes everything the site has on this machine; its processes must have ended.
 ///
 /// # Errors
-/// The file system refuses.
-pub(crate) fn remove(paths: &Paths) -> Result<(), Failure> {
-    for dir in [paths.runtime(), paths.state()] {
-        match std::fs::remove_dir_all(dir) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(
-                    Failure::new(format_args!("cannot remove {}", dir.display())).because(error)
-                );
+/// The file system or systemd refuses.
+pub(crate) async fn remove(paths: &Paths) -> Result<(), Failure> {
+    let paths = paths.clone();
+    input::blocking(move || {
+        Units::of(&paths).and_then(|units| units.remove()).map_err(Failure::new)?;
+        for dir in [paths.runtime(), paths.state()] {
+            match std::fs::remove_dir_all(dir) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    let what = format_args!("cannot remove {}", dir.display());
+                    return Err(Failure::new(what).because(error));
+                }
+                _ => {}
             }
-            _ => {}
         }
-    }
-    Ok(())
+        Ok(())
+    })
+    .await
 }
 
 /// Where the site's logs are.
-pub(crate) fn logs(paths: &Paths) -> LogSource {
-    LogSource::Files(logs::files(paths))
+///
+/// # Errors
+/// The state of the site cannot be read.
+pub(crate) fn logs(paths: &Paths) -> Result<LogSource, Failure> {
+    Ok(match service(paths)? {
+        Service::Systemd => {
+            let [controller, router] = Units::of(paths).map_err(Failure::new)?.names();
+            LogSource::Journal(vec![("controller", controller), ("router", router)])
+        }
+        Service::Auto | Service::None => LogSource::Files(logs::files(paths)),
+    })
 }
 
 /// Turns this process into the site's controller; returns only when that fails.
 pub(crate) fn run_here(paths: &Paths) -> Failure {
-    use std::os::unix::process::CommandExt as _;
     if let Err(failure) = install(paths) {
         return failure;
     }
-    let error = std::process::Command::new(paths.bin_dir().join("skein-controller"))
-        .arg("--state")
-        .arg(paths.state())
-        .arg("--runtime")
-        .arg(paths.runtime())
-        .exec();
-    Failure::new("cannot run the controller").because(error)
-}
-
-/// Decrypts an exported identity.
-///
-/// # Errors
-/// The passphrase is wrong, or it is something else.
-pub(crate) fn open_identity(
-    archive: &[u8],
-    passphrase: &str,
-) -> Result<skein_controller::site::Rebuilt, Failure> {
-    let _ = (archive, passphrase);
-    Err(Failure::new("cannot open"))
+    if let Err(error) = remove_if_there(&paths.stopped_file()) {
+        return Failure::new("cannot start the site").because(error);
+    }
+    Failure::new("cannot run the controller").because(controller(paths).exec())
 }

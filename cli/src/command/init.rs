@@ -157,7 +157,9 @@ pub(crate) async fn run(global: &Global, args: Init) -> Result<(), Failure> {
     }
     if Client::connect_to(&paths).await.is_err() {
         progress.step("starting");
-        host::start(&paths)?;
+        for text in host::start(&paths).await? {
+            note(global, format_args!("note: {text}"));
+        }
     }
     let mut status = host::ready(&paths, &mut progress).await?;
     let mut changes = Vec::new();
@@ -193,8 +195,8 @@ async fn create(paths: &Paths, args: &Init) -> Result<Created, Failure> {
     };
     let passphrase = input::passphrase(args.passphrase_file.clone(), false).await?;
     input::blocking(move || {
-        let rebuilt =
-            host::open_identity(&archive, &passphrase).map_err(|error| error.within(&file))?;
+        let rebuilt = skein_controller::open_identity(&archive, &passphrase)
+            .map_err(|error| Failure::new(error).within(&file))?;
         site::create_with(&paths, &options, Some(rebuilt)).map_err(refused)
     })
     .await

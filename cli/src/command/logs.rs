@@ -58,7 +58,7 @@ pub(crate) async fn run(global: &Global, args: Logs) -> Result<(), Failure> {
         "router" => !args.controller,
         _ => !args.router,
     };
-    match host::logs(&paths) {
+    match host::logs(&paths)? {
         LogSource::Journal(units) => {
             let units = units.into_iter().filter(|(name, _)| wanted(name)).map(|(_, unit)| unit);
             host::journal(units.collect(), args.lines, args.follow).await

@@ -46,7 +46,9 @@ pub(crate) async fn start(global: &Global) -> Result<(), Failure> {
         return Ok(());
     }
     let mut progress = Progress::start(global, "starting");
-    host::start(&paths)?;
+    for text in host::start(&paths).await? {
+        note(global, format_args!("note: {text}"));
+    }
     host::ready(&paths, &mut progress).await?;
     progress.finish();
     note(global, "The site is running.");
@@ -68,7 +70,7 @@ pub(crate) async fn restart(global: &Global) -> Result<(), Failure> {
     if Client::connect_to(&paths).await.is_ok() {
         host::stop(&paths, &mut progress).await?;
     }
-    host::start(&paths)?;
+    host::start(&paths).await?;
     host::ready(&paths, &mut progress).await?;
     progress.finish();
     note(global, "The site is running.");
@@ -83,7 +85,7 @@ pub(crate) async fn upgrade(global: &Global, _: Upgrade) -> Result<(), Failure> 
     progress.step("replacing the controller");
     client.shutdown(false).await?;
     host::ended(&paths, &mut progress).await?;
-    host::start(&paths)?;
+    host::start(&paths).await?;
     host::ready(&paths, &mut progress).await?;
     progress.step("replacing the router");
     let mut client = Client::connect_to(&paths).await?;
@@ -116,7 +118,7 @@ pub(crate) async fn delete_site(global: &Global, yes: bool) -> Result<(), Failur
             "note: the controller is not running, so nobody is told; others forget the site in an hour",
         ),
     }
-    host::remove(&paths)?;
+    host::remove(&paths).await?;
     progress.finish();
     note(global, format_args!("Removed the site of namespace {namespace:?}."));
     Ok(())

@@ -67,7 +67,7 @@ impl Sites {
             let options = options(name);
             let created = paths.clone();
             input::blocking(move || site::create(&created, &options).map_err(Failure::new)).await?;
-            host::start(paths)?;
+            host::start(paths).await?;
         }
         for (name, paths) in &self.paths {
             host::ready(paths, progress).await.map_err(|failure| failure.within(name))?;
