@@ -218,3 +218,6 @@ fn pick(among: &[usize], draw: u64) -> Option<usize> {
     let count = u64::try_from(among.len()).ok().filter(|&count| count > 0)?;
     among.get(usize::try_from(draw % count).ok()?).copied()
 }
+
+#[cfg(test)]
+mod tests;

@@ -300,3 +300,6 @@ fn next_expiry(evidence: Evidence<'_>, unix_s: i64) -> Option<i64> {
     let endorsements = evidence.endorsements.iter().map(|e| e.valid_until_unix_s);
     statements.chain(endorsements).filter(|&expires| expires > unix_s).min()
 }
+
+#[cfg(test)]
+mod tests;

@@ -83,7 +83,8 @@ impl OwnRecords {
         tracing::debug!(kind = ?header.key.kind, sequence = header.sequence, "outdoing a record of an earlier boot");
         self.sequence = self.sequence.max(header.sequence);
         match (header.key.kind, header.key.subkey.as_bytes()) {
-            (RecordKind::RouterLsa, _) => self.lsa_dirty = true,
+            // Pages issued before were void in the eyes of whoever knew the other LSA.
+            (RecordKind::RouterLsa, _) => self.reissue(),
             (RecordKind::AddressPage, &[page]) if page < ADDRESS_PAGES => {
                 self.pages_dirty.insert(page);
                 self.pages_foreign.insert(page);

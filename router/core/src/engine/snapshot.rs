@@ -20,7 +20,7 @@ use std::{
 const SPF_HOLD_MIN: Duration = Duration::from_millis(10);
 const SPF_HOLD_MAX: Duration = Duration::from_millis(100);
 /// Work on alternative paths between two looks at the queue of events, in arcs of the flow network: some milliseconds.
-const ALTERNATIVES_WORK: usize = 100_000;
+const ALTERNATIVES_WORK: usize = 30_000;
 
 /// The last snapshot and what is to be done for the next.
 #[derive(Debug)]

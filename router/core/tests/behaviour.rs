@@ -1,0 +1,311 @@
+//! Single rules of routing, each in the smallest network that shows it.
+
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+mod common;
+
+use common::{Network, endorsement, entry, router_id, seal, site_id};
+use skein_core::{
+    AdjacencyState, HOPS_MAX, Input, Label, LinkId, LinkUp, Membership, Origin, PINS_MAX, Pattern,
+    Payload, RecordDraft, RecordKey, RecordKind, Revocation, Role, Scope, Settings,
+};
+use std::time::Duration;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn line(routers: usize) -> Network {
+    let mut network = Network::new(routers, 1);
+    for n in 1..routers {
+        network.endorse(n - 1, n);
+        network.connect(n - 1, n, 1);
+    }
+    network.run_for(SECOND);
+    network
+}
+
+/// 0 and 3 joined by transits 1 and 2.
+fn diamond() -> Network {
+    let mut network = Network::new(4, 1);
+    for (a, b, cost) in [(0, 1, 1), (1, 3, 1), (0, 2, 2), (2, 3, 2)] {
+        network.endorse(a, b);
+        network.connect(a, b, cost);
+    }
+    network.run_for(SECOND);
+    network
+}
+
+#[test]
+fn neighbours_become_full() {
+    let network = line(3);
+    for n in 0..3 {
+        let links = network.routers[n].engine.view().links;
+        assert!(links.values().all(|(_, state)| *state == AdjacencyState::Full), "{links:?}");
+    }
+}
+
+#[test]
+fn a_path_may_have_24_hops_and_no_more() {
+    let network = line(HOPS_MAX + 2);
+    let fib = &network.routers[0].fib;
+    let longest = &fib.routes[&router_id(HOPS_MAX)].paths[0];
+    assert_eq!((longest.hops.len(), longest.labels.len()), (24, 23));
+    assert!(!fib.routes.contains_key(&router_id(HOPS_MAX + 1)));
+    let view = network.routers[0].engine.view();
+    let too_far = view.routers.iter().find(|r| r.lsa.router == router_id(HOPS_MAX + 1)).unwrap();
+    assert_eq!(too_far.problem, Some("path too long"));
+}
+
+#[test]
+fn pins_take_disjoint_paths() {
+    let network = diamond();
+    let route = &network.routers[0].fib.routes[&router_id(3)];
+    assert_eq!(route.paths.len(), 2);
+    assert_eq!(route.paths[0].hops, [router_id(1), router_id(3)]);
+    assert_eq!(route.paths[1].hops, [router_id(2), router_id(3)]);
+    assert!(route.paths.len() <= usize::from(PINS_MAX));
+}
+
+#[test]
+fn parallel_links_are_paths_of_their_own() {
+    let mut network = line(2);
+    network.connect(0, 1, 1);
+    network.run_for(SECOND);
+    let route = &network.routers[0].fib.routes[&router_id(1)];
+    assert_eq!(route.paths.len(), 2);
+    assert_ne!(route.paths[0].first_link, route.paths[1].first_link);
+}
+
+#[test]
+fn a_transit_detours_around_its_dead_link_before_anybody_was_told() {
+    let mut network = diamond();
+    // A second way from 1 to 3, over 2.
+    network.endorse(1, 2);
+    network.connect(1, 2, 1);
+    network.run_for(SECOND);
+    let path = network.routers[0].fib.routes[&router_id(3)].paths[0].clone();
+    assert_eq!(path.hops, [router_id(1), router_id(3)]);
+    let fib = &network.routers[1].fib;
+    let dead = fib.labels[&path.labels[0]];
+    let detour = fib.repair(path.labels[0], &[], |link| link != dead).unwrap();
+    assert_eq!(network.forward(1, detour), [2, 3]);
+    // And after it was told, by the label that has no link any more.
+    network.disconnect(dead);
+    let fib = &network.routers[1].fib;
+    assert!(!fib.labels.contains_key(&path.labels[0]));
+    let detour = fib.repair(path.labels[0], &[], |_| true).unwrap();
+    assert_eq!(network.forward(1, detour), [2, 3]);
+    assert_eq!(fib.repair(Label(9_999), &[], |_| true), None);
+}
+
+#[test]
+fn a_dead_link_is_left_at_once() {
+    let mut network = diamond();
+    let link = network.routers[0].fib.routes[&router_id(3)].paths[0].first_link;
+    network.input(0, Input::LinkDown { link });
+    network.run_for(Duration::from_millis(10));
+    assert_eq!(network.routers[0].fib.routes[&router_id(3)].paths[0].hops[0], router_id(2));
+}
+
+#[test]
+fn a_purge_reaches_whoever_still_has_the_page() {
+    // 0 - 1 - 2; 2 is cut off while 0 withdraws its address, and 1 has restarted meanwhile.
+    let mut network = line(3);
+    network.set_addresses(0, vec![entry("backend")]);
+    network.run_for(SECOND);
+    assert!(network.routers[2].fib.addresses.contains_key("backend"));
+    for link in network.links_of(1) {
+        network.disconnect(link);
+    }
+    network.set_addresses(0, Vec::new());
+    network.run_for(SECOND);
+    network.restart(1);
+    network.connect(1, 2, 1);
+    network.run_for(SECOND);
+    network.connect(0, 1, 1);
+    network.run_for(SECOND);
+    for n in 0..3 {
+        let pages = network.routers[n].engine.lsdb().of_kind(RecordKind::AddressPage);
+        assert!(pages.filter(|page| !page.is_purge()).count() == 0, "at {n}");
+        assert!(!network.routers[n].fib.addresses.contains_key("backend"));
+    }
+}
+
+#[test]
+fn a_router_that_went_silent_ages_out_within_an_hour() {
+    let mut network = line(3);
+    network.set_addresses(2, vec![entry("backend")]);
+    network.run_for(SECOND);
+    let link = network.links_of(2)[0];
+    network.disconnect(link);
+    network.run_for(SECOND);
+    assert!(!network.routers[0].fib.addresses.contains_key("backend"), "not reachable");
+    assert!(network.routers[0].engine.lsdb().lsa(router_id(2)).is_some(), "but remembered");
+    network.run_for(Duration::from_secs(3_601));
+    assert!(network.routers[0].engine.lsdb().lsa(router_id(2)).is_none());
+    assert!(network.routers[0].fib.routes.contains_key(&router_id(1)), "the living go on");
+}
+
+#[test]
+fn a_lost_boot_epoch_is_outdone() {
+    let mut network = line(2);
+    network.set_addresses(1, vec![entry("old")]);
+    for _ in 0..3 {
+        network.restart(1);
+    }
+    network.connect(0, 1, 1);
+    network.run_for(SECOND);
+    assert!(network.routers[0].fib.addresses.contains_key("old"));
+    // The controller lost count: the next boot has a smaller epoch.
+    network.routers[1].boot_epoch = 0;
+    network.routers[1].addresses = vec![entry("new")];
+    network.restart(1);
+    network.connect(0, 1, 1);
+    network.run_for(Duration::from_secs(3));
+    assert_eq!(network.live_headers(0), network.live_headers(1));
+    let addresses = &network.routers[0].fib.addresses;
+    assert!(addresses.contains_key("new") && !addresses.contains_key("old"), "{addresses:?}");
+}
+
+#[test]
+fn links_to_strangers_and_to_oneself_are_refused() {
+    let mut network = Network::new(2, 1);
+    let link = network.connect(0, 1, 1);
+    assert_eq!(
+        (&network.routers[0].refused, &network.routers[1].refused),
+        (&vec![link], &vec![link])
+    );
+    let up = LinkUp {
+        link: LinkId(77),
+        peer: router_id(0),
+        peer_site: site_id(0),
+        cost: 1,
+        rtt_us: 0,
+        mtu: 1_400,
+        statements: Vec::new(),
+    };
+    network.input(0, Input::LinkUp(up));
+    assert_eq!(network.routers[0].refused, [link, LinkId(77)]);
+}
+
+#[test]
+fn a_revoked_site_is_cut_off_everywhere_with_its_routes_and_addresses() {
+    let mut network = line(4);
+    network.set_addresses(3, vec![entry("backend")]);
+    network.run_for(SECOND);
+    assert!(network.routers[0].fib.addresses.contains_key("backend"));
+    let key = RecordKey::revocation(site_id(0), site_id(3));
+    let revocation = Revocation {
+        issuer: site_id(0),
+        subject: site_id(3),
+        issued_unix_s: 0,
+        reason: "stolen".into(),
+    };
+    let payload = Payload::Revocation(revocation);
+    let record = seal(RecordDraft { key, sequence: 1, lifetime_s: u32::MAX, payload });
+    network.give(0, vec![record]);
+    network.run_for(SECOND);
+    for n in 0..3 {
+        let router = &network.routers[n];
+        assert!(router.trust.site(site_id(3)).is_none(), "at {n}");
+        assert!(!router.fib.addresses.contains_key("backend"), "at {n}");
+        assert!(!router.fib.routes.contains_key(&router_id(3)), "at {n}");
+    }
+    assert_eq!(network.routers[2].refused.len(), 1, "the neighbour closes the link");
+    let kept = network.routers[2].learned.iter().any(|record| record.key == key);
+    assert!(kept, "controllers keep it");
+}
+
+#[test]
+fn a_guest_sees_and_serves_within_its_scope_only() {
+    // 0 and 1 are members; 2 is a guest of 1.
+    let mut network = line(3);
+    let scope = Scope { provide: [Pattern("guest.*".into())].into(), ..Scope::default() };
+    let mut guest = Network::new(3, 1);
+    std::mem::swap(&mut network, &mut guest);
+    network.endorse(0, 1);
+    network.connect(0, 1, 1);
+    for n in [1, 2] {
+        let both = vec![
+            common::statement(site_id(1), site_id(0), 1),
+            common::statement(site_id(2), site_id(2), 1),
+            endorsement(site_id(1), site_id(2), Membership::Guest, scope.clone()),
+            endorsement(site_id(2), site_id(1), Membership::Guest, scope.clone()),
+        ];
+        network.give(n, both);
+    }
+    network.connect(1, 2, 1);
+    network.set_addresses(0, vec![entry("inner")]);
+    network.set_addresses(2, vec![entry("guest.shop"), entry("backend")]);
+    network.run_for(SECOND);
+    let fib = &network.routers[0].fib;
+    assert!(fib.addresses.contains_key("guest.shop"));
+    assert!(!fib.addresses.contains_key("backend"), "outside its scope");
+    let seen: Vec<Origin> = network.live_headers(2).into_iter().map(|(_, o, _)| o).collect();
+    assert!(!seen.contains(&Origin::Router(router_id(0))), "a guest learns nothing of others");
+    assert!(!seen.contains(&Origin::Site(site_id(0))));
+    assert!(seen.contains(&Origin::Router(router_id(1))));
+}
+
+#[test]
+fn routers_with_the_same_handle_draw_again() {
+    let mut network = Network::with_handle_bits(12, 1, 5);
+    for n in 1..12 {
+        network.endorse(n - 1, n);
+        network.connect(n - 1, n, 1);
+    }
+    network.run_for(Duration::from_secs(5));
+    let mut handles: Vec<u32> =
+        network.routers.iter().map(|router| router.engine.handle().0).collect();
+    handles.sort_unstable();
+    handles.dedup();
+    assert_eq!(handles.len(), 12);
+    let fib = &network.routers[0].fib;
+    assert_eq!((fib.routes.len(), fib.handles.len()), (11, 11));
+    assert!(fib.routes.values().all(|route| fib.handles[&route.handle] == route.router));
+}
+
+#[test]
+fn rtt_is_told_when_it_changed_enough_and_seldom() {
+    let mut network = line(3);
+    let link = network.links_of(0)[0];
+    let metric =
+        |network: &Network| network.routers[2].fib.routes[&router_id(0)].paths[0].metric_us;
+    let measure = |network: &mut Network, rtt_us| {
+        network.input(0, Input::LinkChanged { link, cost: 1, rtt_us, mtu: 1_400 });
+        network.run_for(SECOND);
+    };
+    measure(&mut network, 40_000);
+    assert_eq!(metric(&network), 42_000, "at once, and the worse end counts");
+    measure(&mut network, 80_000);
+    assert_eq!(metric(&network), 42_000, "not again within ten seconds");
+    network.run_for(Duration::from_secs(10));
+    assert_eq!(metric(&network), 82_000);
+    network.run_for(Duration::from_secs(10));
+    measure(&mut network, 90_000);
+    assert_eq!(metric(&network), 82_000, "not for an eighth");
+}
+
+#[test]
+fn a_flapping_link_does_not_storm() {
+    let mut network = line(3);
+    let link = network.links_of(0)[0];
+    let before = network.messages;
+    for i in 0..1_000_u32 {
+        let mtu = if i % 2 == 0 { 1_300 } else { 1_400 };
+        network.input(0, Input::LinkChanged { link, cost: 1, rtt_us: 0, mtu });
+        network.run_for(Duration::from_millis(1));
+    }
+    let lsas = network.messages - before;
+    assert!(lsas < 30, "{lsas} messages for 1,000 changes in a second");
+}
+
+#[test]
+fn an_edge_carries_nothing_for_others() {
+    let mut network = line(3);
+    network.routers[1].role = Role::Edge;
+    let settings = Settings { role: Role::Edge, ..Settings::default() };
+    network.input(1, Input::Settings(settings));
+    network.run_for(SECOND);
+    assert!(!network.routers[0].fib.routes.contains_key(&router_id(2)));
+    assert!(network.routers[1].fib.routes.contains_key(&router_id(2)));
+}
