@@ -189,19 +189,19 @@ pub(crate) fn site(status: &SiteStatus, wide: bool, now: Timestamp) -> String {
     row("Links", format!("{} of {} up", status.links_up, status.links_total));
     row("Services", format!("{}, {} served from here", status.services, status.connectors));
     let controller = &status.controller;
-    let since = clock::age(&controller.since, now);
-    row(
-        "Controller",
-        format!("pid {}, version {}, for {since}", controller.pid, controller.version),
-    );
+    let process = |pid: u32, version: &str, since: &str| {
+        let since = clock::age(since, now);
+        let since = if since.is_empty() { since } else { format!(", for {since}") };
+        format!("pid {pid}, version {version}{since}")
+    };
+    row("Controller", process(controller.pid, &controller.version, &controller.since));
     for router in &status.routers {
-        let process = if router.pid == 0 {
+        let state = if router.pid == 0 {
             router.state.clone()
         } else {
-            let since = clock::age(&router.since, now);
-            format!("{}, pid {}, version {}, for {since}", router.state, router.pid, router.version)
+            format!("{}, {}", router.state, process(router.pid, &router.version, &router.since))
         };
-        row("Router", format!("{}: {process}", router.name));
+        row("Router", format!("{}: {state}", router.name));
         for socket in &router.sockets {
             let state =
                 if socket.error.is_empty() { String::new() } else { format!(": {}", socket.error) };

@@ -90,6 +90,21 @@ impl Network {
         topology: &Topology,
         shortest: &[EdgeIndex],
     ) -> Vec<Vec<EdgeIndex>> {
+        let mut paths: Vec<Vec<EdgeIndex>> = Vec::new();
+        for path in self.flow(topology, shortest) {
+            if path != shortest && !paths.contains(&path) {
+                paths.push(path);
+            }
+        }
+        paths.sort_by_cached_key(|path| {
+            let metric: u64 = path.iter().map(|&edge| topology.graph[edge].metric_us).sum();
+            (shared(topology, path, shortest), metric, path.len())
+        });
+        paths
+    }
+
+    /// The flow of three units, path by path; some may be the same.
+    fn flow(&mut self, topology: &Topology, shortest: &[EdgeIndex]) -> Vec<Vec<EdgeIndex>> {
         let ends = shortest.first().zip(shortest.last()).and_then(|(&first, &last)| {
             let from = topology.graph.edge_endpoints(first)?.0;
             Some((from, topology.graph.edge_endpoints(last)?.1))
@@ -102,17 +117,7 @@ impl Network {
                 break;
             }
         }
-        let mut paths: Vec<Vec<EdgeIndex>> = Vec::new();
-        while let Some(path) = self.take_path(source, target) {
-            if path != shortest && !paths.contains(&path) {
-                paths.push(path);
-            }
-        }
-        paths.sort_by_cached_key(|path| {
-            let metric: u64 = path.iter().map(|&edge| topology.graph[edge].metric_us).sum();
-            (shared(topology, path, shortest), metric, path.len())
-        });
-        paths
+        std::iter::from_fn(|| self.take_path(source, target)).collect()
     }
 
     fn reset(
@@ -213,3 +218,6 @@ fn shared(topology: &Topology, path: &[EdgeIndex], other: &[EdgeIndex]) -> usize
     path.iter().filter(|edge| other.contains(edge)).count()
         + transits(path).iter().filter(|node| of_other.contains(node)).count()
 }
+
+#[cfg(test)]
+mod tests;

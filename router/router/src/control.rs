@@ -322,7 +322,7 @@ impl Control {
             LinkEvent::Message(id, message) => self.link_message(id, &message),
             LinkEvent::Down { id, reason } => {
                 if self.links.remove(&id).is_some() {
-                    tracing::info!(link = %id, reason, "link down");
+                    tracing::debug!(link = %id, reason, "link down");
                     self.input(Input::LinkDown { link: id });
                     self.status_soon();
                 }
@@ -355,7 +355,7 @@ impl Control {
             mtu: up.mtu,
             statements: statements.collect(),
         });
-        tracing::info!(
+        tracing::debug!(
             link = %up.id, name = up.name, incoming = up.incoming,
             peer = %up.peer.router, peer_site = up.hello.site_name, rtt_us = micros(up.rtt), "link up"
         );

@@ -31,6 +31,7 @@ struct Network {
 impl Network {
     /// A – hub – B; B serves an echo under `backend:5432`, A listens for it.
     async fn start() -> Self {
+        support::log();
         let mut tasks = JoinSet::new();
         let mut hub = Site::new("hub", None);
         hub.settings(|settings| {

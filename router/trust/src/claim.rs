@@ -6,7 +6,7 @@
 use crate::{
     hash::sha256,
     identity::{SiteIdentity, verify},
-    statement::{StatementError, VerifiedStatement, verify_endorsement, verify_statement},
+    statement::{Issuer, StatementError, VerifiedStatement, verify_endorsement, verify_statement},
 };
 use aws_lc_rs::rand::SecureRandom;
 use prost::Message as _;
@@ -40,6 +40,8 @@ pub const CLOCK_DIFFERENCE_MAX_S: i64 = 15 * 60;
 
 const CLAIM_CONTEXT: &[u8] = b"skein-claim/1";
 const CODE_LEN: usize = 16;
+/// A later version may draw longer codes.
+const CODE_LEN_MAX: usize = 64;
 
 /// Key material of the TLS connection a claim is made on.
 pub type Exporter = [u8; 32];
@@ -47,7 +49,7 @@ pub type Exporter = [u8; 32];
 /// The secret of a token. Never shown, never stored by the issuer; wiped from memory when dropped.
 #[derive(Clone, PartialEq, Eq, Zeroize)]
 #[zeroize(drop)]
-pub struct Code([u8; CODE_LEN]);
+pub struct Code(Vec<u8>);
 
 /// What the issuer keeps of a [`Code`].
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -59,15 +61,15 @@ impl Code {
     /// # Errors
     /// When the source of randomness fails.
     pub fn generate(random: &dyn SecureRandom) -> Result<Self, ClaimError> {
-        let mut code = [0; CODE_LEN];
+        let mut code = vec![0; CODE_LEN];
         random.fill(&mut code).map_err(|_| ClaimError::Randomness)?;
         Ok(Self(code))
     }
 
-    /// Reads the form in a token or a request.
+    /// Reads the form in a token or a request; `None` if it is too short to be secret, or beyond any use.
     #[must_use]
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
-        bytes.try_into().ok().map(Self)
+        (CODE_LEN..=CODE_LEN_MAX).contains(&bytes.len()).then(|| Self(bytes.to_vec()))
     }
 
     /// For writing into a token.
@@ -76,7 +78,7 @@ impl Code {
         &self.0
     }
 
-    /// What is stored. The code has 128 random bits, so a plain hash cannot be searched.
+    /// What is stored. The code has 128 random bits or more, so a plain hash cannot be searched.
     #[must_use]
     pub fn hash(&self) -> CodeHash {
         CodeHash(sha256(&[&self.0]))
@@ -352,7 +354,7 @@ fn check_endorsement(
     subject: SiteId,
     unix_s: i64,
 ) -> Result<Endorsement, ClaimError> {
-    let endorsement = verify_endorsement(record, issuer.site, &issuer.chain.key)
+    let endorsement = verify_endorsement(record, &Issuer::from(&issuer.chain))
         .map_err(ClaimError::Endorsement)?;
     if endorsement.subject != subject.0 {
         return Err(ClaimError::WrongSubject);

@@ -33,7 +33,7 @@ pub use identity::{
 };
 pub use notary::RouterNotary;
 pub use statement::{
-    CAS_MAX, CERTIFICATE_LEN_MAX, ENDPOINT_LEN_MAX, ENDPOINTS_MAX, EndorsementDraft,
+    CAS_MAX, CERTIFICATE_LEN_MAX, ENDPOINT_LEN_MAX, ENDPOINTS_MAX, EndorsementDraft, Issuer,
     REASON_LEN_MAX, REVOCATION_LIFETIME_S, SCOPE_PATTERNS_MAX, SITE_NAME_LEN_MAX,
     STATEMENT_VALIDITY_S, StatementDraft, StatementError, VerifiedStatement, record_digest,
     verify_endorsement, verify_revocation, verify_statement,

@@ -17,7 +17,8 @@ use crate::{
     identity::{self, PublicKey, handle},
     memo::Memo,
     statement::{
-        StatementError, VerifiedStatement, verify_endorsement, verify_revocation, verify_statement,
+        Issuer, StatementError, VerifiedStatement, verify_endorsement, verify_revocation,
+        verify_statement,
     },
     tls::IdentityCell,
 };
@@ -80,19 +81,19 @@ impl RouterNotary {
         known: &Known<'_>,
     ) -> Result<(), Rejection> {
         let statement = known.statement(site).ok_or(Rejection::Missing(Origin::Site(site)))?;
-        let key = statement.identity_key();
-        let memo_key = sha256(&[b"site", key, &digest(record)]);
+        let issuer = Issuer::from(&**statement);
+        let memo_key = sha256(&[b"site", &issuer.key, &digest(record)]);
         if self.memo.contains(&memo_key, known.unix_s) {
             return Ok(());
         }
         match &record.payload {
             Payload::Endorsement(_) => {
-                verify_endorsement(&envelope(record), site, key).map(drop).map_err(rejection)?;
+                verify_endorsement(&envelope(record), &issuer).map(drop).map_err(rejection)?;
             }
             Payload::Revocation(_) => {
-                verify_revocation(&envelope(record), site, key).map(drop).map_err(rejection)?;
+                verify_revocation(&envelope(record), &issuer).map(drop).map_err(rejection)?;
             }
-            _ => verify_unknown(record, key)?,
+            _ => verify_unknown(record, &issuer.key)?,
         }
         self.memo.insert(memo_key, i64::MAX);
         Ok(())

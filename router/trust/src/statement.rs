@@ -35,10 +35,10 @@ pub const SCOPE_PATTERNS_MAX: usize = 256;
 /// Longest text that explains a revocation, in bytes.
 pub const REASON_LEN_MAX: usize = 256;
 
-/// The low bits of a statement's sequence are its epoch, the bits above them count the rotations before it: whoever
-/// stole a retired key cannot outrun the present one by a large epoch.
-const EPOCH_BITS: u32 = 48;
-const EPOCH_MAX: u64 = (1 << EPOCH_BITS) - 1;
+/// The low bits of a record's sequence are the site's own counter, the bits above them count the rotations before it:
+/// whoever stole a retired key cannot outrun the present one by a large counter.
+const COUNTER_BITS: u32 = 48;
+const COUNTER_MAX: u64 = (1 << COUNTER_BITS) - 1;
 
 /// Why a signed statement is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -58,8 +58,8 @@ pub enum StatementError {
     /// The history of identity keys does not hold.
     #[error("the site's key history does not hold: {0}")]
     Chain(#[from] ChainError),
-    /// The epoch has more than 48 bits.
-    #[error("the statement's epoch is out of range")]
+    /// The sequence does not count the issuer's rotations.
+    #[error("the statement's sequence does not fit the key history of its issuer")]
     Epoch,
     /// Not signed by the identity key in use.
     #[error("the signature is not by the issuer's identity key")]
@@ -97,7 +97,7 @@ pub struct EndorsementDraft {
     pub scope: Option<Scope>,
     /// Whether the subject's endorsements of others count too.
     pub may_endorse: bool,
-    /// The higher one wins.
+    /// Counts what this site says of the subject, at most 48 bits; the higher one wins.
     pub sequence: u64,
     /// Unix time; usually now + [`STATEMENT_VALIDITY_S`].
     pub valid_until_unix_s: i64,
@@ -108,8 +108,7 @@ impl SiteIdentity {
     #[must_use]
     pub fn statement(&self, draft: &StatementDraft) -> Record {
         let (inception, rotations) = self.chain();
-        let epoch = draft.epoch.min(EPOCH_MAX);
-        let sequence = statement_sequence(self.rotations(), epoch);
+        let epoch = ranked(self.rotations(), draft.epoch);
         let site = self.site_id();
         let payload = SiteStatement {
             site_id: site.0.to_vec(),
@@ -122,24 +121,25 @@ impl SiteIdentity {
             expires_unix_s: draft.expires_unix_s,
             network_id: draft.network_id.unwrap_or(site).0.to_vec(),
         };
-        self.seal(RecordKind::SiteStatement, None, sequence, STATEMENT_VALIDITY_S, &payload)
+        self.seal(RecordKind::SiteStatement, None, epoch, STATEMENT_VALIDITY_S, &payload)
     }
 
     /// Signs an endorsement of another site.
     #[must_use]
     pub fn endorsement(&self, draft: &EndorsementDraft) -> Record {
+        let sequence = ranked(self.rotations(), draft.sequence);
         let payload = Endorsement {
             issuer: self.site_id().0.to_vec(),
             subject: draft.subject.0.to_vec(),
             membership: draft.membership.into(),
             scope: draft.scope.clone(),
             may_endorse: draft.may_endorse,
-            sequence: draft.sequence,
+            sequence,
             valid_until_unix_s: draft.valid_until_unix_s,
         };
         let subject = Some(draft.subject);
         let lifetime_s = STATEMENT_VALIDITY_S;
-        self.seal(RecordKind::Endorsement, subject, draft.sequence, lifetime_s, &payload)
+        self.seal(RecordKind::Endorsement, subject, sequence, lifetime_s, &payload)
     }
 
     /// Signs that another site is no longer trusted.
@@ -151,6 +151,7 @@ impl SiteIdentity {
         issued_unix_s: i64,
         reason: &str,
     ) -> Record {
+        let sequence = ranked(self.rotations(), sequence);
         let payload = Revocation {
             issuer: self.site_id().0.to_vec(),
             subject: subject.0.to_vec(),
@@ -218,26 +219,45 @@ pub fn verify_statement(record: &Record) -> Result<VerifiedStatement, StatementE
     let inception =
         statement.inception.as_ref().ok_or(StatementError::Chain(ChainError::Inception))?;
     let chain = KeyChain::verify(Some(site), inception, &statement.rotations)?;
-    if statement.epoch > EPOCH_MAX {
+    if statement.epoch >> COUNTER_BITS != chain.rotations() as u64 {
         return Err(StatementError::Epoch);
     }
-    let sequence = statement_sequence(chain.rotations(), statement.epoch);
-    if body.origin != site.0 || !body.subkey.is_empty() || body.sequence != sequence {
+    if body.origin != site.0 || !body.subkey.is_empty() || body.sequence != statement.epoch {
         return Err(StatementError::Envelope);
     }
     check_signature(record, &chain.key)?;
     Ok(VerifiedStatement { site, chain, network_id, statement })
 }
 
-/// Checks an endorsement against `key`, the current identity key of its issuer. Says nothing of expiry.
+/// Who must have signed an endorsement or a revocation, from a statement that was verified.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Issuer {
+    /// The site.
+    pub site: SiteId,
+    /// Its identity key in use.
+    pub key: PublicKey,
+    /// How often the key was rotated.
+    pub rotations: usize,
+}
+
+impl From<&KeyChain> for Issuer {
+    fn from(chain: &KeyChain) -> Self {
+        Self { site: chain.site, key: chain.key, rotations: chain.rotations() }
+    }
+}
+
+impl From<&skein_core::SiteStatement> for Issuer {
+    fn from(statement: &skein_core::SiteStatement) -> Self {
+        let (site, rotations) = (statement.site, statement.rotations.len());
+        Self { site, key: *statement.identity_key(), rotations }
+    }
+}
+
+/// Checks an endorsement against the key its issuer uses now. Says nothing of expiry.
 ///
 /// # Errors
 /// See [`StatementError`].
-pub fn verify_endorsement(
-    record: &Record,
-    issuer: SiteId,
-    key: &PublicKey,
-) -> Result<Endorsement, StatementError> {
+pub fn verify_endorsement(record: &Record, issuer: &Issuer) -> Result<Endorsement, StatementError> {
     let body = open(record, RecordKind::Endorsement)?;
     let endorsement: Endorsement = payload(&body)?;
     check_envelope(&body, &endorsement.issuer, &endorsement.subject, endorsement.sequence)?;
@@ -253,26 +273,22 @@ pub fn verify_endorsement(
             return Err(StatementError::Malformed("unknown membership"));
         }
     }
-    check_issuer(record, &body, issuer, key)?;
+    check_issuer(record, &body, issuer)?;
     Ok(endorsement)
 }
 
-/// Checks a revocation against `key`, the current identity key of its issuer. Says nothing of the issuer's authority.
+/// Checks a revocation against the key its issuer uses now. Says nothing of the issuer's authority.
 ///
 /// # Errors
 /// See [`StatementError`].
-pub fn verify_revocation(
-    record: &Record,
-    issuer: SiteId,
-    key: &PublicKey,
-) -> Result<Revocation, StatementError> {
+pub fn verify_revocation(record: &Record, issuer: &Issuer) -> Result<Revocation, StatementError> {
     let body = open(record, RecordKind::Revocation)?;
     let revocation: Revocation = payload(&body)?;
     check_envelope(&body, &revocation.issuer, &revocation.subject, revocation.sequence)?;
     if revocation.reason.len() > REASON_LEN_MAX {
         return Err(StatementError::Malformed("reason too long"));
     }
-    check_issuer(record, &body, issuer, key)?;
+    check_issuer(record, &body, issuer)?;
     Ok(revocation)
 }
 
@@ -287,8 +303,9 @@ pub(crate) fn not_expired(until_unix_s: i64, unix_s: i64) -> Result<(), Statemen
     if unix_s < until_unix_s { Ok(()) } else { Err(StatementError::Expired(until_unix_s)) }
 }
 
-fn statement_sequence(rotations: usize, epoch: u64) -> u64 {
-    (rotations as u64) << EPOCH_BITS | epoch
+/// Of two records the one after more rotations wins, whatever their counters.
+fn ranked(rotations: usize, counter: u64) -> u64 {
+    (rotations as u64) << COUNTER_BITS | counter.min(COUNTER_MAX)
 }
 
 fn open(record: &Record, kind: RecordKind) -> Result<RecordBody, StatementError> {
@@ -337,16 +354,15 @@ fn check_envelope(
     Ok(())
 }
 
-fn check_issuer(
-    record: &Record,
-    body: &RecordBody,
-    issuer: SiteId,
-    key: &PublicKey,
-) -> Result<(), StatementError> {
-    if body.origin != issuer.0 {
+fn check_issuer(record: &Record, body: &RecordBody, issuer: &Issuer) -> Result<(), StatementError> {
+    if body.origin != issuer.site.0 {
         return Err(StatementError::Signature);
     }
-    check_signature(record, key)
+    check_signature(record, &issuer.key)?;
+    if body.sequence >> COUNTER_BITS != issuer.rotations as u64 {
+        return Err(StatementError::Epoch);
+    }
+    Ok(())
 }
 
 fn check_signature(record: &Record, key: &PublicKey) -> Result<(), StatementError> {

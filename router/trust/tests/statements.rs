@@ -13,7 +13,7 @@ use proptest::prelude::*;
 use prost::Message as _;
 use skein_core::SiteId;
 use skein_trust::{
-    ChainError, EndorsementDraft, IdentityError, KeyChain, SiteIdentity, StatementDraft,
+    ChainError, EndorsementDraft, IdentityError, Issuer, KeyChain, SiteIdentity, StatementDraft,
     StatementError, verify_endorsement, verify_revocation, verify_statement,
 };
 use skein_wire::proto::{
@@ -238,23 +238,26 @@ fn forged_statements_are_refused() {
 #[test]
 fn endorsements_and_revocations_are_their_issuers() {
     let (issuer, subject, other) = (Site::new(), Site::new(), Site::new());
-    let key = issuer.identity.public_key();
+    let by = |site: &Site| Issuer {
+        site: site.id(),
+        key: site.identity.public_key(),
+        rotations: site.identity.rotations(),
+    };
     let record = endorsement(&issuer, subject.id());
-    let verified = verify_endorsement(&record, issuer.id(), &key).unwrap();
+    let verified = verify_endorsement(&record, &by(&issuer)).unwrap();
     assert_eq!(verified.subject, subject.id().0);
 
-    let by_other = verify_endorsement(&record, other.id(), &other.identity.public_key());
-    assert_eq!(by_other, Err(StatementError::Signature));
-    let wrong_key = verify_endorsement(&record, issuer.id(), &other.identity.public_key());
-    assert_eq!(wrong_key, Err(StatementError::Signature));
+    assert_eq!(verify_endorsement(&record, &by(&other)), Err(StatementError::Signature));
+    let wrong_key = Issuer { key: other.identity.public_key(), ..by(&issuer) };
+    assert_eq!(verify_endorsement(&record, &wrong_key), Err(StatementError::Signature));
     let (id, _, keys) = forged_site();
-    let forged_key = keys[0].public();
+    let forger = Issuer { site: id, key: keys[0].public(), rotations: 0 };
     let forge = |edit: fn(&mut RecordBody, &mut Endorsement)| {
         let record = resign::<Endorsement>(&keys[0], &record, |body, e| {
             (body.origin, e.issuer) = (id.0.to_vec(), id.0.to_vec());
             edit(body, e);
         });
-        verify_endorsement(&record, id, &forged_key)
+        verify_endorsement(&record, &forger)
     };
     assert!(forge(|_, _| {}).is_ok(), "the frame is good");
     assert_eq!(forge(|body, _| body.subkey = vec![1; 32]), Err(StatementError::Envelope));
@@ -266,11 +269,33 @@ fn endorsements_and_revocations_are_their_issuers() {
     malformed(|_, e| e.membership = Membership::Guest.into());
 
     let revocation = issuer.identity.revocation(subject.id(), 1, NOW, "laptop stolen");
-    assert_eq!(verify_revocation(&revocation, issuer.id(), &key).unwrap().reason, "laptop stolen");
-    let as_endorsement = verify_endorsement(&revocation, issuer.id(), &key);
-    assert_eq!(as_endorsement, Err(StatementError::Kind));
-    let wrong_key = verify_revocation(&revocation, issuer.id(), &other.identity.public_key());
-    assert_eq!(wrong_key, Err(StatementError::Signature));
+    assert_eq!(verify_revocation(&revocation, &by(&issuer)).unwrap().reason, "laptop stolen");
+    assert_eq!(verify_endorsement(&revocation, &by(&issuer)), Err(StatementError::Kind));
+    assert_eq!(verify_revocation(&revocation, &wrong_key), Err(StatementError::Signature));
+}
+
+#[test]
+fn a_thief_of_a_retired_key_cannot_outrank_its_owner() {
+    let (mut issuer, subject) = (Site::new(), Site::new());
+    let say = |issuer: &Site, sequence| {
+        let draft = EndorsementDraft {
+            subject: subject.id(),
+            membership: Membership::Member,
+            scope: None,
+            may_endorse: true,
+            sequence,
+            valid_until_unix_s: NOW + DAY,
+        };
+        issuer.identity.endorsement(&draft)
+    };
+    let stolen = say(&issuer, u64::MAX);
+    issuer.identity.rotate(&SystemRandom::new()).unwrap();
+    let owners = say(&issuer, 1);
+    assert!(body(&owners).sequence > body(&stolen).sequence);
+    let chain = verify_statement(&statement(&issuer, 1)).unwrap().chain;
+    assert!(verify_endorsement(&owners, &Issuer::from(&chain)).is_ok());
+    let refused = verify_endorsement(&stolen, &Issuer::from(&chain));
+    assert_eq!(refused, Err(StatementError::Signature));
 }
 
 proptest! {
@@ -280,8 +305,9 @@ proptest! {
     fn random_bytes_are_refused_without_panic(body: Vec<u8>, signature: Vec<u8>) {
         let record = Record { body: body.into(), signature: signature.into() };
         prop_assert!(verify_statement(&record).is_err());
-        prop_assert!(verify_endorsement(&record, SiteId([0; 32]), &[0; 32]).is_err());
-        prop_assert!(verify_revocation(&record, SiteId([0; 32]), &[0; 32]).is_err());
+        let issuer = Issuer { site: SiteId([0; 32]), key: [0; 32], rotations: 0 };
+        prop_assert!(verify_endorsement(&record, &issuer).is_err());
+        prop_assert!(verify_revocation(&record, &issuer).is_err());
     }
 
     #[test]

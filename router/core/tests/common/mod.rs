@@ -1,6 +1,11 @@
 //! A network of engines without I/O: links are queues, time is a number, signatures are taken on trust.
 
-#![allow(dead_code, unreachable_pub, reason = "each test file uses its own part")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::unwrap_used,
+    reason = "helpers of tests; each test file uses its own part"
+)]
 
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use skein_core::{

@@ -141,6 +141,11 @@ impl UdpPort {
         self.links.write().insert(addr, link);
     }
 
+    /// Forgets every link. Links hold their port, so without this the two would keep each other, and the socket, alive.
+    pub(crate) fn detach_all(&self) {
+        self.links.write().clear();
+    }
+
     /// Forgets `addr` if it still leads to `link`.
     pub(crate) fn detach(&self, addr: &SocketAddr, link: &FrameLink) {
         let mut links = self.links.write();

@@ -176,7 +176,7 @@ mod tests {
     fn runs_come_out_by_source_without_headers() {
         for (size, buf_len) in [(200, 100), (BUFFER_BYTES, 100), (200, 8)] {
             let (inbox, pool) = (Inbox::default(), Pool::default());
-            let mut buffer: Box<[u8]> = (0..size).map(|i| (i % 251) as u8).collect();
+            let mut buffer: Box<[u8]> = (0..=250).cycle().take(size).collect();
             let mut runs = VecDeque::from([run(1, 0, 80), run(2, 80, 155)]);
             assert!(inbox.push(&mut buffer, &mut runs, None, &pool));
             let out = drain(&inbox, &pool, buf_len);

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::net;
 use parking_lot::Mutex;
-use quinn::{Connection, ConnectionError, Incoming};
+use quinn::{Connection, Incoming};
 use skein_trust::{ALPN_CLAIM, Admitted};
 use std::{
     io,
@@ -25,6 +25,8 @@ use tokio_util::sync::CancellationToken;
 
 /// Between attempts to bind an address that is taken or not there yet.
 const REBIND_INTERVAL: Duration = Duration::from_secs(1);
+/// For connections to end when their port is given up.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// What a stranger may take to show who it is.
 pub(super) const PREAUTH_TIMEOUT: Duration = Duration::from_secs(10);
 /// Handshakes at a time; beyond, newcomers are not answered.
@@ -74,6 +76,10 @@ impl Acceptor {
             () = self.stop.cancelled() => {} // cancel-safe
         }
         endpoint.close(CLOSED, b"no longer listening");
+        // Neighbours that do not acknowledge the end hold the port no longer than this.
+        if time::timeout(CLOSE_TIMEOUT, endpoint.wait_idle()).await.is_err() {
+            tracing::debug!(addr = %self.addr, "some neighbours have not acknowledged the end");
+        }
     }
 
     fn bind(&self) -> io::Result<(Arc<ReadPort>, quinn::Endpoint, TcpListener)> {
@@ -138,7 +144,7 @@ async fn serve(
     stop: CancellationToken,
 ) {
     let remote = incoming.remote_address();
-    let handshake = async { Ok::<_, ConnectionError>(incoming.accept()?.await?) };
+    let handshake = async { incoming.accept()?.await };
     let connection = match time::timeout(PREAUTH_TIMEOUT, handshake).await {
         Ok(Ok(connection)) => connection,
         Ok(Err(error)) => {

@@ -25,6 +25,8 @@ use tokio_util::sync::CancellationToken;
 const OUTGOING_MAX: usize = 64;
 /// How long frames of a link that ended are still accepted: some are on their way.
 const LINGER: Duration = Duration::from_secs(2);
+/// How long a new link may take to find the size of its frames before it goes into service with the minimum.
+const SETTLE_MAX: Duration = Duration::from_millis(100);
 /// A round-trip time is told again when it has changed by this fraction.
 const RTT_CHANGE_FRACTION: u32 = 4;
 /// Changes below this are noise, whatever the fraction.
@@ -67,7 +69,8 @@ impl Established {
         let (from_dialler, from_accepter) = hello::frame_keys(&connection, id)?;
         let (mine, theirs) =
             if incoming { (from_accepter, from_dialler) } else { (from_dialler, from_accepter) };
-        let epoch = u8::try_from(id.0 & 3).expect("invariant: two bits");
+        #[allow(clippy::cast_possible_truncation, reason = "two bits")]
+        let epoch = (id.0 & 3) as u8;
         let keys = LinkKeys { send: Key::new(mine), receive: Key::new(theirs), epoch };
         let nonce = inner.random_bytes::<CONTROL_LEN>();
         // A dialled link leaves the choice of the source address to the kernel, so that it survives a change of network.
@@ -121,6 +124,8 @@ impl Established {
             return "link id in use".to_owned();
         }
         port.udp().attach(connection.remote_address(), Arc::clone(&frames));
+        settle(&frames, inner).await;
+        let up = LinkUp { rtt: frames.rtt(), mtu: frames.mtu(), ..up };
         inner.fabric.add_link(Arc::clone(&frames));
         tracing::info!(name = up.name, peer = %up.peer.router, incoming = up.incoming, "link up");
         let incoming = up.incoming;
@@ -148,6 +153,23 @@ impl Established {
         inner.report(LinkEvent::Down { id, reason: reason.clone() }).await;
         linger(inner, frames, port);
         reason
+    }
+}
+
+/// Waits a moment until probes have found the size of frames: sessions opened over a new link keep the one they start with.
+async fn settle(frames: &FrameLink, inner: &Inner) {
+    let unknown = frames.mtu();
+    let until = clock::now() + SETTLE_MAX;
+    while frames.mtu() == unknown && clock::now() < until {
+        let next = match frames.poll_attention(clock::now(), inner.fabric.counters()) {
+            Attention::Sleep(next) => next.min(until),
+            Attention::Missed => continue,
+            Attention::Dead(_) => return,
+        };
+        tokio::select! {
+            () = tokio::time::sleep_until(next.into()) => {} // cancel-safe
+            () = frames.rearmed() => {} // cancel-safe
+        }
     }
 }
 

@@ -36,6 +36,8 @@ pub(crate) struct Liveness {
     last_probe: Option<Instant>,
     /// Silence counts from here at the earliest.
     grace: Instant,
+    /// When our own stall was last taken into account.
+    stalled: Option<Instant>,
     next_probe: Instant,
     srtt: Duration,
     rttvar: Duration,
@@ -50,6 +52,7 @@ impl Liveness {
             last_data: None,
             last_probe: None,
             grace: now,
+            stalled: None,
             next_probe: now,
             srtt: rtt,
             rttvar: rtt / 2,
@@ -102,8 +105,11 @@ impl Liveness {
     /// What is due, if anything.
     pub(crate) fn handle_timeout(&mut self, now: Instant) -> Option<Due> {
         let late = now.saturating_duration_since(self.poll_timeout(now));
-        if late >= STARVED && now.saturating_duration_since(self.grace) > 2 * self.dead_after(now) {
+        // Not again and again, or a machine that is always late would never notice.
+        let recently = |then| now.saturating_duration_since(then) <= 2 * self.dead_after(now);
+        if late >= STARVED && !self.stalled.is_some_and(recently) {
             self.grace = now;
+            self.stalled = Some(now);
         }
         if now >= self.deadline(now) {
             return Some(Due::Dead(now.saturating_duration_since(self.last_received)));
@@ -113,7 +119,7 @@ impl Liveness {
         }
         let patience = self.srtt + 4 * self.rttvar;
         let missed = self.last_probe.is_some_and(|probe| {
-            self.last_received < probe && now.saturating_duration_since(probe) >= patience
+            self.last_received <= probe && now.saturating_duration_since(probe) >= patience
         });
         self.last_probe = Some(now);
         self.next_probe = now + self.interval(now);
@@ -148,10 +154,13 @@ mod tests {
     }
 
     /// Runs the timer from `from` with a neighbour silent throughout; returns the time of death and probes sent.
-    fn until_dead(link: &mut Liveness, from: Instant) -> (Duration, u32) {
+    fn until_dead(link: &mut Liveness, from: Instant, traffic: bool) -> (Duration, u32) {
         let (mut now, mut probes) = (from, 0);
         loop {
             now = now.max(link.poll_timeout(now));
+            if traffic {
+                link.data_moved(now);
+            }
             match link.handle_timeout(now) {
                 Some(Due::Dead(_)) => return (now - from, probes),
                 Some(Due::Probe { .. }) => probes += 1,
@@ -163,7 +172,7 @@ mod tests {
     #[test]
     fn a_silent_idle_link_dies_after_two_idle_intervals() {
         let t = start();
-        let (after, probes) = until_dead(&mut Liveness::new(t, 2 * MS), t);
+        let (after, probes) = until_dead(&mut Liveness::new(t, 2 * MS), t, false);
         assert_eq!(after, 2 * IDLE_INTERVAL + 6 * MS);
         assert_eq!(probes, 3);
     }
@@ -177,7 +186,7 @@ mod tests {
         assert!(link.data_moved(t));
         assert!(!link.data_moved(t + MS));
         assert_eq!(link.poll_timeout(t), t);
-        let (after, probes) = until_dead(&mut link, t);
+        let (after, probes) = until_dead(&mut link, t, true);
         assert_eq!(after, DEAD_AFTER_MIN, "the idle silence before does not count");
         assert_eq!(probes, 3);
     }
@@ -187,7 +196,7 @@ mod tests {
         let t = start();
         let mut link = Liveness::new(t, 400 * MS);
         link.data_moved(t);
-        let (after, _) = until_dead(&mut link, t);
+        let (after, _) = until_dead(&mut link, t, true);
         assert_eq!(after, 400 * MS + 4 * 200 * MS + 2 * ACTIVE_INTERVAL);
     }
 
@@ -213,8 +222,8 @@ mod tests {
         let t = t + Duration::from_secs(10);
         link.data_moved(t - 500 * MS);
         assert!(matches!(link.handle_timeout(t), Some(Due::Probe { .. })));
-        let (after, _) = until_dead(&mut link, t);
-        assert!(after <= 2 * IDLE_INTERVAL + 10 * MS, "{after:?}");
+        let (after, _) = until_dead(&mut link, t, true);
+        assert_eq!(after, DEAD_AFTER_MIN);
     }
 
     #[test]

@@ -252,21 +252,6 @@ impl Links {
         queue.ok_or(LinkGone)?.send(message).await.map_err(|_| LinkGone)
     }
 
-    /// Queues a message if there is room; hands it back otherwise.
-    ///
-    /// # Errors
-    /// When the queue is full or the link is down.
-    pub fn try_send(
-        &self,
-        id: LinkId,
-        message: LinkMessage,
-    ) -> Result<(), mpsc::error::TrySendError<LinkMessage>> {
-        match self.0.links.lock().get(&id) {
-            Some(link) => link.queue.try_send(message),
-            None => Err(mpsc::error::TrySendError::Closed(message)),
-        }
-    }
-
     /// Closes a link for a reason the neighbour is told; a dialled one is dialled again.
     pub fn close(&self, id: LinkId, reason: &str) {
         if let Some(link) = self.0.links.lock().get(&id) {

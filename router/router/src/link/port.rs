@@ -13,6 +13,12 @@ pub(super) struct ReadPort {
     _reader: AbortOnDropHandle<()>,
 }
 
+impl Drop for ReadPort {
+    fn drop(&mut self) {
+        self.udp.detach_all();
+    }
+}
+
 impl ReadPort {
     /// Starts to read `socket`.
     pub(super) fn new(inner: &Inner, socket: UdpSocket) -> io::Result<Arc<Self>> {

@@ -72,6 +72,9 @@ pub(super) struct Pool {
 
 impl Pool {
     pub(super) fn start(config: SessionsConfig) -> Arc<Self> {
+        // Without one an endpoint accepts nothing; what each connection gets depends on its path and replaces it in `admit`.
+        let crypto = Arc::new(quic_server(&config.tls.session_server()));
+        config.endpoint.set_server_config(Some(quinn::ServerConfig::with_crypto(crypto)));
         let pool = Arc::new(Self {
             config,
             dialled: Mutex::default(),

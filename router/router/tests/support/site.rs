@@ -149,7 +149,7 @@ impl Site {
             controller: ControllerAddress::Unix(self.dir.path().join("c.sock")),
             state_dir: self.dir.path().join("state"),
             respawn_controller: Vec::new(),
-            seed: [7; 32],
+            seed: self.id().0,
         };
         let router = Router::start(config, &runtimes).unwrap();
         let stop = CancellationToken::new();

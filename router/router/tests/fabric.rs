@@ -1,0 +1,190 @@
+//! End-to-end QUIC over several routers: forwarding, failure, repair, fragments.
+
+#![allow(clippy::unwrap_used, reason = "a test stops at what it cannot unwrap")]
+
+mod fabric_net;
+
+use fabric_net::{Node, PATIENCE, Relay, eventually, join, nodes, publish};
+use quinn::{Connection, Endpoint};
+use skein_core::Pin;
+use std::time::Duration;
+use tokio::{
+    task::JoinHandle,
+    time::{self, Instant},
+};
+
+const MIB: usize = 1 << 20;
+/// What every path in these tests carries.
+const MTU: u16 = 1_200;
+
+/// Accepts one session and sends back whatever its streams bring.
+fn echo(endpoint: Endpoint) -> JoinHandle<()> {
+    #[allow(clippy::disallowed_methods, reason = "the test awaits or drops its runtime")]
+    tokio::spawn(async move {
+        while let Some(incoming) = endpoint.accept().await {
+            let connection = incoming.await.unwrap();
+            while let Ok((mut send, mut recv)) = connection.accept_bi().await {
+                while let Ok(Some(chunk)) = recv.read_chunk(64 << 10, true).await {
+                    send.write_chunk(chunk.bytes).await.unwrap();
+                }
+                // The other side may be gone already.
+                let _ = send.finish();
+            }
+        }
+    })
+}
+
+/// Sends `len` bytes round and checks every one of them.
+async fn round_trip(connection: &Connection, len: usize) {
+    let (mut send, mut recv) = connection.open_bi().await.unwrap();
+    let bytes: Vec<u8> = (0..=250).cycle().take(len).collect();
+    let expected = bytes.clone();
+    let writer = async move {
+        send.write_all(&bytes).await.unwrap();
+        send.finish().unwrap();
+    };
+    let reader = async move { recv.read_to_end(len + 1).await.unwrap() };
+    let both = async { tokio::join!(writer, reader).1 };
+    let received = time::timeout(PATIENCE, both).await.expect("bytes stopped");
+    assert!(received == expected, "{} of {len} bytes, or wrong ones", received.len());
+}
+
+/// A–B–C and A–D–C: routers 0, 1, 2 and 3, everything through relays `ab, bc, ad, dc`.
+async fn diamond() -> (Vec<Node>, [Relay; 4]) {
+    let mut nodes = nodes(4).await;
+    let mut relays = Vec::new();
+    for (from, to) in [(0, 1), (1, 2), (0, 3), (3, 2)] {
+        let relay = Relay::new(nodes[to].address().await);
+        join(&mut nodes, from, to, Some(relay.addr)).await;
+        relays.push(relay);
+    }
+    publish(&nodes, 0, &[&[1, 2], &[3, 2]], MTU);
+    publish(&nodes, 2, &[&[1, 0], &[3, 0]], MTU);
+    // A transit's own routes are what it repairs with.
+    publish(&nodes, 1, &[&[2], &[0, 3, 2], &[0], &[2, 3, 0]], MTU);
+    publish(&nodes, 3, &[&[2], &[0]], MTU);
+    let relays = relays.try_into().unwrap_or_else(|_| unreachable!("four were made"));
+    (nodes, relays)
+}
+
+#[tokio::test]
+async fn bytes_pass_through_a_transit_that_sees_none_of_them() {
+    let (nodes, _relays) = diamond().await;
+    let (a, c) = (nodes[0].endpoint(), nodes[2].endpoint());
+    let server = echo(c);
+    let connection = nodes[0].connect(&a, &nodes[2], Pin(0)).await;
+    round_trip(&connection, 8 * MIB).await;
+    let (b, d) = (nodes[1].fabric.counters(), nodes[3].fabric.counters());
+    assert!(b.bytes_forwarded.total() > 16 * MIB as u64);
+    assert_eq!(d.bytes_forwarded.total(), 0, "pin 0 goes through B alone");
+    server.abort();
+}
+
+#[tokio::test]
+async fn pins_take_their_own_paths() {
+    let (nodes, _relays) = diamond().await;
+    let (a, server) = (nodes[0].endpoint(), echo(nodes[2].endpoint()));
+    let connection = nodes[0].connect(&a, &nodes[2], Pin(1)).await;
+    round_trip(&connection, MIB).await;
+    assert_eq!(nodes[1].fabric.counters().bytes_forwarded.total(), 0);
+    assert!(nodes[3].fabric.counters().bytes_forwarded.total() > 2 * MIB as u64);
+    server.abort();
+}
+
+#[tokio::test]
+async fn the_first_link_dies_and_flows_go_on_at_once() {
+    let (mut nodes, [ab, bc, _ad, _dc]) = diamond().await;
+    let (a, server) = (nodes[0].endpoint(), echo(nodes[2].endpoint()));
+    let connection = nodes[0].connect(&a, &nodes[2], Pin(0)).await;
+    round_trip(&connection, MIB).await;
+    // The transit is gone for both of its neighbours, as when its host has lost power.
+    ab.cut(true);
+    bc.cut(true);
+    let cut = Instant::now();
+    round_trip(&connection, MIB).await;
+    let stall = cut.elapsed();
+    nodes[0].next_down().await;
+    nodes[2].next_down().await;
+    assert!(stall < Duration::from_secs(2), "{stall:?}");
+    assert!(nodes[3].fabric.counters().bytes_forwarded.total() > 2 * MIB as u64);
+    assert!(nodes[0].fabric.counters().kicks.total() >= 1);
+    round_trip(&connection, MIB).await;
+    server.abort();
+}
+
+#[tokio::test]
+async fn a_transit_repairs_round_its_dead_link() {
+    let (mut nodes, [_ab, bc, _ad, _dc]) = diamond().await;
+    let (a, server) = (nodes[0].endpoint(), echo(nodes[2].endpoint()));
+    let connection = nodes[0].connect(&a, &nodes[2], Pin(0)).await;
+    round_trip(&connection, MIB).await;
+    // Nobody tells A: its view of the network stays as it is.
+    bc.cut(true);
+    round_trip(&connection, MIB).await;
+    nodes[1].next_down().await;
+    nodes[2].next_down().await;
+    round_trip(&connection, MIB).await;
+    assert!(nodes[1].fabric.counters().frames_repaired.total() > 100);
+    server.abort();
+}
+
+#[tokio::test]
+async fn packets_too_large_for_their_path_arrive_in_pieces() {
+    let (nodes, _relays) = diamond().await;
+    for (me, path) in [(0, [1, 2]), (2, [1, 0])] {
+        publish(&nodes, me, &[&path], 500);
+    }
+    let (a, server) = (nodes[0].endpoint(), echo(nodes[2].endpoint()));
+    let connection = nodes[0].connect(&a, &nodes[2], Pin(0)).await;
+    round_trip(&connection, MIB).await;
+    let (sent, received) = (nodes[0].fabric.counters(), nodes[2].fabric.counters());
+    assert!(sent.packets_fragmented.total() > 800);
+    assert!(received.packets_reassembled.total() > 800);
+    server.abort();
+}
+
+#[tokio::test]
+async fn an_edge_passes_nothing_on() {
+    let (nodes, _relays) = diamond().await;
+    nodes[1].fabric.set_transit(false);
+    let (a, server) = (nodes[0].endpoint(), echo(nodes[2].endpoint()));
+    // The path through B is a dead end; the one through D is not.
+    let connection = nodes[0].connect(&a, &nodes[2], Pin(1)).await;
+    round_trip(&connection, MIB).await;
+    let counters = nodes[1].fabric.counters();
+    let config = nodes[0].session_config(&nodes[2]);
+    let connecting =
+        a.connect_with(config, skein_core::vaddr(nodes[2].handle, Pin(0)), "x").unwrap();
+    eventually(|| (counters.dropped_not_transit.total() > 0).then_some(())).await;
+    assert_eq!(counters.frames_forwarded.total(), 0);
+    drop(connecting);
+    server.abort();
+}
+
+#[tokio::test]
+async fn all_paths_gone_and_back_within_the_patience_of_a_session() {
+    let (mut nodes, relays) = diamond().await;
+    let (a, server) = (nodes[0].endpoint(), echo(nodes[2].endpoint()));
+    let connection = nodes[0].connect(&a, &nodes[2], Pin(0)).await;
+    round_trip(&connection, MIB).await;
+    for relay in &relays {
+        relay.cut(true);
+    }
+    for node in &mut nodes {
+        node.next_down().await;
+        node.next_down().await;
+    }
+    for relay in &relays {
+        relay.cut(false);
+    }
+    for node in &mut nodes {
+        node.next_up().await;
+        node.next_up().await;
+    }
+    publish(&nodes, 0, &[&[1, 2], &[3, 2]], MTU);
+    publish(&nodes, 2, &[&[1, 0], &[3, 0]], MTU);
+    publish(&nodes, 1, &[&[2], &[0]], MTU);
+    publish(&nodes, 3, &[&[2], &[0]], MTU);
+    round_trip(&connection, MIB).await;
+    server.abort();
+}

@@ -1,0 +1,112 @@
+//! A UDP path between two routers that can be cut, and a NAT that can forget its mapping.
+
+use super::PATIENCE;
+use parking_lot::Mutex;
+use skein_router::net;
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+};
+use tokio::{net::UdpSocket, sync::Notify, task::JoinSet, time};
+
+/// Passes datagrams to `target` and back, for one client at a time per mapping.
+pub(crate) struct Relay {
+    pub(crate) addr: SocketAddr,
+    state: Arc<State>,
+    _tasks: JoinSet<()>,
+}
+
+struct State {
+    front: UdpSocket,
+    target: SocketAddr,
+    cut: AtomicBool,
+    /// Longer datagrams are lost.
+    len_max: AtomicUsize,
+    back: Mutex<Arc<UdpSocket>>,
+    client: Mutex<Option<SocketAddr>>,
+    rebound: Notify,
+}
+
+fn any() -> SocketAddr {
+    "127.0.0.1:0".parse().unwrap()
+}
+
+impl Relay {
+    pub(crate) fn new(target: SocketAddr) -> Self {
+        let front = net::udp_bind(any()).unwrap();
+        let addr = front.local_addr().unwrap();
+        let state = Arc::new(State {
+            front,
+            target,
+            cut: AtomicBool::new(false),
+            len_max: AtomicUsize::new(usize::MAX),
+            back: Mutex::new(Arc::new(net::udp_bind(any()).unwrap())),
+            client: Mutex::default(),
+            rebound: Notify::new(),
+        });
+        let mut tasks = JoinSet::new();
+        tasks.spawn(forward(Arc::clone(&state)));
+        tasks.spawn(backward(Arc::clone(&state)));
+        Self { addr, state, _tasks: tasks }
+    }
+
+    /// Loses everything from now on, or nothing.
+    pub(crate) fn cut(&self, cut: bool) {
+        self.state.cut.store(cut, Ordering::Relaxed);
+    }
+
+    /// Loses what is longer.
+    pub(crate) fn set_len_max(&self, len_max: usize) {
+        self.state.len_max.store(len_max, Ordering::Relaxed);
+    }
+
+    /// Gives the client another address towards the target, as a NAT does that has lost its state.
+    pub(crate) fn rebind(&self) -> SocketAddr {
+        let back = Arc::new(net::udp_bind(any()).unwrap());
+        let addr = back.local_addr().unwrap();
+        *self.state.back.lock() = back;
+        self.state.rebound.notify_one();
+        addr
+    }
+}
+
+impl State {
+    fn passes(&self, len: usize) -> bool {
+        !self.cut.load(Ordering::Relaxed) && len <= self.len_max.load(Ordering::Relaxed)
+    }
+}
+
+async fn forward(state: Arc<State>) {
+    let mut buffer = vec![0; 65_536];
+    loop {
+        let Ok((n, from)) = state.front.recv_from(&mut buffer).await else { continue };
+        *state.client.lock() = Some(from);
+        let back = Arc::clone(&state.back.lock());
+        if state.passes(n) {
+            time::timeout(PATIENCE, back.send_to(&buffer[..n], state.target))
+                .await
+                .unwrap()
+                .unwrap();
+        }
+    }
+}
+
+async fn backward(state: Arc<State>) {
+    let mut buffer = vec![0; 65_536];
+    loop {
+        let back = Arc::clone(&state.back.lock());
+        let n = tokio::select! {
+            received = back.recv_from(&mut buffer) => received.map_or(0, |(n, _)| n),
+            () = state.rebound.notified() => continue,
+        };
+        let client = *state.client.lock();
+        if let Some(client) = client
+            && state.passes(n)
+        {
+            state.front.send_to(&buffer[..n], client).await.unwrap();
+        }
+    }
+}

@@ -1,0 +1,399 @@
+//! The routing engine with real keys, certificates and signatures: a network of 50 sites, and what forgers get.
+
+#![allow(clippy::unwrap_used, reason = "a test stops at what it cannot unwrap")]
+
+mod common;
+
+use common::{NOW, Site};
+use prost::Message as _;
+use skein_core::{
+    AddressEntry, AgedRecord, Engine, Identity, Input, Known, LinkId, LinkUp, Message, Notary as _,
+    Origin, Output, Payload, Port, Protocol, Record, RecordDraft, RecordKey, Rejection, Role,
+    RouterId, Settings, SiteId, Strategy,
+};
+use skein_trust::{EndorsementDraft, IdentityCell, RouterNotary, StatementDraft, router_id};
+use skein_wire::{
+    convert::parse_message,
+    proto::{self, trust::Membership},
+};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+const ROUTERS: usize = 50;
+const EXPIRY: i64 = NOW + 7 * 86_400;
+
+struct Router {
+    site: Site,
+    id: RouterId,
+    cell: Arc<IdentityCell>,
+    engine: Engine<RouterNotary>,
+    refused: Vec<LinkId>,
+}
+
+impl Router {
+    fn new() -> Self {
+        let site = Site::new();
+        let id = router_id(site.id(), "r1");
+        let cell = IdentityCell::new(site.router("r1").identity());
+        let notary = RouterNotary::new(Arc::clone(&cell), id, 1);
+        let identity = Identity {
+            router: id,
+            site: site.id(),
+            name: "r1".into(),
+            boot_epoch: 1,
+            version: "test".into(),
+            protocol: (1, 1),
+        };
+        Self { engine: Engine::new(identity, notary), site, id, cell, refused: Vec::new() }
+    }
+
+    fn statement(&self, network: SiteId) -> Record {
+        parsed(&self.site.identity.statement(&StatementDraft {
+            epoch: 1,
+            name: "site".to_owned(),
+            ca_certificates: vec![self.site.ca.certificate().to_vec()],
+            network_id: Some(network),
+            expires_unix_s: EXPIRY,
+            ..StatementDraft::default()
+        }))
+    }
+
+    fn endorsement(&self, subject: SiteId) -> Record {
+        parsed(&self.site.identity.endorsement(&EndorsementDraft {
+            subject,
+            membership: Membership::Member,
+            scope: None,
+            may_endorse: true,
+            sequence: 1,
+            valid_until_unix_s: EXPIRY,
+        }))
+    }
+
+    fn known(&self) -> Known<'_> {
+        Known { lsdb: self.engine.lsdb(), trust: self.engine.trust(), unix_s: NOW }
+    }
+
+    /// What a notary that has checked nothing yet says.
+    fn verdict(&self, record: &Record) -> Result<(), Rejection> {
+        RouterNotary::new(Arc::clone(&self.cell), self.id, 1).verify(record, &self.known())
+    }
+
+    fn record(&self, key: RecordKey) -> Record {
+        Record::clone(&self.engine.lsdb().get(&key).unwrap().record)
+    }
+}
+
+fn parsed(record: &proto::routing::Record) -> Record {
+    skein_wire::convert::parse_record(&record.body, &record.signature).unwrap()
+}
+
+fn entry(address: &str) -> AddressEntry {
+    AddressEntry {
+        address: address.parse().unwrap(),
+        ports: vec![Port { port: 80, protocol: Protocol::Tcp }],
+        strategy: Strategy::Closest,
+        cost: 0,
+        priority: 0,
+        weight: 1,
+        at_least_once: false,
+    }
+}
+
+/// Routers and the links between them, in virtual time; messages cross a link at once and in order, as bytes.
+struct Network {
+    routers: Vec<Router>,
+    links: BTreeMap<LinkId, [usize; 2]>,
+    start: Instant,
+    now: Duration,
+}
+
+impl Network {
+    fn new(size: usize) -> Self {
+        #[allow(clippy::disallowed_methods, reason = "an origin for virtual time")]
+        let start = Instant::now();
+        let routers: Vec<Router> = (0..size).map(|_| Router::new()).collect();
+        let mut network = Self { routers, links: BTreeMap::new(), start, now: Duration::ZERO };
+        let founder = network.routers[0].site.id();
+        for i in 0..size {
+            let own = network.routers[i].statement(founder);
+            network.input(
+                i,
+                Input::Settings(Settings { role: Role::Interior, ..Settings::default() }),
+            );
+            network.input(i, Input::Statements(vec![own]));
+            network.input(i, Input::Addresses(vec![entry(&format!("service-{i}"))]));
+        }
+        network
+    }
+
+    fn time(&self) -> (Instant, i64) {
+        (self.start + self.now, NOW + i64::try_from(self.now.as_secs()).unwrap())
+    }
+
+    fn input(&mut self, router: usize, input: Input) {
+        let (now, unix_s) = self.time();
+        self.routers[router].engine.handle_input(input, now, unix_s);
+    }
+
+    /// Links two routers whose sites endorse each other, as a redeemed token leaves them.
+    fn link(&mut self, a: usize, b: usize) {
+        let link = LinkId(self.links.len() as u64 + 1);
+        self.links.insert(link, [a, b]);
+        let founder = self.routers[0].site.id();
+        for (own, peer) in [(a, b), (b, a)] {
+            let (own_router, peer_router) = (&self.routers[own], &self.routers[peer]);
+            let statements = vec![
+                own_router.endorsement(peer_router.site.id()),
+                peer_router.statement(founder),
+                peer_router.endorsement(own_router.site.id()),
+            ];
+            let up = LinkUp {
+                link,
+                peer: peer_router.id,
+                peer_site: peer_router.site.id(),
+                cost: 1,
+                rtt_us: 1_000,
+                mtu: 1_400,
+                statements: Vec::new(),
+            };
+            self.input(own, Input::Statements(statements));
+            self.input(own, Input::LinkUp(up));
+        }
+    }
+
+    /// Delivers messages and lets time pass until `until`.
+    fn run(&mut self, until: Duration) {
+        loop {
+            self.deliver();
+            let due = self.routers.iter().filter_map(|r| r.engine.poll_timeout()).map(|(at, _)| at);
+            let Some(due) = due.min().filter(|&at| at <= self.start + until) else { break };
+            self.now = self.now.max(due.saturating_duration_since(self.start));
+            let (now, unix_s) = self.time();
+            for router in &mut self.routers {
+                if router.engine.poll_timeout().is_some_and(|(at, _)| at <= now) {
+                    router.engine.handle_timeout(now, unix_s);
+                }
+            }
+        }
+        self.now = until;
+    }
+
+    fn deliver(&mut self) {
+        let (now, _) = self.time();
+        let mut ready: VecDeque<(usize, LinkId)> = VecDeque::new();
+        loop {
+            for (i, router) in self.routers.iter_mut().enumerate() {
+                while let Some(output) = router.engine.poll_output() {
+                    match output {
+                        Output::SendReady(link) => ready.push_back((i, link)),
+                        Output::LinkRefused { link, .. } => router.refused.push(link),
+                        Output::Publish(_) | Output::Trust(_) | Output::Learned(_) => {}
+                    }
+                }
+            }
+            let Some((from, link)) = ready.pop_front() else { return };
+            while let Some(message) = self.routers[from].engine.poll_send(link, now) {
+                let bytes = proto::routing::LinkMessage::from(&message).encode_to_vec();
+                let decoded = proto::routing::LinkMessage::decode(&bytes[..]).unwrap();
+                let message = parse_message(&decoded).unwrap().unwrap();
+                let ends = self.links[&link];
+                let to = ends[usize::from(ends[0] == from)];
+                self.input(to, Input::Message { link, message });
+            }
+        }
+    }
+
+    fn tell(&mut self, from: usize, to: usize, record: Record) {
+        let link = *self
+            .links
+            .iter()
+            .find(|(_, ends)| ends.contains(&from) && ends.contains(&to))
+            .unwrap()
+            .0;
+        let record = AgedRecord { remaining_s: record.lifetime_s, record: Arc::new(record) };
+        self.input(
+            to,
+            Input::Message { link, message: Message::Records { records: vec![record] } },
+        );
+    }
+}
+
+/// A ring with chords, from a fixed recipe.
+fn network(size: usize) -> Network {
+    let mut network = Network::new(size);
+    for i in 0..size {
+        network.link(i, (i + 1) % size);
+    }
+    for i in (0..size).step_by(5) {
+        network.link(i, (i + size / 2 + 1) % size);
+    }
+    network.run(Duration::from_secs(10));
+    network
+}
+
+#[test]
+fn fifty_sites_converge_revoke_and_renew_with_real_signatures() {
+    let mut network = network(ROUTERS);
+    let headers = |router: &Router| router.engine.lsdb().headers().collect::<Vec<_>>();
+    let first = headers(&network.routers[0]);
+    for router in &network.routers {
+        assert_eq!(router.refused, []);
+        assert_eq!(router.engine.fib().routes.len(), ROUTERS - 1);
+        assert_eq!(router.engine.fib().addresses.len(), ROUTERS);
+        assert_eq!(headers(router), first, "one database everywhere");
+    }
+
+    // A renewed certificate: records are sealed anew and accepted everywhere.
+    let fresh = network.routers[7].site.router("r1");
+    network.routers[7].cell.replace(fresh.identity());
+    network.input(7, Input::IdentityRenewed);
+    network.run(Duration::from_secs(20));
+    let id = network.routers[7].id;
+    for router in &network.routers {
+        let lsa = router.engine.lsdb().lsa(id).unwrap();
+        assert_eq!(&lsa.certificate[..], &fresh.chain[0][..]);
+        assert_eq!(router.engine.fib().routes.len(), ROUTERS - 1);
+    }
+
+    // The founder revokes a site: five seconds later nobody knows a way to it, nor its addresses.
+    let evil = network.routers[20].site.id();
+    let revocation = parsed(&network.routers[0].site.identity.revocation(evil, 1, NOW, "stolen"));
+    network.input(0, Input::Statements(vec![revocation]));
+    network.run(Duration::from_secs(25));
+    for (i, router) in network.routers.iter().enumerate().filter(|(i, _)| *i != 20) {
+        assert!(router.engine.trust().site(evil).is_none(), "router {i}");
+        assert!(!router.engine.fib().routes.contains_key(&network.routers[20].id));
+        assert!(!router.engine.fib().addresses.contains_key("service-20"));
+        assert_eq!(router.engine.fib().routes.len(), ROUTERS - 2);
+    }
+    assert!(!network.routers[19].refused.is_empty(), "its neighbours drop their links to it");
+}
+
+/// Router 1 is trusted, a neighbour of 0, and evil. It knows every public byte and has its own site's CA.
+#[test]
+fn a_trusted_neighbour_cannot_speak_for_others() {
+    let mut network = network(4);
+    let before: Vec<_> = network.routers[0].engine.lsdb().headers().collect();
+    let (victim, evil) = (&network.routers[2], &network.routers[1]);
+    let lsa_key = RecordKey::lsa(victim.id);
+    let lsa = victim.record(lsa_key);
+    let Payload::RouterLsa(content) = lsa.payload.clone() else { panic!("an LSA") };
+    let mut forger = RouterNotary::new(Arc::clone(&evil.cell), evil.id, 1);
+    let mut forge = |key: RecordKey, payload: Payload| {
+        let draft = RecordDraft { key, sequence: u64::MAX, lifetime_s: 3600, payload };
+        forger.seal(draft).unwrap()
+    };
+    let with_certificate = |certificate: &[u8]| {
+        let mut content = (*content).clone();
+        content.certificate = certificate.into();
+        Payload::RouterLsa(Arc::new(content))
+    };
+    let victim_name = format!("spiffe://{}/router/r1", victim.site.id());
+    let minted = evil.site.mint(vec![common::uri(&victim_name)], common::both_usages());
+    let minted_cell = IdentityCell::new(minted.identity());
+    let mut minter = RouterNotary::new(minted_cell, evil.id, 1);
+    let by_minted = RecordDraft {
+        key: lsa_key,
+        sequence: u64::MAX,
+        lifetime_s: 3600,
+        payload: with_certificate(&minted.chain[0]),
+    };
+    let page = Payload::AddressPage(skein_core::AddressPage {
+        entries: vec![Arc::new(entry("payments"))],
+    });
+    let mut tampered = lsa.clone();
+    let mut body = tampered.sealed.body.to_vec();
+    *body.last_mut().unwrap() ^= 1;
+    tampered.sealed.body = body.into();
+    let mut cut = lsa.clone();
+    cut.sealed.signature = [].into();
+    let own_certificate = evil.cell.current().unwrap().certificate().to_vec();
+
+    let forgeries = [
+        ("its LSA under its certificate", forge(lsa_key, lsa.payload.clone())),
+        ("its LSA under ours", forge(lsa_key, with_certificate(&own_certificate))),
+        ("its LSA under one our CA minted for it", minter.seal(by_minted).unwrap()),
+        ("a page of its", forge(RecordKey::page(victim.id, 3), page)),
+        ("its LSA, one bit changed", tampered),
+        ("its LSA without signature", cut),
+        ("an LSA under another origin", forge(RecordKey::lsa(evil.id), lsa.payload.clone())),
+    ];
+    for (what, record) in &forgeries {
+        let verdict = network.routers[0].verdict(record);
+        assert!(matches!(verdict, Err(Rejection::Invalid(_))), "{what}: {verdict:?}");
+    }
+    for (_, record) in forgeries {
+        network.tell(1, 0, record);
+    }
+    network.run(Duration::from_secs(20));
+    let after: Vec<_> = network.routers[0].engine.lsdb().headers().collect();
+    assert_eq!(after, before, "nothing of it was taken");
+    assert_eq!(network.routers[0].engine.fib().routes.len(), 3);
+}
+
+#[test]
+fn statements_are_held_to_identity_keys_and_histories() {
+    let network = network(3);
+    let (us, evil, victim) = (&network.routers[0], &network.routers[1], &network.routers[2]);
+    // An endorsement that evil signed in the victim's name.
+    let mut forged = victim.endorsement(SiteId([9; 32]));
+    let theirs = evil.endorsement(SiteId([9; 32]));
+    forged.sealed.signature = theirs.sealed.signature.clone();
+    assert!(matches!(us.verdict(&forged), Err(Rejection::Invalid(_))));
+    assert_eq!(
+        us.verdict(&theirs),
+        Ok(()),
+        "its own it may make; what it is worth is for trust to say"
+    );
+
+    let stranger = Router::new();
+    let unknown = Origin::Site(stranger.site.id());
+    assert_eq!(us.verdict(&stranger.endorsement(us.site.id())), Err(Rejection::Missing(unknown)));
+    assert_eq!(us.verdict(&stranger.statement(us.site.id())), Ok(()), "it certifies itself");
+    let no_lsa = RecordKey::page(stranger.id, 1);
+    let mut notary = RouterNotary::new(Arc::clone(&stranger.cell), stranger.id, 1);
+    let payload =
+        Payload::AddressPage(skein_core::AddressPage { entries: vec![Arc::new(entry("x"))] });
+    let page =
+        notary.seal(RecordDraft { key: no_lsa, sequence: 1, lifetime_s: 60, payload }).unwrap();
+    assert_eq!(us.verdict(&page), Err(Rejection::Missing(Origin::Router(stranger.id))));
+}
+
+#[test]
+fn a_forked_history_is_refused_and_a_continued_one_accepted() {
+    let mut network = network(2);
+    let founder = network.routers[0].site.id();
+    let stored = network.routers[1].site.identity.to_secret_bytes();
+    let rotate = |times: usize| {
+        let mut router = Router::new();
+        router.site.identity = skein_trust::SiteIdentity::from_secret_bytes(&stored).unwrap();
+        for _ in 0..times {
+            router.site.identity.rotate(&aws_lc_rs::rand::SystemRandom::new()).unwrap();
+        }
+        router.statement(founder)
+    };
+    let rotated = rotate(1);
+    assert_eq!(network.routers[0].verdict(&rotated), Ok(()));
+    network.input(0, Input::Statements(vec![rotated]));
+    // Key 1 is the same in both, what it commits to is not.
+    let fork = rotate(2);
+    assert!(matches!(network.routers[0].verdict(&fork), Err(Rejection::Invalid(_))));
+}
+
+#[test]
+fn an_expired_leaf_makes_its_records_expired() {
+    let network = network(2);
+    let (us, peer) = (&network.routers[0], &network.routers[1]);
+    let lsa = peer.record(RecordKey::lsa(peer.id));
+    let later = Known { unix_s: NOW + 4 * 86_400, ..us.known() };
+    let mut notary = RouterNotary::new(Arc::clone(&us.cell), us.id, 1);
+    assert_eq!(notary.verify(&lsa, &us.known()), Ok(()));
+    assert_eq!(
+        notary.verify(&lsa, &later),
+        Err(Rejection::Expired),
+        "remembered, but no longer good"
+    );
+}
