@@ -64,6 +64,7 @@ impl DataPlane {
             tls: credentials.tls().clone(),
             time: credentials::time(),
             hello,
+            site_secret,
             seed: links_seed,
         });
         let socket: Arc<dyn quinn::AsyncUdpSocket> = Arc::clone(&fabric) as _;

@@ -4,7 +4,7 @@
 
 mod fabric_net;
 
-use fabric_net::{PATIENCE, Relay, eventually, join, nodes};
+use fabric_net::{Network, PATIENCE, Relay, eventually, join, nodes};
 use skein_core::SiteId;
 use skein_router::{
     link::{Claim, LinkEvent},
@@ -14,9 +14,11 @@ use skein_wire::proto::{
     control::link_status::LinkState,
     routing::{DatabaseSummary, LinkMessage, link_message::Message},
 };
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
+    runtime,
+    sync::oneshot,
     time::{self, Instant},
 };
 
@@ -72,6 +74,35 @@ async fn a_cut_link_goes_down_and_comes_back_with_the_network() {
     let healed = Instant::now();
     nodes[0].next_up().await;
     assert!(healed.elapsed() < Duration::from_secs(2), "{:?}", healed.elapsed());
+}
+
+#[tokio::test]
+async fn a_router_that_was_killed_resets_its_links_when_it_is_back() {
+    let network = Arc::new(Network::new(2));
+    let any = "127.0.0.1:0".parse().unwrap();
+    let (kill, killed) = oneshot::channel::<()>();
+    let (born, birth) = oneshot::channel();
+    let of_host = Arc::clone(&network);
+    let host = std::thread::spawn(move || {
+        let host = runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        host.block_on(async move {
+            born.send(of_host.start(1, any)).ok().unwrap();
+            killed.await.unwrap();
+        });
+        // Nothing gets to say goodbye.
+        host.shutdown_background();
+    });
+    let victim = birth.await.unwrap();
+    let addr = victim.address().await;
+    let mut nodes = vec![network.start(0, any), victim];
+    join(&mut nodes, 0, 1, None).await;
+    kill.send(()).unwrap();
+    host.join().unwrap();
+    drop(nodes.pop());
+    let _reborn = network.start(1, addr);
+    let (_, reason) = nodes[0].next_down().await;
+    assert_eq!(reason, "the peer restarted");
+    nodes[0].next_up().await;
 }
 
 #[tokio::test]
@@ -195,9 +226,8 @@ async fn strangers_are_counted_and_leave_nothing() {
 async fn claims_are_handed_out_unread_over_tcp_and_quic() {
     let mut nodes = nodes(1).await;
     let addr = nodes[0].address().await;
-    let dial = skein_trust::claim_carrier_client(std::sync::Arc::new(
-        rustls::time_provider::DefaultTimeProvider,
-    ));
+    let dial =
+        skein_trust::claim_carrier_client(Arc::new(rustls::time_provider::DefaultTimeProvider));
     let name = rustls_pki_types::ServerName::try_from(skein_trust::SERVER_NAME).unwrap();
     let mut tls = rustls::ClientConnection::new(dial.config.clone(), name).unwrap();
     let mut hello = Vec::new();
@@ -219,9 +249,8 @@ async fn claims_are_handed_out_unread_over_tcp_and_quic() {
     let socket = std::net::UdpSocket::bind::<std::net::SocketAddr>(any).unwrap();
     let config = quinn::EndpointConfig::default();
     let endpoint =
-        quinn::Endpoint::new(config, None, socket, std::sync::Arc::new(quinn::TokioRuntime))
-            .unwrap();
-    let config = quinn::ClientConfig::new(std::sync::Arc::new(quic));
+        quinn::Endpoint::new(config, None, socket, Arc::new(quinn::TokioRuntime)).unwrap();
+    let config = quinn::ClientConfig::new(Arc::new(quic));
     let connection =
         endpoint.connect_with(config, addr, skein_trust::SERVER_NAME).unwrap().await.unwrap();
     let (mut send, _recv) = connection.open_bi().await.unwrap();

@@ -11,7 +11,7 @@ use std::{
     collections::HashMap,
     io::{self, IoSliceMut},
     net::{IpAddr, SocketAddr},
-    sync::Arc,
+    sync::{Arc, Weak},
     time::{Duration, Instant},
 };
 use tokio::{io::Interest, net::UdpSocket};
@@ -32,7 +32,8 @@ pub(crate) struct UdpPort {
     socket: UdpSocket,
     state: UdpSocketState,
     hop: HopQueue,
-    links: RwLock<HashMap<SocketAddr, Arc<FrameLink>>>,
+    /// Not owned: links own their port.
+    links: RwLock<HashMap<SocketAddr, Weak<FrameLink>>>,
     trials: Mutex<Trials>,
 }
 
@@ -75,7 +76,15 @@ impl UdpPort {
         let mut handled = 0;
         let more = loop {
             let mut metas = [RecvMeta::default(); BATCH];
-            let Ok(n) = self.recv(&mut buffers, &mut metas) else { break false };
+            let n = match self.recv(&mut buffers, &mut metas) {
+                Ok(n) => n,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break false,
+                // Of a single neighbour, or passing: give others their turn and look again.
+                Err(error) => {
+                    tracing::debug!(%error, "UDP socket reports an error");
+                    break true;
+                }
+            };
             let now = clock::now();
             for (buffer, meta) in buffers.iter_mut().zip(&metas[..n]) {
                 fabric.receive(self, buffer, meta, now);
@@ -89,7 +98,6 @@ impl UdpPort {
         more
     }
 
-    /// Errors are those of a socket without data; ICMP errors of single neighbours show as missing probes.
     fn recv(&self, buffers: &mut [Box<[u8]>], metas: &mut [RecvMeta]) -> io::Result<usize> {
         let mut slices = buffers.iter_mut();
         let mut slices: [IoSliceMut<'_>; BATCH] = std::array::from_fn(|_| {
@@ -133,12 +141,12 @@ impl UdpPort {
 
     /// The link whose frames come from `addr`.
     pub(crate) fn link_from(&self, addr: &SocketAddr) -> Option<Arc<FrameLink>> {
-        self.links.read().get(addr).cloned()
+        self.links.read().get(addr)?.upgrade()
     }
 
     /// Frames from `addr` belong to `link` from now on.
-    pub(crate) fn attach(&self, addr: SocketAddr, link: Arc<FrameLink>) {
-        self.links.write().insert(addr, link);
+    pub(crate) fn attach(&self, addr: SocketAddr, link: &Arc<FrameLink>) {
+        self.links.write().insert(addr, Arc::downgrade(link));
     }
 
     /// Forgets every link. Links hold their port, so without this the two would keep each other, and the socket, alive.
@@ -149,7 +157,7 @@ impl UdpPort {
     /// Forgets `addr` if it still leads to `link`.
     pub(crate) fn detach(&self, addr: &SocketAddr, link: &FrameLink) {
         let mut links = self.links.write();
-        if links.get(addr).is_some_and(|attached| std::ptr::eq(&raw const **attached, link)) {
+        if links.get(addr).is_some_and(|attached| std::ptr::eq(attached.as_ptr(), link)) {
             links.remove(addr);
         }
     }
@@ -166,8 +174,9 @@ impl UdpPort {
         }
         #[allow(clippy::iter_over_hash_type, reason = "at most one link opens the frame")]
         for link in links.values() {
-            if opens(link) {
-                return Some(Arc::clone(link));
+            let link = link.upgrade();
+            if link.as_deref().is_some_and(&opens) {
+                return link;
             }
         }
         None

@@ -303,7 +303,7 @@ impl FrameLink {
             if let Some(old) = moving.replace(unproven) {
                 port.detach(&old.addr, self);
             }
-            port.attach(meta.addr, Arc::clone(self));
+            port.attach(meta.addr, self);
         }
         let Some(unproven) = moving.as_mut() else { return };
         unproven.bytes_received = unproven.bytes_received.saturating_add(bytes as u64);

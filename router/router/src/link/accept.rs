@@ -87,7 +87,12 @@ impl Acceptor {
         let local = udp.local_addr()?;
         let port = ReadPort::new(&self.inner, udp)?;
         let config = transport::server(self.inner.tls.port_server()).map_err(io::Error::other)?;
-        let endpoint = port.endpoint(Some(config))?;
+        let endpoint = transport::accepting(
+            port.udp(),
+            config,
+            &self.inner.site_secret,
+            self.inner.random_bytes(),
+        )?;
         *self.bound.lock() = Bound { local: Some(local), error: String::new() };
         tracing::info!(%local, "listening for links");
         Ok((port, endpoint, tcp))

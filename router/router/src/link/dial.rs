@@ -37,6 +37,8 @@ const ROUNDS_MAX: usize = 3;
 /// Back-off after refusals.
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
+/// Back-off after losses, however often: a network that comes and goes is used while it is there.
+const LOST_BACKOFF_MAX: Duration = Duration::from_millis(500);
 /// A link that lasted this long was a good one: its loss is redialled without back-off.
 const GOOD_AFTER: Duration = Duration::from_secs(10);
 
@@ -127,6 +129,7 @@ impl Dialler {
                         backoff = BACKOFF_MIN;
                         continue;
                     }
+                    backoff = backoff.min(LOST_BACKOFF_MAX);
                 }
                 Err(DialError::EndpointsChanged) => {
                     backoff = BACKOFF_MIN;
@@ -267,7 +270,7 @@ pub(super) async fn handshake(
     dial: &Dial,
 ) -> Result<(Connection, Arc<ReadPort>), DialError> {
     let port = ReadPort::new(inner, net::udp_towards(addr)?)?;
-    let endpoint = port.endpoint(None)?;
+    let endpoint = transport::dialling(port.udp())?;
     let config = transport::client(Arc::clone(&dial.config))?;
     let connecting = endpoint.connect_with(config, addr, SERVER_NAME)?;
     let connection = time::timeout(ATTEMPT_TIMEOUT, connecting)

@@ -123,7 +123,7 @@ impl Established {
             connection.close(CLOSED, b"link id in use");
             return "link id in use".to_owned();
         }
-        port.udp().attach(connection.remote_address(), Arc::clone(&frames));
+        port.udp().attach(connection.remote_address(), &frames);
         settle(&frames, inner).await;
         let up = LinkUp { rtt: frames.rtt(), mtu: frames.mtu(), ..up };
         inner.fabric.add_link(Arc::clone(&frames));
@@ -205,7 +205,11 @@ async fn keep_alive(
                 if let Some(queue) = ping {
                     // If our address has changed, the neighbour learns it from whatever the hop connection sends. A full queue
                     // means that it is sending already.
-                    let parameters = Message::Parameters(LinkParameters::default());
+                    let parameters = Message::Parameters(LinkParameters {
+                        rtt_us: u32::try_from(frames.rtt().as_micros()).unwrap_or(u32::MAX),
+                        mtu: u32::from(frames.mtu()),
+                        ..LinkParameters::default()
+                    });
                     let _ = queue.try_send(LinkMessage { message: Some(parameters) });
                 }
                 continue;

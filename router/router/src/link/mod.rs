@@ -67,6 +67,8 @@ pub struct LinksConfig {
     pub time: Arc<dyn TimeProvider>,
     /// Our side of each hello.
     pub hello: Arc<HelloFor>,
+    /// The same at every boot: with it a router resets what its earlier boots had connected.
+    pub site_secret: [u8; 32],
     /// Of the generator of nonces and jitter; from the operating system, except in simulations.
     pub seed: [u8; 32],
 }
@@ -87,6 +89,7 @@ struct Inner {
     tls: RouterTls,
     time: Arc<dyn TimeProvider>,
     hello: Arc<HelloFor>,
+    site_secret: [u8; 32],
     random: Mutex<StdRng>,
     runtime: Handle,
     tasks: TaskTracker,
@@ -128,7 +131,7 @@ impl Links {
     /// Outside of the runtime that shall carry the data path.
     #[must_use]
     pub fn start(config: LinksConfig) -> (Self, mpsc::Receiver<LinkEvent>) {
-        let LinksConfig { fabric, router, tls, time, hello, seed } = config;
+        let LinksConfig { fabric, router, tls, time, hello, site_secret, seed } = config;
         let (events, receiver) = mpsc::channel(EVENTS_MAX);
         let inner = Inner {
             fabric,
@@ -136,6 +139,7 @@ impl Links {
             tls,
             time,
             hello,
+            site_secret,
             random: Mutex::new(StdRng::from_seed(seed)),
             runtime: Handle::current(),
             tasks: TaskTracker::new(),

@@ -1,6 +1,6 @@
 //! A UDP port together with the task that reads it.
 
-use super::{Inner, transport};
+use super::Inner;
 use crate::carrier::UdpPort;
 use std::{io, sync::Arc};
 use tokio::net::UdpSocket;
@@ -29,13 +29,5 @@ impl ReadPort {
 
     pub(super) fn udp(&self) -> &Arc<UdpPort> {
         &self.udp
-    }
-
-    /// The QUIC endpoint of this port.
-    pub(super) fn endpoint(
-        &self,
-        server: Option<quinn::ServerConfig>,
-    ) -> io::Result<quinn::Endpoint> {
-        transport::endpoint(&self.udp, server)
     }
 }

@@ -1,10 +1,13 @@
 //! QUIC settings of hop connections.
 
 use crate::carrier::{HopSocket, UdpPort};
+use aws_lc_rs::hmac;
 use quinn::{
-    EndpointConfig, IdleTimeout, ServerConfig, TokioRuntime, TransportConfig, VarInt,
+    ConnectionId, ConnectionIdGenerator, EndpointConfig, IdleTimeout, ServerConfig, TokioRuntime,
+    TransportConfig, VarInt,
     crypto::rustls::{NoInitialCipherSuite, QuicClientConfig, QuicServerConfig},
 };
+use rand::{RngCore as _, SeedableRng as _, rngs::StdRng};
 use std::{io, sync::Arc, time::Duration};
 
 /// Frames notice a dead path long before; this is for hop connections that are stuck while frames pass.
@@ -19,16 +22,58 @@ const INCOMING_MAX: usize = 64;
 /// Memory of their early packets, in all.
 const INCOMING_BYTES_MAX: u64 = 1 << 20;
 
-/// An endpoint on a port: for dialling, and for accepting when there is a `server` configuration.
-pub(super) fn endpoint(
+/// Length of our connection ids.
+const CONNECTION_ID_LEN: usize = 8;
+
+/// An endpoint for dialling on a port of its own.
+pub(super) fn dialling(port: &Arc<UdpPort>) -> io::Result<quinn::Endpoint> {
+    endpoint(port, EndpointConfig::default(), None)
+}
+
+/// An endpoint that accepts on a port. It resets the connections of the router's earlier boots, whose neighbours need not wait
+/// for a timeout then: the key of resets derives from `site_secret`, and every connection id may be one of an earlier boot.
+pub(super) fn accepting(
     port: &Arc<UdpPort>,
+    server: ServerConfig,
+    site_secret: &[u8; 32],
+    seed: [u8; 32],
+) -> io::Result<quinn::Endpoint> {
+    let secret = hmac::Key::new(hmac::HMAC_SHA256, site_secret);
+    let reset_key = hmac::sign(&secret, b"skein-link-reset/1");
+    let reset_key = hmac::Key::new(hmac::HMAC_SHA256, reset_key.as_ref());
+    let mut config = EndpointConfig::new(Arc::new(reset_key));
+    config.cid_generator(move || Box::new(ConnectionIds(StdRng::from_seed(seed))));
+    endpoint(port, config, Some(server))
+}
+
+fn endpoint(
+    port: &Arc<UdpPort>,
+    mut config: EndpointConfig,
     server: Option<ServerConfig>,
 ) -> io::Result<quinn::Endpoint> {
-    let mut config = EndpointConfig::default();
     // Frames are told from QUIC by this bit.
     config.grease_quic_bit(false);
     let socket = Arc::new(HopSocket(Arc::clone(port)));
     quinn::Endpoint::new_with_abstract_socket(config, server, socket, Arc::new(TokioRuntime))
+}
+
+/// Random connection ids, all of which pass for ours.
+struct ConnectionIds(StdRng);
+
+impl ConnectionIdGenerator for ConnectionIds {
+    fn generate_cid(&mut self) -> ConnectionId {
+        let mut id = [0; CONNECTION_ID_LEN];
+        self.0.fill_bytes(&mut id);
+        ConnectionId::new(&id)
+    }
+
+    fn cid_len(&self) -> usize {
+        CONNECTION_ID_LEN
+    }
+
+    fn cid_lifetime(&self) -> Option<Duration> {
+        None
+    }
 }
 
 /// The settings of a dialled connection.

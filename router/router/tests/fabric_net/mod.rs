@@ -51,19 +51,32 @@ pub(crate) struct Node {
     pub(crate) up: BTreeMap<RouterId, LinkUp>,
 }
 
-/// `n` routers whose sites trust each other, listening on loopback.
-pub(crate) async fn nodes(n: u8) -> Vec<Node> {
-    let sites: Vec<(SiteIdentity, SiteCa)> = (0..n)
-        .map(|_| {
+/// Sites that trust each other, with one router each.
+pub(crate) struct Network(Vec<(SiteIdentity, SiteCa)>);
+
+impl Network {
+    pub(crate) fn new(n: u8) -> Self {
+        let site = |_| {
             let identity = SiteIdentity::generate(&SystemRandom::new()).unwrap();
             let ca = SiteCa::generate(identity.site_id(), &SystemRandom::new(), clock::unix_s());
             (identity, ca.unwrap())
-        })
-        .collect();
-    let mut nodes: Vec<Node> = (0..n).map(|i| node(i, &sites)).collect();
-    for node in &mut nodes {
-        node.links.listen(&["127.0.0.1:0".parse().unwrap()]);
+        };
+        Self((0..n).map(site).collect())
     }
+
+    /// Starts the router of site `i`, on the current runtime.
+    pub(crate) fn start(&self, i: u8, listen: SocketAddr) -> Node {
+        let node = node(i, &self.0);
+        node.links.listen(&[listen]);
+        node
+    }
+}
+
+/// `n` routers whose sites trust each other, listening on loopback.
+pub(crate) async fn nodes(n: u8) -> Vec<Node> {
+    let network = Network::new(n);
+    let nodes: Vec<Node> =
+        (0..n).map(|i| network.start(i, "127.0.0.1:0".parse().unwrap())).collect();
     for node in &nodes {
         node.address().await;
     }
@@ -87,6 +100,8 @@ fn node(i: u8, sites: &[(SiteIdentity, SiteCa)]) -> Node {
     let tls = RouterTls::new(Arc::clone(&trust), IdentityCell::new(identity), Arc::clone(&time));
     let handle = Handle(u32::from(i) + 1);
     let fabric = Fabric::new(handle);
+    let mut seed = [0; 32];
+    aws_lc_rs::rand::fill(&mut seed).unwrap();
     let (links, events) = Links::start(LinksConfig {
         fabric: Arc::clone(&fabric),
         router,
@@ -98,7 +113,8 @@ fn node(i: u8, sites: &[(SiteIdentity, SiteCa)]) -> Node {
             site_name: format!("site{i}"),
             ..LinkHello::default()
         }),
-        seed: [i; 32],
+        site_secret: [i; 32],
+        seed,
     });
     Node { site, router, handle, fabric, links, events, trust, tls, up: BTreeMap::new() }
 }
