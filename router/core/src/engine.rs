@@ -459,8 +459,11 @@ impl<N: Notary> Engine<N> {
             return;
         }
         tracing::info!(sites = trust.sites.len(), revoked = trust.revoked.len(), "trust changed");
-        self.trust = Arc::new(trust);
+        let known = std::mem::replace(&mut self.trust, Arc::new(trust));
         let trust = Arc::clone(&self.trust);
+        for &site in trust.sites.keys().filter(|&&site| known.site(site).is_none()) {
+            self.learn_from(site);
+        }
         self.lsdb.retag(|site| trust.site(site).is_some());
         self.snapshot.mark();
         self.outputs.push_back(Output::Trust(Arc::clone(&trust)));

@@ -6,7 +6,10 @@
 use crate::{
     hash::sha256,
     identity::{SiteIdentity, verify},
-    statement::{Issuer, StatementError, VerifiedStatement, verify_endorsement, verify_statement},
+    statement::{
+        Issuer, StatementError, VerifiedStatement, verify_endorsement, verify_revocation,
+        verify_statement,
+    },
 };
 use aws_lc_rs::rand::SecureRandom;
 use prost::Message as _;
@@ -16,10 +19,10 @@ use skein_wire::proto::{
         ClaimAccepted, ClaimRefused, ClaimRequest, ClaimResponse, claim_refused,
         claim_response::Outcome,
     },
-    routing::Record,
+    routing::{Record, RecordBody},
     trust::Endorsement,
 };
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 use subtle::ConstantTimeEq as _;
 use zeroize::Zeroize;
 
@@ -281,7 +284,7 @@ pub struct AcceptedClaim {
     pub issuer: VerifiedStatement,
     /// What it says of the redeemer.
     pub endorsement: Endorsement,
-    /// The issuer's statement and endorsement first, then what it knows of the network; the latter is unchecked.
+    /// The issuer's statement and endorsement first, then what it knows of the network as far as its signatures hold.
     pub records: Vec<Record>,
     /// Where the issuer accepts links now.
     pub endpoints: Vec<String>,
@@ -337,7 +340,7 @@ fn check_accepted(
         <[u8; 32]>::try_from(&bytes[..]).map(SiteId).map_err(|_| ClaimError::Malformed("site id"))
     };
     let mut records = vec![statement, endorsement];
-    records.extend(accepted.records);
+    records.extend(authentic(accepted.records));
     Ok(AcceptedClaim {
         issuer: verified,
         endorsement: endorsed,
@@ -345,6 +348,24 @@ fn check_accepted(
         endpoints: accepted.endpoints,
         network_id: id(&accepted.network_id)?,
         authorities: accepted.authorities.iter().map(id).collect::<Result<_, _>>()?,
+    })
+}
+
+/// The records whose signatures hold: what is kept must not displace by a forged sequence what is true.
+fn authentic(records: Vec<Record>) -> impl Iterator<Item = Record> {
+    let issuers: BTreeMap<SiteId, Issuer> = records
+        .iter()
+        .filter_map(|record| verify_statement(record).ok())
+        .map(|statement| (statement.site, Issuer::from(&statement.chain)))
+        .collect();
+    records.into_iter().filter(move |record| {
+        let origin = RecordBody::decode(&record.body[..]).map(|body| body.origin);
+        let site = origin.ok().and_then(|origin| <[u8; 32]>::try_from(origin).ok()).map(SiteId);
+        site.and_then(|site| issuers.get(&site)).is_some_and(|issuer| {
+            verify_endorsement(record, issuer).is_ok()
+                || verify_revocation(record, issuer).is_ok()
+                || verify_statement(record).is_ok()
+        })
     })
 }
 

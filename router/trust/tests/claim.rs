@@ -157,6 +157,14 @@ fn an_answer_comes_from_the_issuer_and_endorses_the_redeemer() {
     };
     assert_eq!((answer.issuer.site, answer.network_id), (issuer.id(), issuer.id()));
     assert_eq!(answer.records.len(), 3);
+    let mut forged = statement(&other);
+    forged.signature = statement(&issuer).signature;
+    let unknown = endorsement(&Site::new(), issuer.id());
+    let known = endorsement(&other, issuer.id());
+    let mut mixed = accepted.clone();
+    mixed.records = vec![forged, known.clone(), statement(&other), unknown, Record::default()];
+    let Ok(VerifiedAnswer::Accepted(sifted)) = verify(mixed) else { panic!("a good answer") };
+    assert_eq!(sifted.records[2..], [known, statement(&other)], "only what is authentic is kept");
 
     let changed = |edit: &dyn Fn(&mut ClaimAccepted)| {
         let mut accepted = accepted.clone();

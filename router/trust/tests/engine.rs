@@ -4,6 +4,7 @@
 
 mod common;
 
+use aws_lc_rs::rand::SystemRandom;
 use common::{NOW, Site};
 use prost::Message as _;
 use skein_core::{
@@ -31,6 +32,7 @@ struct Router {
     cell: Arc<IdentityCell>,
     engine: Engine<RouterNotary>,
     refused: Vec<LinkId>,
+    learned: Vec<Arc<Record>>,
 }
 
 impl Router {
@@ -47,7 +49,14 @@ impl Router {
             version: "test".into(),
             protocol: (1, 1),
         };
-        Self { engine: Engine::new(identity, notary), site, id, cell, refused: Vec::new() }
+        Self {
+            engine: Engine::new(identity, notary),
+            site,
+            id,
+            cell,
+            refused: Vec::new(),
+            learned: Vec::new(),
+        }
     }
 
     fn statement(&self, network: SiteId) -> Record {
@@ -190,7 +199,8 @@ impl Network {
                     match output {
                         Output::SendReady(link) => ready.push_back((i, link)),
                         Output::LinkRefused { link, .. } => router.refused.push(link),
-                        Output::Publish(_) | Output::Trust(_) | Output::Learned(_) => {}
+                        Output::Learned(records) => router.learned.extend(records),
+                        Output::Publish(_) | Output::Trust(_) => {}
                     }
                 }
             }
@@ -319,7 +329,7 @@ fn a_trusted_neighbour_cannot_speak_for_others() {
         ("a page of its", forge(RecordKey::page(victim.id, 3), page)),
         ("its LSA, one bit changed", tampered),
         ("its LSA without signature", cut),
-        ("an LSA under another origin", forge(RecordKey::lsa(evil.id), lsa.payload.clone())),
+        ("an LSA under another origin", forge(RecordKey::lsa(evil.id), lsa.payload)),
     ];
     for (what, record) in &forgeries {
         let verdict = network.routers[0].verdict(record);
@@ -332,6 +342,32 @@ fn a_trusted_neighbour_cannot_speak_for_others() {
     let after: Vec<_> = network.routers[0].engine.lsdb().headers().collect();
     assert_eq!(after, before, "nothing of it was taken");
     assert_eq!(network.routers[0].engine.fib().routes.len(), 3);
+}
+
+#[test]
+fn made_up_sites_take_no_room_from_invited_ones() {
+    let mut network = network(3);
+    network.routers[0].learned.clear();
+    for _ in 0..1_100 {
+        let site = skein_trust::SiteIdentity::generate(&SystemRandom::new()).unwrap();
+        let draft = StatementDraft { expires_unix_s: EXPIRY, ..StatementDraft::default() };
+        network.tell(1, 0, parsed(&site.statement(&draft)));
+    }
+    network.run(Duration::from_secs(15));
+    let strangers = network.routers[0].engine.lsdb().statements().len() - 3;
+    assert!((1..1_100).contains(&strangers), "a bound holds: {strangers}");
+    assert_eq!(network.routers[0].learned, [], "nobody keeps what they say");
+
+    let newcomer = Router::new();
+    let id = newcomer.site.id();
+    network.tell(1, 0, network.routers[2].endorsement(id));
+    network.tell(1, 0, newcomer.statement(network.routers[0].site.id()));
+    network.run(Duration::from_secs(20));
+    let router = &network.routers[0];
+    assert!(router.engine.trust().site(id).is_some());
+    let kept = |key| router.learned.iter().any(|record| record.key == key);
+    assert!(kept(RecordKey::statement(id)));
+    assert!(kept(RecordKey::endorsement(network.routers[2].site.id(), id)));
 }
 
 #[test]
@@ -371,7 +407,7 @@ fn a_forked_history_is_refused_and_a_continued_one_accepted() {
         let mut router = Router::new();
         router.site.identity = skein_trust::SiteIdentity::from_secret_bytes(&stored).unwrap();
         for _ in 0..times {
-            router.site.identity.rotate(&aws_lc_rs::rand::SystemRandom::new()).unwrap();
+            router.site.identity.rotate(&SystemRandom::new()).unwrap();
         }
         router.statement(founder)
     };

@@ -3,6 +3,7 @@
 use super::{Engine, Known, Message, Notary, Rejection};
 use crate::{
     AgedRecord, LinkId, Origin, Payload, Record, RecordHeader, RecordKey, RecordKind, RouterLsa,
+    SiteId,
 };
 use std::{
     cmp::Ordering,
@@ -149,8 +150,19 @@ impl<N: Notary> Engine<N> {
         {
             return Err(Rejection::Untrusted);
         }
-        let trusted = site.is_some_and(|site| self.trust.site(site).is_some());
-        self.lsdb.admit(record, trusted)
+        self.lsdb.admit(record, self.is_expected(record))
+    }
+
+    /// Whether the record's site is trusted, or waits only for this statement of its own to be: strangers who make sites
+    /// up must not be able to take the room from those who are invited.
+    fn is_expected(&self, record: &Record) -> bool {
+        let Some(site) = self.lsdb.site_of(record) else { return false };
+        let is_endorsed = || {
+            let mut endorsements = self.lsdb.endorsements();
+            endorsements.any(|e| e.subject == site && self.trust.site(e.issuer).is_some())
+        };
+        self.trust.site(site).is_some()
+            || (record.key.kind == RecordKind::SiteStatement && is_endorsed())
     }
 
     fn reject(&mut self, record: &Record, rejection: Rejection, from: Option<LinkId>) {
@@ -172,8 +184,8 @@ impl<N: Notary> Engine<N> {
     ) {
         let key = record.key;
         let site = self.lsdb.site_of(&record);
-        let trusted = site.is_some_and(|site| self.trust.site(site).is_some());
-        let (serial, old) = self.lsdb.insert(Arc::clone(&record), remaining, trusted, now);
+        let expected = self.is_expected(&record);
+        let (serial, old) = self.lsdb.insert(Arc::clone(&record), remaining, expected, now);
         for adjacency in self.adjacencies.values_mut() {
             if let Some(old) = &old {
                 adjacency.dequeue(key, old.serial);
@@ -191,7 +203,8 @@ impl<N: Notary> Engine<N> {
         let changed = old.is_none_or(|old| old.payload != record.payload);
         if record.key.kind.is_statement() {
             self.trust_stale |= changed;
-            if from.is_some() {
+            // What strangers say is not worth keeping; see `learn_from` for when they become trusted.
+            if from.is_some() && self.is_expected(record) {
                 self.learned.push(Arc::clone(record));
             }
         } else if changed && record.key.kind == RecordKind::AddressPage {
@@ -209,6 +222,14 @@ impl<N: Notary> Engine<N> {
                 adjacency.unpark(record.key.origin);
             }
         }
+    }
+
+    /// Everything a site that has just become trusted said before.
+    pub(super) fn learn_from(&mut self, site: SiteId) {
+        let kinds = [RecordKind::SiteStatement, RecordKind::Endorsement, RecordKind::Revocation];
+        let records = kinds.into_iter().flat_map(|kind| self.lsdb.of_kind(kind));
+        let said = records.filter(|record| record.key.origin == Origin::Site(site)).cloned();
+        self.learned.extend(said);
     }
 
     /// Addresses of an earlier boot, or of a router that left, are void.
