@@ -89,7 +89,7 @@ pub(crate) async fn run(config: ControlConfig) {
         booted = boot::boot(config) => booted, // dropped only at the end
     };
     match booted {
-        Ok(Some(booted)) => Control::new(booted).run().await,
+        Ok(Some(booted)) => Box::pin(Control::new(booted).run()).await,
         Ok(None) => {}
         Err(error) => tracing::error!(%error, "the data plane cannot be built"),
     }
@@ -141,7 +141,7 @@ enum Turn {
     Link(Option<LinkEvent>),
     Sent(LinkId, Result<(), LinkGone>),
     Addresses,
-    EngineDue,
+    EngineDue(&'static str),
     StatusDue,
     CertificateDue,
     Drain(DrainRequest),
@@ -216,7 +216,11 @@ impl Control {
                     self.input(Input::Addresses(entries));
                     self.status_soon();
                 }
-                Turn::EngineDue => self.engine.handle_timeout(clock::now(), clock::unix_s()),
+                Turn::EngineDue(task) => {
+                    let started = clock::now();
+                    self.engine.handle_timeout(started, clock::unix_s());
+                    self.gauges.ran(task, clock::now().saturating_duration_since(started));
+                }
                 Turn::StatusDue => self.report_status(),
                 Turn::CertificateDue => self.renew_certificate(),
                 Turn::Drain(request) => self.start_drain(request, &mut drain_job),
@@ -239,7 +243,7 @@ impl Control {
         certificate_tick: &mut time::Interval,
         drain_job: &mut Option<(DrainJob, DrainRequest)>,
     ) -> Turn {
-        let engine_due = self.engine.poll_timeout().map(|(due, _)| due);
+        let (engine_due, task) = self.engine.poll_timeout().unzip();
         let status_due = self.status_due;
         tokio::select! {
             () = self.cancel.cancelled() => Turn::Cancelled,
@@ -251,7 +255,7 @@ impl Control {
             },
             Some(_ended) = self.jobs.join_next() => Turn::Nothing,
             Ok(()) = self.entries.changed() => Turn::Addresses,
-            () = sleep_until(engine_due) => Turn::EngineDue,
+            () = sleep_until(engine_due) => Turn::EngineDue(task.unwrap_or_default()),
             () = sleep_until(status_due) => Turn::StatusDue,
             _ = status_tick.tick() => Turn::StatusDue,
             _ = certificate_tick.tick() => Turn::CertificateDue,
@@ -261,7 +265,9 @@ impl Control {
     }
 
     fn input(&mut self, input: Input) {
-        self.engine.handle_input(input, clock::now(), clock::unix_s());
+        let started = clock::now();
+        self.engine.handle_input(input, started, clock::unix_s());
+        self.gauges.ran("input", clock::now().saturating_duration_since(started));
     }
 
     fn status_soon(&mut self) {

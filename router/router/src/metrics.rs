@@ -11,6 +11,7 @@ use crate::{
     data::DataPlane,
     flows::{Edge, Outcome},
 };
+use parking_lot::Mutex;
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, NoLabelSet, text},
@@ -19,6 +20,7 @@ use prometheus_client::{
 };
 use skein_wire::proto::control::link_status::LinkState;
 use std::{
+    collections::BTreeMap,
     fmt,
     sync::{
         Arc,
@@ -121,8 +123,9 @@ const DEFINITIONS: &[Definition] = &[
     gauge("skein_addresses", "", &[], "Addresses with a reachable provider"),
     gauge("skein_sites_trusted", "", &[], "Sites trusted, this one included"),
     counter("skein_fib_publications", "", &[], "Forwarding snapshots published"),
-    counter("skein_spf_runs", "", &[], "Shortest-path computations"),
-    counter("skein_spf_duration", "seconds", &[], "Time spent computing shortest paths"),
+    gauge("skein_lsdb_size", "bytes", &[], "Memory of the link-state database, roughly"),
+    counter("skein_routing_runs", "", &["task"], "Runs of the routing engine, by what was due"),
+    counter("skein_routing_duration", "seconds", &["task"], "Time spent in the routing engine"),
     gauge("skein_tasks", "", &["runtime"], "Tasks alive"),
 ];
 
@@ -135,8 +138,19 @@ pub(crate) struct RoutingGauges {
     pub(crate) addresses: AtomicU64,
     pub(crate) sites_trusted: AtomicU64,
     pub(crate) fib_publications: AtomicU64,
-    pub(crate) spf_runs: AtomicU64,
-    pub(crate) spf_duration_us: AtomicU64,
+    pub(crate) lsdb_bytes: AtomicU64,
+    /// Runs of the engine and the time they took, by the reason it gave for being called; reasons are literals.
+    runs: Mutex<BTreeMap<&'static str, (u64, Duration)>>,
+}
+
+impl RoutingGauges {
+    /// Counts a run of the engine.
+    pub(crate) fn ran(&self, task: &'static str, took: Duration) {
+        let mut runs = self.runs.lock();
+        let (count, duration) = runs.entry(task).or_default();
+        *count += 1;
+        *duration += took;
+    }
 }
 
 /// Where the numbers come from.
@@ -315,12 +329,15 @@ impl Sources {
             ("skein_addresses", &routing.addresses),
             ("skein_sites_trusted", &routing.sites_trusted),
             ("skein_fib_publications", &routing.fib_publications),
-            ("skein_spf_runs", &routing.spf_runs),
+            ("skein_lsdb_size", &routing.lsdb_bytes),
         ] {
             samples.put(name, Vec::new(), float(value.load(Ordering::Relaxed)));
         }
-        let spf = Duration::from_micros(routing.spf_duration_us.load(Ordering::Relaxed));
-        samples.put("skein_spf_duration", Vec::new(), spf.as_secs_f64());
+        for (task, (count, duration)) in &*routing.runs.lock() {
+            let labels = vec![("task", (*task).to_owned())];
+            samples.put("skein_routing_runs", labels.clone(), float(*count));
+            samples.put("skein_routing_duration", labels, duration.as_secs_f64());
+        }
         for (name, runtime) in [("data", &self.data_runtime), ("control", &self.control_runtime)] {
             let tasks = u64::try_from(runtime.metrics().num_alive_tasks()).unwrap_or(u64::MAX);
             samples.put("skein_tasks", vec![("runtime", name.to_owned())], float(tasks));
@@ -412,6 +429,7 @@ mod tests {
     #[tokio::test]
     async fn the_page_has_every_metric_with_its_labels_and_nothing_else() {
         let sources = crate::data::tests::sources().await;
+        sources.routing.ran("input", Duration::from_millis(1));
         let samples = sources.samples();
         for sample in &samples {
             let definition = DEFINITIONS.iter().find(|d| d.name == sample.name);

@@ -82,14 +82,14 @@ impl Router {
         }
         tasks.spawn_on(attachment.run(cancel.clone()), &runtimes.control);
         let (drains, drain_requests) = mpsc::channel(1);
-        let control = control::run(ControlConfig {
+        let control = Box::pin(control::run(ControlConfig {
             config,
             controller,
             key,
             runtimes: runtimes.clone(),
             drains: drain_requests,
             cancel: cancel.clone(),
-        });
+        }));
         let ended = control_ended.clone().drop_guard();
         let control = async move {
             control.await;

@@ -105,13 +105,11 @@ impl Control {
         for link in &self.config.links {
             let Ok(site) = convert::parse_site_id(&link.peer_site_id) else { continue };
             let mut endpoints = link.endpoints.clone();
-            if let Some(trusted) = self.view.site(site) {
-                endpoints.extend(trusted.endpoints.iter().cloned());
-                let of_site = self.engine.lsdb().lsas().filter(|lsa| lsa.site == site);
-                endpoints.extend(of_site.flat_map(|lsa| lsa.endpoints.iter().cloned()));
+            for endpoint in self.engine.endpoints(site) {
+                if !endpoints.contains(&endpoint) {
+                    endpoints.push(endpoint);
+                }
             }
-            let mut seen = std::collections::BTreeSet::new();
-            endpoints.retain(|endpoint| seen.insert(endpoint.clone()));
             self.data.links.set_endpoints(site, &endpoints);
         }
     }

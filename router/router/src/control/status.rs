@@ -1,7 +1,7 @@
 //! What the router reports to its controller.
 
 use super::Control;
-use skein_core::{Provider, RouterId, RouterLsa};
+use skein_core::{Membership, Provider, RouterId, RouterView, SiteView};
 use skein_wire::proto::{
     control::{AddressProvider, NetworkAddress, NetworkRouter, NetworkSite, RouterStatus},
     routing,
@@ -65,7 +65,8 @@ impl Control {
     }
 
     fn network(&self) -> Network {
-        let routers = self.engine.lsdb().lsas().map(|lsa| self.network_router(lsa)).collect();
+        let view = self.engine.view();
+        let routers = view.routers.iter().map(|router| self.network_router(router)).collect();
         let addresses = self
             .fib
             .addresses
@@ -75,31 +76,38 @@ impl Control {
                 providers: providers.iter().map(address_provider).collect(),
             })
             .collect();
-        let sites = self
-            .view
-            .sites
-            .values()
-            .map(|site| NetworkSite {
-                site_id: site.site.0.to_vec(),
-                name: site.name.to_string(),
-                trusted: true,
-                member: site.membership == skein_core::Membership::Member,
-                network_id: site.network.0.to_vec(),
-            })
-            .collect();
+        let sites = view.sites.iter().map(|site| self.network_site(site)).collect();
         Network { routers, addresses, sites }
     }
 
-    fn network_router(&self, lsa: &RouterLsa) -> NetworkRouter {
-        let path = self.fib.routes.get(&lsa.router).and_then(|route| route.paths.first());
-        let local = lsa.router == self.site.router;
+    fn network_router(&self, view: &RouterView) -> NetworkRouter {
+        let path = view.route.as_ref().and_then(|route| route.paths.first());
+        let lsa = routing::RouterLsa::from(&*view.lsa);
         NetworkRouter {
-            reachable: local || path.is_some(),
-            trusted: self.view.site(lsa.site).is_some(),
+            router_id: lsa.router_id,
+            site_id: lsa.site_id,
+            name: lsa.name,
+            site_name: lsa.site_name,
+            role: lsa.role,
+            boot_epoch: lsa.boot_epoch,
+            links: lsa.links,
+            version: lsa.version,
+            reachable: view.lsa.router == self.site.router || path.is_some(),
+            trusted: view.trusted,
             hops: path.map_or(0, |path| u32::try_from(path.hops.len()).unwrap_or(u32::MAX)),
             metric_us: path.map_or(0, |path| path.metric_us),
             next_hop: path.and_then(|p| p.hops.first()).map_or_else(Vec::new, |hop| hop.0.to_vec()),
-            ..network_router(lsa)
+        }
+    }
+
+    fn network_site(&self, view: &SiteView) -> NetworkSite {
+        let trusted = self.view.site(view.statement.site);
+        NetworkSite {
+            site_id: view.statement.site.0.to_vec(),
+            name: view.statement.name.to_string(),
+            trusted: trusted.is_some(),
+            member: trusted.is_some_and(|site| site.membership == Membership::Member),
+            network_id: view.statement.network.0.to_vec(),
         }
     }
 
@@ -108,24 +116,10 @@ impl Control {
         let gauges = &self.gauges;
         gauges.attached.store((*self.controller.attached.borrow()).into(), Ordering::Relaxed);
         gauges.lsdb_records.store(count(self.engine.lsdb().len()), Ordering::Relaxed);
+        gauges.lsdb_bytes.store(count(self.engine.lsdb().bytes()), Ordering::Relaxed);
         gauges.routes.store(count(self.fib.routes.len()), Ordering::Relaxed);
         gauges.addresses.store(count(self.fib.addresses.len()), Ordering::Relaxed);
         gauges.sites_trusted.store(count(self.view.sites.len()), Ordering::Relaxed);
-    }
-}
-
-fn network_router(lsa: &RouterLsa) -> NetworkRouter {
-    let lsa = routing::RouterLsa::from(lsa);
-    NetworkRouter {
-        router_id: lsa.router_id,
-        site_id: lsa.site_id,
-        name: lsa.name,
-        site_name: lsa.site_name,
-        role: lsa.role,
-        boot_epoch: lsa.boot_epoch,
-        links: lsa.links,
-        version: lsa.version,
-        ..NetworkRouter::default()
     }
 }
 
