@@ -5,6 +5,7 @@
 //! one only when the last has left.
 
 mod boot;
+mod drain;
 mod hello;
 mod settings;
 mod status;
@@ -22,6 +23,8 @@ use crate::{
     router::Runtimes,
 };
 use boot::Booted;
+pub(crate) use drain::DrainRequest;
+use drain::{Draining, poll_drain};
 use hello::HelloBook;
 use settings::MetricsServer;
 use skein_core::{Engine, Fib, Input, LinkId, Output, Record, TrustView};
@@ -29,19 +32,18 @@ use skein_trust::{IdentityCell, RouterNotary, TrustCell};
 use skein_wire::{
     convert,
     proto::{
-        control::{Drained, ProbeReply, RouterConfig, from_router},
+        control::{ProbeReply, RouterConfig, from_router},
         routing::LinkMessage,
     },
 };
 use std::{
     collections::BTreeMap,
     path::PathBuf,
-    pin::Pin,
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 use tokio::{
-    sync::{mpsc, oneshot, watch},
+    sync::{mpsc, watch},
     task::JoinSet,
     time,
 };
@@ -53,20 +55,6 @@ const STATUS_TICK: Duration = Duration::from_secs(1);
 const STATUS_SOON: Duration = Duration::from_millis(50);
 /// How often the certificate's age is looked at; it is renewed two days before its end.
 const CERTIFICATE_TICK: Duration = Duration::from_secs(60 * 60);
-/// The farewell reaches the neighbours within this, or not at all.
-const FAREWELL_MAX: Duration = Duration::from_secs(1);
-
-/// Ask for an orderly end.
-#[derive(Debug)]
-pub(crate) struct DrainRequest {
-    /// Flows that have not ended by then are reset.
-    pub(crate) deadline: Instant,
-    /// The site leaves the network for good.
-    pub(crate) farewell: bool,
-    /// Told how many flows were reset.
-    pub(crate) done: Option<oneshot::Sender<u64>>,
-}
-
 /// What the task is made of.
 #[derive(Debug)]
 pub(crate) struct ControlConfig {
@@ -100,8 +88,6 @@ struct LinkEntry {
     /// A message is on its way to the neighbour.
     sending: bool,
 }
-
-type DrainJob = Pin<Box<dyn Future<Output = u64> + Send>>;
 
 struct Control {
     controller: Controller,
@@ -203,12 +189,12 @@ impl Control {
         let mut status_tick = time::interval(STATUS_TICK);
         status_tick.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
         let mut certificate_tick = time::interval(CERTIFICATE_TICK);
-        let mut drain_job: Option<(DrainJob, DrainRequest)> = None;
+        let mut draining: Draining = None;
         loop {
             self.take_outputs();
-            let turn = self.turn(&mut status_tick, &mut certificate_tick, &mut drain_job).await;
+            let turn = self.turn(&mut status_tick, &mut certificate_tick, &mut draining).await;
             match turn {
-                Turn::Order(Some(order)) => self.obey(order, &mut drain_job),
+                Turn::Order(Some(order)) => self.obey(order, &mut draining),
                 Turn::Link(Some(event)) => self.handle_link_event(event),
                 Turn::Sent(id, outcome) => self.sent(id, outcome),
                 Turn::Addresses => {
@@ -223,9 +209,9 @@ impl Control {
                 }
                 Turn::StatusDue => self.report_status(),
                 Turn::CertificateDue => self.renew_certificate(),
-                Turn::Drain(request) => self.start_drain(request, &mut drain_job),
+                Turn::Drain(request) => self.start_drain(request, &mut draining),
                 Turn::Drained(flows_reset) => {
-                    let request = drain_job.take().map(|(_, request)| request);
+                    let request = draining.take().map(|(_, request)| request);
                     self.finish(flows_reset, request).await;
                     return;
                 }
@@ -241,7 +227,7 @@ impl Control {
         &mut self,
         status_tick: &mut time::Interval,
         certificate_tick: &mut time::Interval,
-        drain_job: &mut Option<(DrainJob, DrainRequest)>,
+        draining: &mut Draining,
     ) -> Turn {
         let (engine_due, task) = self.engine.poll_timeout().unzip();
         let status_due = self.status_due;
@@ -260,7 +246,7 @@ impl Control {
             _ = status_tick.tick() => Turn::StatusDue,
             _ = certificate_tick.tick() => Turn::CertificateDue,
             Some(request) = self.drains.recv() => Turn::Drain(request),
-            flows_reset = poll_drain(drain_job) => Turn::Drained(flows_reset),
+            flows_reset = poll_drain(draining) => Turn::Drained(flows_reset),
         }
     }
 
@@ -274,7 +260,7 @@ impl Control {
         self.status_due.get_or_insert_with(|| clock::now() + STATUS_SOON);
     }
 
-    fn obey(&mut self, order: Order, drain_job: &mut Option<(DrainJob, DrainRequest)>) {
+    fn obey(&mut self, order: Order, draining: &mut Draining) {
         match order {
             Order::Attached(welcome) => {
                 if welcome.boot_epoch != self.site.boot_epoch {
@@ -311,7 +297,7 @@ impl Control {
             Order::Drain(drain) => {
                 let deadline = clock::now() + Duration::from_millis(drain.deadline_ms);
                 let request = DrainRequest { deadline, farewell: drain.farewell, done: None };
-                self.start_drain(request, drain_job);
+                self.start_drain(request, draining);
             }
         }
     }
@@ -447,49 +433,6 @@ impl Control {
             self.controller.facts.csr.send_replace(Some(self.key.csr().to_vec()));
         }
     }
-
-    /// Steps 1 and 2 of an orderly end: accept nothing new, withdraw the addresses. The rest waits for the flows.
-    fn start_drain(
-        &mut self,
-        request: DrainRequest,
-        drain_job: &mut Option<(DrainJob, DrainRequest)>,
-    ) {
-        if self.draining {
-            return;
-        }
-        tracing::info!(farewell = request.farewell, "draining");
-        self.draining = true;
-        self.data.egress.withdraw();
-        let (data, deadline) = (self.data.clone(), request.deadline);
-        let job = self.runtimes.data.spawn(async move { data.drain(deadline).await });
-        *drain_job = Some((Box::pin(async move { job.await.unwrap_or(0) }), request));
-    }
-
-    /// Steps 4 to 6: farewell, goodbye to the neighbours, report.
-    async fn finish(mut self, flows_reset: u64, request: Option<DrainRequest>) {
-        if request.as_ref().is_some_and(|request| request.farewell) {
-            self.input(Input::Leave);
-            self.take_outputs();
-            let flushed = async {
-                while let Some(sent) = self.sends.join_next().await {
-                    if let Ok((id, outcome)) = sent {
-                        self.sent(id, outcome);
-                    }
-                    self.take_outputs();
-                }
-            };
-            if time::timeout(FAREWELL_MAX, flushed).await.is_err() {
-                tracing::warn!("the farewell did not reach every neighbour");
-            }
-        }
-        self.controller.reply(from_router::Message::Drained(Drained { flows_reset }));
-        self.data.links.shutdown().await;
-        tracing::info!(flows_reset, "drained");
-        if let Some(done) = request.and_then(|request| request.done) {
-            // Whoever asked may have stopped waiting.
-            let _ = done.send(flows_reset);
-        }
-    }
 }
 
 fn micros(duration: Duration) -> u32 {
@@ -499,13 +442,6 @@ fn micros(duration: Duration) -> u32 {
 async fn sleep_until(due: Option<Instant>) {
     match due {
         Some(due) => time::sleep_until(due.into()).await,
-        None => std::future::pending().await,
-    }
-}
-
-async fn poll_drain(job: &mut Option<(DrainJob, DrainRequest)>) -> u64 {
-    match job {
-        Some((job, _)) => job.await,
         None => std::future::pending().await,
     }
 }

@@ -18,13 +18,15 @@ use skein_wire::{
     proto::routing::{LinkMessage, LinkParameters, link_message::Message},
 };
 use std::{sync::Arc, time::Duration};
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::sleep};
 use tokio_util::sync::CancellationToken;
 
 /// Control messages waiting for the hop connection, per link; the engine keeps the rest.
 const OUTGOING_MAX: usize = 64;
 /// How long frames of a link that ended are still accepted: some are on their way.
 const LINGER: Duration = Duration::from_secs(2);
+/// How long what is queued may take to reach the neighbour when a link is closed.
+const GOODBYE_MAX: Duration = Duration::from_millis(300);
 /// How long a new link may take to find the size of its frames before it goes into service with the minimum.
 const SETTLE_MAX: Duration = Duration::from_millis(100);
 /// A round-trip time is told again when it has changed by this fraction.
@@ -109,7 +111,7 @@ impl Established {
         let Self { up, connection, send, reader, frames, port } = self;
         let id = up.id;
         let (queue, queued) = mpsc::channel(OUTGOING_MAX);
-        let close = CancellationToken::new();
+        let close = stop.child_token();
         let registered = Registered {
             queue: queue.clone(),
             frames: Arc::clone(&frames),
@@ -136,13 +138,16 @@ impl Established {
         let reason = tokio::select! {
             // The branches are futures made here and dropped together: none is resumed after another has ended.
             reason = read(reader, id, inner) => reason,
-            outcome = write_queued(send, queued) => write_reason(outcome),
+            outcome = write_queued(send, queued, &close) => {
+                write_reason(outcome, &close_reason.lock())
+            }
             silence = keep_alive(&frames, reported, ping, inner) => {
                 format!("no sign of life for {} ms", silence.as_millis())
             }
             error = connection.closed() => connection_reason(&error),
-            () = close.cancelled() => close_reason.lock().clone(),
-            () = stop.cancelled() => "closed here".to_owned(),
+            () = async { close.cancelled().await; sleep(GOODBYE_MAX).await } => {
+                write_reason(Ok(()), &close_reason.lock())
+            }
         };
         frames.set_down();
         inner.fabric.remove_link(id);
@@ -182,7 +187,7 @@ async fn read(mut reader: MessageReader, id: LinkId, inner: &Inner) -> String {
             Ok(message) => inner.report(LinkEvent::Message(id, message)).await,
             Err(error @ ReadError::Ended) => {
                 // Usually the whole connection ended, knows the reason and reports it in a moment.
-                tokio::time::sleep(LINGER).await;
+                sleep(LINGER).await;
                 return error.to_string();
             }
             Err(error) => return error.to_string(),
@@ -238,7 +243,7 @@ fn linger(inner: &Inner, frames: Arc<FrameLink>, port: Arc<ReadPort>) {
     let stop = inner.stop.clone();
     inner.spawn(async move {
         tokio::select! {
-            () = tokio::time::sleep(LINGER) => {} // cancel-safe
+            () = sleep(LINGER) => {} // cancel-safe
             () = stop.cancelled() => {} // cancel-safe
         }
         frames.detach();
@@ -246,9 +251,10 @@ fn linger(inner: &Inner, frames: Arc<FrameLink>, port: Arc<ReadPort>) {
     });
 }
 
-fn write_reason(outcome: Result<(), quinn::WriteError>) -> String {
+fn write_reason(outcome: Result<(), quinn::WriteError>, close_reason: &str) -> String {
     match outcome {
-        Ok(()) => "closed here".to_owned(),
+        Ok(()) if close_reason.is_empty() => "closed here".to_owned(),
+        Ok(()) => close_reason.to_owned(),
         Err(error) => error.to_string(),
     }
 }

@@ -8,6 +8,7 @@ use skein_wire::{
     proto::routing::LinkMessage,
 };
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 /// Bytes taken from QUIC at a time.
 const READ_BYTES: usize = 64 << 10;
@@ -54,20 +55,33 @@ impl MessageReader {
     }
 }
 
-/// Writes what is queued until the queue or the stream ends.
+/// Writes what is queued until the queue or the stream ends. Once `closing` is cancelled nothing more is queued, and what was is written and
+/// acknowledged before this returns.
 ///
 /// # Cancel safety
 /// Cancelled, the stream may end within a message.
 pub(super) async fn write_queued(
     mut send: SendStream,
     mut queue: mpsc::Receiver<LinkMessage>,
+    closing: &CancellationToken,
 ) -> Result<(), quinn::WriteError> {
     let (mut batch, mut bytes) = (Vec::with_capacity(WRITE_BATCH), BytesMut::new());
-    while queue.recv_many(&mut batch, WRITE_BATCH).await > 0 {
+    loop {
+        tokio::select! {
+            biased;
+            () = closing.cancelled(), if !queue.is_closed() => queue.close(), // cancel-safe
+            count = queue.recv_many(&mut batch, WRITE_BATCH) => if count == 0 { break }, // cancel-safe
+        }
         for message in batch.drain(..) {
             framing::encode(&message, &mut bytes);
         }
-        send.write_chunk(bytes.split().freeze()).await?;
+        if !bytes.is_empty() {
+            send.write_chunk(bytes.split().freeze()).await?;
+        }
+    }
+    // The stream may have ended before: then there is nobody to acknowledge anything.
+    if send.finish().is_ok() {
+        drop(send.stopped().await);
     }
     Ok(())
 }
