@@ -187,6 +187,12 @@ impl FlowRecord {
         }
     }
 
+    /// The span of everything that is logged about this flow.
+    #[must_use]
+    pub fn span(&self) -> tracing::Span {
+        tracing::info_span!("flow", id = %hex(&self.flow_id))
+    }
+
     fn duration(&self) -> Duration {
         crate::clock::now().saturating_duration_since(self.started)
     }

@@ -17,6 +17,9 @@ const UDP_BUFFER_BYTES: usize = 4 << 20;
 const TCP_BACKLOG: i32 = 1024;
 /// How many ephemeral ports are tried until one is free for UDP and TCP alike.
 const PAIR_ATTEMPTS: usize = 16;
+/// What a flow's socket takes beyond what is on its way. Without a bound the kernel buffers megabytes for a reader that has stalled,
+/// unseen by the router's budget; a bound of the whole send buffer would instead limit what can be on its way.
+const UNSENT_BYTES_MAX: u32 = 256 << 10;
 /// First keepalive probe on an otherwise silent TCP connection.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 /// Between keepalive probes.
@@ -117,7 +120,7 @@ pub async fn connect_unix(path: &Path) -> io::Result<UnixStream> {
     UnixStream::connect(path).await
 }
 
-/// What every TCP socket that carries a flow gets: no Nagle delay, keepalive.
+/// What every TCP socket that carries a flow gets: no Nagle delay, keepalive, little unsent data in the kernel.
 ///
 /// # Errors
 /// Only when the socket is already dead.
@@ -127,7 +130,9 @@ pub fn tcp_flow_options(stream: &TcpStream) -> io::Result<()> {
         .with_time(KEEPALIVE_IDLE)
         .with_interval(KEEPALIVE_INTERVAL)
         .with_retries(KEEPALIVE_RETRIES);
-    SockRef::from(stream).set_tcp_keepalive(&keepalive)
+    let socket = SockRef::from(stream);
+    socket.set_tcp_notsent_lowat(UNSENT_BYTES_MAX)?;
+    socket.set_tcp_keepalive(&keepalive)
 }
 
 /// Resolves `host:port` to all its addresses.

@@ -236,6 +236,24 @@ async fn many_tiny_flows_leave_nothing_behind() {
 }
 
 #[tokio::test]
+async fn a_session_takes_as_many_flows_at_once_as_come() {
+    const FLOWS: usize = 1_000;
+    let (network, target, entrance) = Network::service().await;
+    let mut clients = Vec::new();
+    for _ in 0..FLOWS {
+        clients.push(connect(entrance).await);
+    }
+    let mut servers = Vec::new();
+    for _ in 0..FLOWS {
+        servers.push(within(accept(&target)).await);
+    }
+    assert_eq!(network.edges[0].sessions.count(), 1);
+    assert_eq!(network.edges[0].sessions.flow_count(), FLOWS);
+    drop((clients, servers));
+    within(eventually(|| network.edges[0].sessions.flow_count() == 0)).await;
+}
+
+#[tokio::test]
 async fn a_candidate_that_refuses_costs_no_flow() {
     let mut network = Network::new(3);
     let (dead, alive) = (listen_on_loopback(), listen_on_loopback());

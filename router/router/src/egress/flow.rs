@@ -19,6 +19,7 @@ use skein_wire::proto::{
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{io::AsyncWriteExt as _, net::TcpStream};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 /// Why a flow is not taken, as told to its ingress.
 #[derive(Debug, thiserror::Error)]
@@ -55,7 +56,7 @@ struct Served {
 /// Takes a flow of a peer from its head to its end.
 pub(super) async fn serve(egress: Egress, incoming: IncomingFlow) {
     let peer = incoming.session().peer;
-    let (head, mut flow) = match incoming.open().await {
+    let (head, flow) = match incoming.open().await {
         Ok(Some(opened)) => opened,
         Ok(None) => {
             tracing::debug!(peer = %peer.router, "flow refused: the memory budget is used up");
@@ -66,12 +67,25 @@ pub(super) async fn serve(egress: Egress, incoming: IncomingFlow) {
             return;
         }
     };
+    let counters = Arc::clone(&egress.0.surroundings.counters);
+    let flow_id = head.flow_id.first_chunk().copied().unwrap_or_default();
+    let record = FlowRecord::start(counters, Edge::Egress, peer.site, flow_id);
+    let span = record.span();
+    serve_opened(egress, peer.site, head, flow, record).instrument(span).await;
+}
+
+/// The rest of a flow after its head.
+async fn serve_opened(
+    egress: Egress,
+    ingress_site: SiteId,
+    head: FlowOpen,
+    mut flow: Flow,
+    mut record: FlowRecord,
+) {
     let surroundings = &egress.0.surroundings;
     let counters = &surroundings.counters;
-    let flow_id = head.flow_id.first_chunk().copied().unwrap_or_default();
-    let mut record = FlowRecord::start(Arc::clone(counters), Edge::Egress, peer.site, flow_id);
     record.egress_site = Some(surroundings.local.site);
-    let asked = match asked(head, peer.site) {
+    let asked = match asked(head, ingress_site) {
         Ok(asked) => asked,
         Err(refusal) => return refuse(flow, &mut record, refusal).await,
     };

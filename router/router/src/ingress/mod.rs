@@ -25,6 +25,7 @@ use std::{
 };
 use tokio::{net::TcpStream, time::timeout_at};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::Instrument as _;
 
 /// What [`Ingress::start`] needs.
 #[derive(Debug)]
@@ -176,7 +177,8 @@ impl Ingress {
             splice::reset(client);
             return;
         }
-        let flow = flow::serve(self.clone(), opening, client, record, draw);
+        let span = record.span();
+        let flow = flow::serve(self.clone(), opening, client, record, draw).instrument(span);
         self.0.flows.spawn_on(flow, &surroundings.runtime);
     }
 

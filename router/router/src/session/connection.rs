@@ -3,7 +3,8 @@
 use super::{
     Budget, SendCredit,
     control::{self, ControlError, ControlReader, Outbox},
-    flow::{FlowState, IncomingFlow},
+    flow::FlowState,
+    incoming::IncomingFlow,
     transport::STREAMS_INITIAL,
     window::{self, WriteMeter},
 };
@@ -15,7 +16,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Weak,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -80,6 +81,8 @@ pub(crate) struct Session {
     pub(super) meter: WriteMeter,
     pub(super) outbox: Outbox,
     flows: Mutex<HashMap<u64, Weak<FlowState>>>,
+    /// Streams that the peer has open, also those that are no flow yet.
+    open_streams: AtomicUsize,
     draining: AtomicBool,
     pub(super) budget: Arc<Budget>,
     counters: Arc<FlowCounters>,
@@ -101,6 +104,7 @@ impl Session {
             meter: WriteMeter::default(),
             outbox: Outbox::default(),
             flows: Mutex::default(),
+            open_streams: AtomicUsize::new(0),
             draining: AtomicBool::new(false),
             budget,
             counters,
@@ -168,9 +172,10 @@ impl Session {
         self: &Arc<Self>,
         index: u64,
         window: super::ReceiveWindow,
+        counted: Option<OpenStream>,
     ) -> Arc<FlowState> {
         let credit = SendCredit::new(self.peer_credit_bytes);
-        let state = Arc::new(FlowState::new(Arc::clone(self), index, credit, window));
+        let state = Arc::new(FlowState::new(Arc::clone(self), index, credit, window, counted));
         self.flows.lock().insert(index, Arc::downgrade(&state));
         state
     }
@@ -206,19 +211,41 @@ impl Session {
             Err(error) => self.violated(&error),
         }
         let reason = self.connection.closed().await;
-        tracing::info!(peer = %self.peer.router, pin = self.peer.pin.0, %reason, "session ended");
+        tracing::info!(%reason, "session ended");
     }
 
     async fn accept_flows(self: &Arc<Self>, accept: impl Fn(IncomingFlow)) {
         let mut limit = STREAMS_INITIAL;
         while let Ok((send, recv)) = self.connection.accept_bi().await {
-            accept(IncomingFlow::new(Arc::clone(self), send, recv));
-            if self.flow_count() > limit as usize / 2 && limit < STREAMS_MAX {
+            accept(IncomingFlow::new(OpenStream::count(self), send, recv));
+            let open = self.open_streams.load(Ordering::Relaxed);
+            if open > limit as usize / 2 && limit < STREAMS_MAX {
                 limit *= 2;
                 self.connection.set_max_concurrent_bi_streams(VarInt::from_u32(limit));
             }
         }
         // The connection is gone: `closed` tells why.
         std::future::pending::<()>().await;
+    }
+}
+
+/// Counts a stream of the peer until it is dropped.
+#[derive(Debug)]
+pub(super) struct OpenStream(Arc<Session>);
+
+impl OpenStream {
+    fn count(session: &Arc<Session>) -> Self {
+        session.open_streams.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(session))
+    }
+
+    pub(super) fn session(&self) -> &Arc<Session> {
+        &self.0
+    }
+}
+
+impl Drop for OpenStream {
+    fn drop(&mut self) {
+        self.0.open_streams.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -4,8 +4,9 @@
 //! ended cleanly.
 
 use super::{
-    CreditViolation, INITIAL_CREDIT_BYTES, ReceiveWindow, SendCredit,
-    connection::Session,
+    CreditViolation, ReceiveWindow, SendCredit,
+    connection::{OpenStream, Session},
+    incoming,
     queue::{CHUNKS_MAX, ChunkQueue},
 };
 use crate::clock;
@@ -19,19 +20,13 @@ use skein_wire::{
         Accepted, FlowOpen, FlowReply, Refused, flow_reply::Outcome as Reply, refused::Reason,
     },
 };
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 use tokio::sync::SetOnce;
 
-/// Largest head of a flow: an address, a trace context and attributes of a few kilobytes.
-const OPEN_LEN_MAX: usize = 16 << 10;
 /// Largest reply to it.
 const REPLY_LEN_MAX: usize = 4 << 10;
-/// A head comes with the stream's first packet; a peer that takes longer is not opening a flow.
-const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 /// Stream error code: the flow was aborted.
 const CODE_ABORTED: VarInt = VarInt::from_u32(1);
-/// Stream error code: the flow was refused, as the reply says.
-const CODE_REFUSED: VarInt = VarInt::from_u32(2);
 
 /// Why a flow cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -78,6 +73,8 @@ pub(super) struct FlowState {
     window: Mutex<ReceiveWindow>,
     /// The peer's socket was reset after it had sent so many bytes.
     aborted_after: SetOnce<u64>,
+    /// For the limit of streams, where the peer opened it.
+    _counted: Option<OpenStream>,
 }
 
 impl FlowState {
@@ -86,8 +83,16 @@ impl FlowState {
         index: u64,
         credit: SendCredit,
         window: ReceiveWindow,
+        counted: Option<OpenStream>,
     ) -> Self {
-        Self { session, index, credit, window: Mutex::new(window), aborted_after: SetOnce::new() }
+        Self {
+            session,
+            index,
+            credit,
+            window: Mutex::new(window),
+            aborted_after: SetOnce::new(),
+            _counted: counted,
+        }
     }
 
     /// Applies a credit message of the peer.
@@ -121,13 +126,14 @@ pub(crate) struct Flow {
 }
 
 impl Flow {
-    fn new(
+    pub(super) fn new(
         session: &Arc<Session>,
         send: quinn::SendStream,
         recv: quinn::RecvStream,
         window: ReceiveWindow,
+        counted: Option<OpenStream>,
     ) -> Self {
-        let state = session.register(send.id().index(), window);
+        let state = session.register(send.id().index(), window, counted);
         Self {
             send: FlowSend { state: Arc::clone(&state), stream: send, sent_bytes: 0, ended: false },
             recv: FlowRecv {
@@ -155,7 +161,7 @@ impl Flow {
     ) -> Result<Self, FlowError> {
         let (send, recv) =
             session.connection.open_bi().await.map_err(|_lost| FlowError::SessionLost)?;
-        let mut flow = Self::new(session, send, recv, window);
+        let mut flow = Self::new(session, send, recv, window, None);
         let mut buffer = BytesMut::with_capacity(head.encoded_len() + 4);
         framing::encode(head, &mut buffer);
         flow.send.sent_bytes = first.len() as u64;
@@ -201,9 +207,9 @@ impl Flow {
     /// # Cancel safety
     /// Not cancel-safe: drop the flow then.
     pub(crate) async fn refuse(mut self, reason: Reason, detail: String) -> Result<(), FlowError> {
-        refuse(&self.send.state.session, &mut self.send.stream, reason, detail).await?;
+        incoming::refuse(&self.send.state.session, &mut self.send.stream, reason, detail).await?;
         self.send.ended = true;
-        self.recv.stop(CODE_REFUSED);
+        self.recv.stop(incoming::CODE_REFUSED);
         Ok(())
     }
 
@@ -226,64 +232,6 @@ impl Flow {
                 filled = self.recv.fill(), if !self.recv.finished => filled?, // cancel-safe
             }
         }
-    }
-}
-
-async fn refuse(
-    session: &Session,
-    stream: &mut quinn::SendStream,
-    reason: Reason,
-    detail: String,
-) -> Result<(), FlowError> {
-    let refused = Refused { reason: reason.into(), detail };
-    let reply = FlowReply { outcome: Some(Reply::Refused(refused)) };
-    let mut buffer = BytesMut::new();
-    framing::encode(&reply, &mut buffer);
-    session.write(stream, &mut [buffer.freeze()]).await?;
-    stream.finish().map_err(|_closed| FlowError::Reset)
-}
-
-/// A stream that a peer has just opened.
-#[derive(Debug)]
-pub(crate) struct IncomingFlow {
-    session: Arc<Session>,
-    send: quinn::SendStream,
-    recv: quinn::RecvStream,
-}
-
-impl IncomingFlow {
-    pub(super) fn new(
-        session: Arc<Session>,
-        send: quinn::SendStream,
-        recv: quinn::RecvStream,
-    ) -> Self {
-        Self { session, send, recv }
-    }
-
-    pub(crate) fn session(&self) -> &Arc<Session> {
-        &self.session
-    }
-
-    /// Reserves the flow's window and reads its head. `None` when the flow was refused at the ceiling of memory.
-    ///
-    /// # Errors
-    /// The flow or the session is gone, or this is no flow.
-    ///
-    /// # Cancel safety
-    /// Not cancel-safe; dropping resets the stream.
-    pub(crate) async fn open(mut self) -> Result<Option<(FlowOpen, Flow)>, FlowError> {
-        let Some(reservation) = self.session.budget.reserve(INITIAL_CREDIT_BYTES) else {
-            let detail = "the egress router is at its ceiling of memory".into();
-            refuse(&self.session, &mut self.send, Reason::Overloaded, detail).await?;
-            // Already ended by the peer: nothing is left to stop.
-            let _ = self.recv.stop(CODE_REFUSED);
-            return Ok(None);
-        };
-        let window = ReceiveWindow::new(reservation, clock::now());
-        let mut flow = Flow::new(&self.session, self.send, self.recv, window);
-        let head = tokio::time::timeout(OPEN_TIMEOUT, flow.recv.message(OPEN_LEN_MAX)).await;
-        let head = head.map_err(|_elapsed| FlowError::Malformed("no head in time"))??;
-        Ok(Some((head, flow)))
     }
 }
 
@@ -467,7 +415,10 @@ impl FlowRecv {
     }
 
     /// Reads one message; what comes after it is payload.
-    async fn message<M: Message + Default>(&mut self, len_max: usize) -> Result<M, FlowError> {
+    pub(super) async fn message<M: Message + Default>(
+        &mut self,
+        len_max: usize,
+    ) -> Result<M, FlowError> {
         let mut decoder = Decoder::new(len_max);
         loop {
             let next = decoder.next_message().map_err(|error| match error {

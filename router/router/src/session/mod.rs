@@ -9,6 +9,7 @@ mod connection;
 mod control;
 mod credit;
 mod flow;
+mod incoming;
 mod pool;
 mod queue;
 mod transport;
@@ -22,7 +23,8 @@ pub use pool::DialError;
 pub use transport::endpoint;
 
 pub(crate) use connection::Session;
-pub(crate) use flow::{Flow, FlowError, FlowRecv, FlowSend, IncomingFlow};
+pub(crate) use flow::{Flow, FlowError, FlowRecv, FlowSend};
+pub(crate) use incoming::IncomingFlow;
 
 use crate::{egress::Egress, flows::Surroundings};
 use connection::Close;

@@ -21,6 +21,7 @@ use tokio::{
     time::{sleep_until, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::Instrument as _;
 
 /// From the first packet to the peer's hello: a flow waits no longer for an egress either.
 const ESTABLISH_TIMEOUT: Duration = Duration::from_secs(5);
@@ -298,7 +299,10 @@ impl Pool {
             // The view changed during the handshake.
             session.close(Close::Stale);
         }
-        session.run(writer, reader, |flow| self.config.egress.serve(flow)).await;
+        let span =
+            tracing::info_span!("session", peer = %session.peer.router, pin = session.peer.pin.0);
+        let run = session.run(writer, reader, |flow| self.config.egress.serve(flow));
+        run.instrument(span).await;
         self.running.lock().remove(&id);
     }
 

@@ -1,0 +1,81 @@
+//! Streams that a peer opens, until they are flows.
+
+use super::{
+    INITIAL_CREDIT_BYTES, ReceiveWindow,
+    connection::{OpenStream, Session},
+    flow::{Flow, FlowError},
+};
+use crate::clock;
+use bytes::BytesMut;
+use quinn::VarInt;
+use skein_wire::{
+    framing,
+    proto::session::{FlowOpen, FlowReply, Refused, flow_reply::Outcome as Reply, refused::Reason},
+};
+use std::{sync::Arc, time::Duration};
+
+/// Largest head of a flow: an address, a trace context and attributes of a few kilobytes.
+const OPEN_LEN_MAX: usize = 16 << 10;
+/// A head comes with the stream's first packet; a peer that takes longer is not opening a flow.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
+/// Stream error code: the flow was refused, as the reply says.
+pub(super) const CODE_REFUSED: VarInt = VarInt::from_u32(2);
+
+/// A stream that a peer has just opened.
+#[derive(Debug)]
+pub(crate) struct IncomingFlow {
+    counted: OpenStream,
+    send: quinn::SendStream,
+    recv: quinn::RecvStream,
+}
+
+impl IncomingFlow {
+    pub(super) fn new(
+        counted: OpenStream,
+        send: quinn::SendStream,
+        recv: quinn::RecvStream,
+    ) -> Self {
+        Self { counted, send, recv }
+    }
+
+    pub(crate) fn session(&self) -> &Arc<Session> {
+        self.counted.session()
+    }
+
+    /// Reserves the flow's window and reads its head. `None` when the flow was refused at the ceiling of memory.
+    ///
+    /// # Errors
+    /// The flow or the session is gone, or this is no flow.
+    ///
+    /// # Cancel safety
+    /// Not cancel-safe; dropping resets the stream.
+    pub(crate) async fn open(mut self) -> Result<Option<(FlowOpen, Flow)>, FlowError> {
+        let session = Arc::clone(self.session());
+        let Some(reservation) = session.budget.reserve(INITIAL_CREDIT_BYTES) else {
+            let detail = "the egress router is at its ceiling of memory".into();
+            refuse(&session, &mut self.send, Reason::Overloaded, detail).await?;
+            // Already ended by the peer: nothing is left to stop.
+            let _ = self.recv.stop(CODE_REFUSED);
+            return Ok(None);
+        };
+        let window = ReceiveWindow::new(reservation, clock::now());
+        let mut flow = Flow::new(&session, self.send, self.recv, window, Some(self.counted));
+        let head = tokio::time::timeout(OPEN_TIMEOUT, flow.recv.message(OPEN_LEN_MAX)).await;
+        let head = head.map_err(|_elapsed| FlowError::Malformed("no head in time"))??;
+        Ok(Some((head, flow)))
+    }
+}
+
+pub(super) async fn refuse(
+    session: &Session,
+    stream: &mut quinn::SendStream,
+    reason: Reason,
+    detail: String,
+) -> Result<(), FlowError> {
+    let refused = Refused { reason: reason.into(), detail };
+    let reply = FlowReply { outcome: Some(Reply::Refused(refused)) };
+    let mut buffer = BytesMut::new();
+    framing::encode(&reply, &mut buffer);
+    session.write(stream, &mut [buffer.freeze()]).await?;
+    stream.finish().map_err(|_closed| FlowError::Reset)
+}
