@@ -166,7 +166,10 @@ fn link_messages(record: &routing::Record) -> Result<(), Box<dyn Error>> {
         ),
         ("request", Message::Request(routing::DatabaseRequest { headers })),
         ("records", Message::Records(routing::Records { records: vec![aged] })),
-        ("goodbye", Message::Goodbye(routing::Goodbye { reason: "bye".into() })),
+        (
+            "parameters",
+            Message::Parameters(routing::LinkParameters { cost: 2, rtt_us: 900, mtu: 1_400 }),
+        ),
     ];
     let mut stream = BytesMut::new();
     for (name, message) in messages {
