@@ -18,8 +18,8 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-/// How long flows may take to end after SIGTERM: below systemd's default of 90 s, so that the reset is ours and not a SIGKILL.
-const DRAIN_ON_SIGNAL_MAX: Duration = Duration::from_secs(60);
+/// How long flows may take to end after SIGTERM: below the 30 s our service units allow, so that the reset is ours and not a SIGKILL.
+const DRAIN_ON_SIGNAL_MAX: Duration = Duration::from_secs(20);
 /// What a drain may take beyond its deadline: farewell, goodbyes, joining.
 const DRAIN_GRACE: Duration = Duration::from_secs(5);
 /// An answer on its way to the controller gets this long after everything else has ended.

@@ -5,7 +5,9 @@ mod support;
 
 use skein_router::net;
 use skein_wire::proto::{
-    control::{RouterStatus, TraceRequest, from_router, link_status::LinkState, to_router},
+    control::{
+        RouterStatus, TraceReply, TraceRequest, from_router, link_status::LinkState, to_router,
+    },
     routing::Role,
 };
 use std::net::SocketAddr;
@@ -21,49 +23,67 @@ const ADDRESS: &str = "backend";
 const PORT: u32 = 5432;
 
 struct Network {
-    hub: Site,
+    hubs: Vec<Site>,
     a: Site,
     b: Site,
-    hub_endpoint: SocketAddr,
+    hub_endpoints: Vec<SocketAddr>,
     _tasks: JoinSet<()>,
 }
 
 impl Network {
-    /// A – hub – B; B serves an echo under `backend:5432`, A listens for it.
-    async fn start() -> Self {
+    /// A and B, joined by each of the hubs; B serves an echo under `backend:5432`, A listens for it.
+    async fn start(hub_names: &[&'static str]) -> Self {
         support::log();
         let mut tasks = JoinSet::new();
-        let mut hub = Site::new("hub", None);
-        hub.settings(|settings| {
-            settings.role = Role::Interior.into();
-            settings.listen = vec!["127.0.0.1:0".into()];
-        });
-        let (mut a, mut b) = (Site::new("a", Some(hub.id())), Site::new("b", Some(hub.id())));
-        for edge in [&a, &b] {
-            edge.befriend(&hub);
-            hub.befriend(edge);
+        let mut hubs: Vec<Site> = Vec::new();
+        for name in hub_names {
+            hubs.push(Site::new(name, hubs.first().map(Site::id)));
         }
-        hub.start();
-        let hub_endpoint: SocketAddr = hub
-            .until("bound socket", |status| {
-                status.sockets.iter().find(|s| s.error.is_empty()).map(|s| s.address.clone())
-            })
-            .await
-            .parse()
-            .unwrap();
-        for edge in [&mut a, &mut b] {
-            edge.dial("hub", &hub, hub_endpoint);
-            edge.start();
+        let founder = Some(hubs[0].id());
+        let (mut a, mut b) = (Site::new("a", founder), Site::new("b", founder));
+        let mut hub_endpoints = Vec::new();
+        for hub in &mut hubs {
+            hub.settings(|settings| {
+                settings.role = Role::Interior.into();
+                settings.listen = vec!["127.0.0.1:0".into()];
+            });
+            for edge in [&a, &b] {
+                edge.befriend(hub);
+                hub.befriend(edge);
+            }
+            hub.start();
+            let endpoint = hub.until("bound socket", bound_socket).await.parse().unwrap();
+            for edge in [&a, &b] {
+                edge.dial(hub.name, hub, endpoint);
+            }
+            hub_endpoints.push(endpoint);
         }
         b.serve(ADDRESS, PORT, echo(&mut tasks));
         a.listen_for(ADDRESS, PORT);
-        Self { hub, a, b, hub_endpoint, _tasks: tasks }
+        a.start();
+        b.start();
+        Self { hubs, a, b, hub_endpoints, _tasks: tasks }
     }
 
     async fn connect(&mut self) -> TcpStream {
         let bound: SocketAddr = self.a.until("open listener", open_listener).await.parse().unwrap();
         net::tcp_connect(bound, None).await.unwrap()
     }
+
+    async fn trace(&mut self) -> TraceReply {
+        let request = TraceRequest { id: 5, address: ADDRESS.into(), port: PORT };
+        self.a.order(to_router::Message::Trace(request)).await;
+        loop {
+            let answer = self.a.answers.recv().await.unwrap();
+            if let from_router::Message::Trace(reply) = answer {
+                return reply;
+            }
+        }
+    }
+}
+
+fn bound_socket(status: &RouterStatus) -> Option<String> {
+    status.sockets.iter().find(|s| s.error.is_empty()).map(|s| s.address.clone())
 }
 
 fn open_listener(status: &RouterStatus) -> Option<String> {
@@ -105,8 +125,8 @@ async fn converse(stream: &mut TcpStream, rounds: u32) {
 
 #[tokio::test]
 async fn links_come_up_and_routers_learn_of_each_other() {
-    let mut network = Network::start().await;
-    network.hub.until("two links", |s| (links_up(s) == 2).then_some(())).await;
+    let mut network = Network::start(&["hub"]).await;
+    network.hubs[0].until("two links", |s| (links_up(s) == 2).then_some(())).await;
     let b = network.b.id();
     network
         .a
@@ -119,7 +139,7 @@ async fn links_come_up_and_routers_learn_of_each_other() {
 
 #[tokio::test]
 async fn bytes_flow_between_sites_through_a_hub() {
-    let mut network = Network::start().await;
+    let mut network = Network::start(&["hub"]).await;
     let mut stream = network.connect().await;
     converse(&mut stream, 20).await;
     stream.shutdown().await.unwrap();
@@ -128,16 +148,9 @@ async fn bytes_flow_between_sites_through_a_hub() {
 
 #[tokio::test]
 async fn a_trace_shows_the_path_and_why() {
-    let mut network = Network::start().await;
+    let mut network = Network::start(&["hub"]).await;
     network.connect().await;
-    let request = TraceRequest { id: 5, address: ADDRESS.into(), port: PORT };
-    network.a.order(to_router::Message::Trace(request)).await;
-    let reply = loop {
-        let answer = network.a.answers.recv().await.unwrap();
-        if let from_router::Message::Trace(reply) = answer {
-            break reply;
-        }
-    };
+    let reply = network.trace().await;
     assert_eq!((reply.id, reply.chosen, reply.error.as_str()), (5, 0, ""));
     let hops: Vec<_> =
         reply.candidates[0].paths[0].hops.iter().map(|hop| hop.site_name.as_str()).collect();
@@ -146,19 +159,49 @@ async fn a_trace_shows_the_path_and_why() {
 
 #[tokio::test]
 async fn a_flow_survives_a_restart_of_its_transit() {
-    let mut network = Network::start().await;
+    let mut network = Network::start(&["hub"]).await;
     let mut stream = network.connect().await;
     converse(&mut stream, 3).await;
-    network.hub.kill();
-    let listen = network.hub_endpoint.to_string();
-    network.hub.settings(|settings| settings.listen = vec![listen]);
-    network.hub.start();
+    network.hubs[0].kill();
+    let listen = network.hub_endpoints[0].to_string();
+    network.hubs[0].settings(|settings| settings.listen = vec![listen]);
+    network.hubs[0].start();
     converse(&mut stream, 3).await;
 }
 
 #[tokio::test]
+async fn flows_move_to_another_transit_when_theirs_is_lost() {
+    let mut network = Network::start(&["hub", "other"]).await;
+    let b = network.b.id();
+    network
+        .a
+        .until("two links and a route to b", |status| {
+            let of_b = status.routers.iter().find(|router| router.site_id == b.0)?;
+            (links_up(status) == 2 && of_b.links.len() == 2 && of_b.reachable).then_some(())
+        })
+        .await;
+    let mut streams = Vec::new();
+    for _ in 0..20 {
+        let mut stream = network.connect().await;
+        converse(&mut stream, 1).await;
+        streams.push(stream);
+    }
+    let path = network.trace().await.candidates[0].paths[0].clone();
+    let used = path.hops[0].site_name.clone();
+    network.hubs.iter_mut().find(|hub| hub.name == used).unwrap().kill();
+    for stream in &mut streams {
+        converse(stream, 3).await;
+    }
+    let mut stream = network.connect().await;
+    converse(&mut stream, 3).await;
+    let path = network.trace().await.candidates[0].paths[0].clone();
+    assert_ne!(path.hops[0].site_name, used);
+    assert!(path.measured_rtt_us > 0, "{path:?}");
+}
+
+#[tokio::test]
 async fn a_drained_router_withdraws_what_it_serves() {
-    let mut network = Network::start().await;
+    let mut network = Network::start(&["hub"]).await;
     let mut stream = network.connect().await;
     converse(&mut stream, 1).await;
     stream.shutdown().await.unwrap();
@@ -169,7 +212,7 @@ async fn a_drained_router_withdraws_what_it_serves() {
 
 #[tokio::test]
 async fn a_farewell_removes_the_router_from_the_network() {
-    let mut network = Network::start().await;
+    let mut network = Network::start(&["hub"]).await;
     network.connect().await;
     let b = network.b.id();
     network.b.drain(true).await;
