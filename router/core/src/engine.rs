@@ -3,6 +3,7 @@
 //! Sans-IO: the driver passes events and the time in, then drains [`Engine::poll_output`] and, for every link it was told
 //! about, [`Engine::poll_send`]; it calls [`Engine::handle_timeout`] when [`Engine::poll_timeout`] is due.
 
+mod addresses;
 mod flood;
 mod originate;
 mod snapshot;
@@ -18,6 +19,7 @@ use crate::{
     labels::Labels,
     trust::{self, Evidence},
 };
+use addresses::AddressIndex;
 use originate::OwnRecords;
 use snapshot::Snapshot;
 use std::{
@@ -254,6 +256,7 @@ pub struct Engine<N> {
     adjacencies: BTreeMap<LinkId, Adjacency>,
     labels: Labels,
     own: OwnRecords,
+    addresses: AddressIndex,
     snapshot: Snapshot,
     learned: Vec<Arc<Record>>,
     outputs: VecDeque<Output>,
@@ -277,6 +280,7 @@ impl<N: Notary> Engine<N> {
             adjacencies: BTreeMap::new(),
             labels: Labels::new(identity_boot_epoch),
             own,
+            addresses: AddressIndex::default(),
             snapshot: Snapshot::default(),
             learned: Vec::new(),
             outputs: VecDeque::new(),
@@ -290,6 +294,7 @@ impl<N: Notary> Engine<N> {
             Input::Statements(records) => self.take_statements(records, None, now, unix_s),
             Input::Addresses(entries) => {
                 self.own.set_addresses(entries);
+                self.addresses.replace_local(self.identity.router, self.own.pages());
                 self.snapshot.mark_addresses();
             }
             Input::IdentityRenewed => self.own.reissue(),
@@ -303,7 +308,11 @@ impl<N: Notary> Engine<N> {
             }
             Input::LinkDown { link } => self.link_down(link, now),
             Input::Message { link, message } => self.message(link, message, now, unix_s),
-            Input::Leave => self.own.leave(),
+            Input::Leave => {
+                self.own.leave();
+                self.addresses.replace_local(self.identity.router, self.own.pages());
+                self.snapshot.mark_addresses();
+            }
         }
         self.settle(now, unix_s);
     }
@@ -465,6 +474,7 @@ impl<N: Notary> Engine<N> {
             self.learn_from(site);
         }
         self.lsdb.retag(|site| trust.site(site).is_some());
+        self.addresses.mark_all();
         self.snapshot.mark();
         self.outputs.push_back(Output::Trust(Arc::clone(&trust)));
         self.apply_trust_to_adjacencies(&trust, now);

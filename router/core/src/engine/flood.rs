@@ -195,7 +195,9 @@ impl<N: Notary> Engine<N> {
                 adjacency.enqueue(key, serial);
             }
         }
-        self.follow(&record, old.as_ref().map(|old| &*old.record), from);
+        let old = old.as_ref().map(|old| &*old.record);
+        self.index(key, old, Some(&record));
+        self.follow(&record, old, from);
     }
 
     /// What follows from a new record.
@@ -232,6 +234,15 @@ impl<N: Notary> Engine<N> {
         self.learned.extend(said);
     }
 
+    /// Keeps the index of addresses in step with pages of others; what we serve ourselves is there already.
+    fn index(&mut self, key: RecordKey, old: Option<&Record>, new: Option<&Record>) {
+        if let (RecordKind::AddressPage, Origin::Router(router)) = (key.kind, key.origin)
+            && router != self.identity.router
+        {
+            self.addresses.replace(router, old, new);
+        }
+    }
+
     /// Addresses of an earlier boot, or of a router that left, are void.
     fn drop_pages(&mut self, router: crate::RouterId, below: u64) {
         for key in self.lsdb.pages_below(router, below) {
@@ -239,6 +250,7 @@ impl<N: Notary> Engine<N> {
                 for adjacency in self.adjacencies.values_mut() {
                     adjacency.dequeue(key, entry.serial);
                 }
+                self.index(key, Some(&entry.record), None);
                 self.snapshot.mark_addresses();
             }
         }
@@ -253,6 +265,7 @@ impl<N: Notary> Engine<N> {
                 adjacency.dequeue(record.key, entry.serial);
             }
             self.trust_stale |= record.key.kind.is_statement();
+            self.index(record.key, Some(&record), None);
             if let (RecordKind::RouterLsa, Origin::Router(router)) =
                 (record.key.kind, record.key.origin)
             {

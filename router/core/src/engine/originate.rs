@@ -61,6 +61,9 @@ impl OwnRecords {
     }
 
     pub(super) fn set_addresses(&mut self, entries: Vec<AddressEntry>) {
+        if self.leaving {
+            return;
+        }
         let pages = paginate(entries);
         self.pages_dirty.extend(changed_pages(&self.pages, &pages));
         self.pages = pages;
@@ -76,6 +79,7 @@ impl OwnRecords {
     pub(super) fn leave(&mut self) {
         self.leaving = true;
         self.lsa_dirty = true;
+        self.pages.clear();
     }
 
     /// A record of ours that we did not issue, or not in this boot: issue a newer one.
@@ -93,8 +97,9 @@ impl OwnRecords {
         }
     }
 
-    pub(super) fn addresses(&self) -> impl Iterator<Item = &Arc<AddressEntry>> {
-        self.pages.values().flatten().filter(|_| !self.leaving)
+    /// What this router serves, by page.
+    pub(super) fn pages(&self) -> &Pages {
+        &self.pages
     }
 
     pub(super) fn handle_attempt(&self) -> u32 {

@@ -1,9 +1,8 @@
 //! From the database to what the data path reads.
 
-use super::{Engine, Notary};
+use super::{Engine, Notary, addresses::Reach};
 use crate::{
-    Address, Fib, LocalRouter, Origin, Path, Payload, Provider, RecordKind, Route, RouterId,
-    TrustView,
+    Fib, LocalRouter, Path, Route, RouterId,
     adjacency::Adjacency,
     disjoint::Network,
     spf::{HOPS_MAX, NoPath, ShortestPaths, Topology},
@@ -230,6 +229,9 @@ impl<N: Notary> Engine<N> {
 
     fn emit(&mut self) {
         let routes = self.snapshot.routes();
+        let local = (self.identity.router, self.identity.site);
+        let reach = Reach { local, trust: &self.trust, routes: &routes };
+        let addresses = self.addresses.providers(&reach);
         let fib = Fib {
             version: self.snapshot.fib.version,
             local: Some(LocalRouter {
@@ -237,7 +239,7 @@ impl<N: Notary> Engine<N> {
                 site: self.identity.site,
                 handle: self.handle(),
             }),
-            addresses: self.addresses(&routes),
+            addresses,
             routes,
             handles: self.handles(),
             labels: self.adjacencies.values().map(|a| (a.label(), a.link)).collect(),
@@ -261,48 +263,5 @@ impl<N: Notary> Engine<N> {
             handles.entry(lsa.handle).or_insert(lsa.router);
         }
         handles
-    }
-
-    /// Who serves what: this router, and routers that can be reached and may serve it.
-    fn addresses(
-        &self,
-        routes: &HashMap<RouterId, Arc<Route>>,
-    ) -> BTreeMap<Address, Arc<[Provider]>> {
-        let mut found: BTreeMap<Address, Vec<Provider>> = BTreeMap::new();
-        let local = self.own.addresses().map(|entry| {
-            let (router, site) = (self.identity.router, self.identity.site);
-            Provider { router, site, entry: Arc::clone(entry), metric_us: 0 }
-        });
-        for provider in local.chain(self.remote_providers(&self.trust, routes)) {
-            found.entry(provider.entry.address.clone()).or_default().push(provider);
-        }
-        let sorted = |(address, mut providers): (Address, Vec<Provider>)| {
-            providers.sort_by_key(|provider| (provider.metric_us, provider.router));
-            (address, providers.into())
-        };
-        found.into_iter().map(sorted).collect()
-    }
-
-    fn remote_providers<'a>(
-        &'a self,
-        trust: &'a TrustView,
-        routes: &'a HashMap<RouterId, Arc<Route>>,
-    ) -> impl Iterator<Item = Provider> + 'a {
-        let pages = self.lsdb.of_kind(RecordKind::AddressPage).filter_map(|record| {
-            let Origin::Router(router) = record.key.origin else { return None };
-            let Payload::AddressPage(page) = &record.payload else { return None };
-            let route = routes.get(&router)?;
-            Some((route, trust.site(route.site)?, page))
-        });
-        pages.flat_map(|(route, site, page)| {
-            let allowed = page.entries.iter().filter(|entry| site.may_provide(&entry.address));
-            let metric_us = route.paths.first().map_or(u64::MAX, |path| path.metric_us);
-            allowed.map(move |entry| Provider {
-                router: route.router,
-                site: route.site,
-                entry: Arc::clone(entry),
-                metric_us: metric_us.saturating_add(u64::from(entry.cost) * 1_000),
-            })
-        })
     }
 }
