@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 use skein_e2e::topology::Hub;
 use skein_e2e::{figure, flow, scaled};
-use skein_lab::Host;
+use skein_lab::{Host, Lab};
 
 /// Name, what the client does, what the server does.
 type Case = (&'static str, String, String);
@@ -66,6 +66,24 @@ fn comparable(mut report: Value) -> Value {
 fn one(hosts: [&Host; 2], port: u16, to: SocketAddr, case: &Case) -> Result<[Value; 2]> {
     let seen = flow::play(hosts, port, to, [&case.1, &case.2])?;
     Ok(seen.map(comparable))
+}
+
+#[test]
+fn the_scripts_say_what_they_mean() -> Result<()> {
+    let lab = Lab::new()?;
+    let host = lab.host("alone")?;
+    let to = SocketAddr::from((Ipv4Addr::LOCALHOST, 7000));
+    for case in cases() {
+        let seen = one([&host, &host], 7000, to, &case)?;
+        let text = format!("{}{}", seen[0], seen[1]);
+        for bad in ["hangs", "error", "early end", "refused", "never blocked"] {
+            ensure!(!text.contains(bad), "{}: {text}", case.0);
+        }
+        let resets = case.1.contains("rst") || case.2.contains("rst") || case.0.contains("unread");
+        ensure!(resets == text.contains("\"reset\""), "{}: {text}", case.0);
+        ensure!(seen.iter().all(|side| side["wrong"] == 0), "{}: {text}", case.0);
+    }
+    Ok(())
 }
 
 #[test]

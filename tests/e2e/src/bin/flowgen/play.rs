@@ -164,11 +164,17 @@ impl Player {
 
     /// Whether a reader that does not read holds the writer up.
     async fn fill(&mut self, quiet: Duration) -> std::io::Result<Value> {
-        let (mut taken, mut buffer) = (0, vec![0; 64 << 10]);
-        self.outbound.fill(&mut buffer);
+        let (mut taken, mut buffer, mut done) = (0, vec![0; 64 << 10], 64 << 10);
         while taken < FILL_MAX_BYTES {
-            match timeout(quiet, self.stream.write(&buffer)).await {
-                Ok(outcome) => taken += outcome? as u64,
+            if done == buffer.len() {
+                self.outbound.fill(&mut buffer);
+                done = 0;
+            }
+            match timeout(quiet, self.stream.write(&buffer[done..])).await {
+                Ok(outcome) => {
+                    let n = outcome?;
+                    (done, taken) = (done + n, taken + n as u64);
+                }
                 Err(_) => return Ok(json!("blocked")),
             }
         }
