@@ -15,9 +15,16 @@ const FINISH_TIMEOUT: Duration = Duration::from_secs(120);
 /// # Errors
 /// When it does not listen.
 pub fn serve(host: &Host, port: u16, args: &[&str]) -> Result<Process> {
-    let listen = format!("127.0.0.1:{port}");
-    let server =
-        host.command(crate::flowgen()).args(["serve", "--listen", &listen]).args(args).spawn()?;
+    serve_on(host, SocketAddr::from(([127, 0, 0, 1], port)), args)
+}
+
+/// Starts the server on one address of the host.
+///
+/// # Errors
+/// When it does not listen.
+pub fn serve_on(host: &Host, listen: SocketAddr, args: &[&str]) -> Result<Process> {
+    let flowgen = host.command("prlimit").arg("--nofile=65536").arg(crate::flowgen());
+    let server = flowgen.args(["serve", "--listen", &listen.to_string()]).args(args).spawn()?;
     server.wait_for("listening", Duration::from_secs(10))?;
     Ok(server)
 }
@@ -28,7 +35,8 @@ pub fn serve(host: &Host, port: u16, args: &[&str]) -> Result<Process> {
 /// When it cannot be started.
 pub fn start(host: &Host, command: &str, to: SocketAddr, args: &[&str]) -> Result<Process> {
     let connect = ["--connect", &to.to_string()].map(str::to_owned);
-    host.command(crate::flowgen()).arg(command).args(connect).args(args).spawn()
+    let flowgen = host.command("prlimit").arg("--nofile=65536").arg(crate::flowgen());
+    flowgen.arg(command).args(connect).args(args).spawn()
 }
 
 /// Runs a client command that ends by itself.

@@ -37,7 +37,8 @@ pub fn skctl() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     BUILT.get_or_init(|| {
         if let Some(path) = std::env::var_os("SKEIN_BIN") {
-            return path.into();
+            // Relative to the workspace, where the command line that set it was typed.
+            return Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(path);
         }
         let mut cargo =
             std::process::Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));

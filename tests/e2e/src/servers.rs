@@ -44,15 +44,23 @@ pub fn postgres(host: &Host, port: u16) -> Result<Process> {
     wait_listening(host, port, server)
 }
 
-/// nginx over the files of the returned directory.
+/// nginx on loopback over the files of the returned directory.
 ///
 /// # Errors
 /// When it does not start.
 pub fn nginx(host: &Host, port: u16) -> Result<(Process, PathBuf)> {
+    nginx_on(host, "127.0.0.1", port)
+}
+
+/// nginx on one address of the host.
+///
+/// # Errors
+/// When it does not start.
+pub fn nginx_on(host: &Host, address: &str, port: u16) -> Result<(Process, PathBuf)> {
     let dir = host.dir().join("www");
     std::fs::create_dir_all(&dir)?;
     let tmp = host.dir().join("tmp");
-    let config = host.dir().join("nginx.conf");
+    let config = host.dir().join(format!("nginx-{address}.conf"));
     let paths: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
         .map(|kind| format!("{kind}_temp_path {}/{kind};\n", tmp.display()))
         .concat();
@@ -60,10 +68,10 @@ pub fn nginx(host: &Host, port: u16) -> Result<(Process, PathBuf)> {
     std::fs::write(
         &config,
         format!(
-            "{user} daemon off; pid {0}/nginx.pid; error_log stderr; worker_processes 1;
+            "{user} daemon off; pid {0}/nginx-{address}.pid; error_log stderr; worker_processes 1;
              events {{}}
              http {{ access_log off; sendfile on; {paths}
-               server {{ listen 127.0.0.1:{port}; root {1}; }} }}",
+               server {{ listen {address}:{port}; root {1}; }} }}",
             tmp.display(),
             dir.display(),
         ),

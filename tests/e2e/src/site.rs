@@ -11,11 +11,12 @@ use skein_lab::{Command, Host, Signal, eventually};
 /// How long links, addresses and endpoints may take to appear on a busy machine.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// A site of which this is the only owner on its host.
+/// A site, told apart from others on its host by its namespace.
 #[derive(Clone, Debug)]
 pub struct Site {
     host: Host,
     name: String,
+    namespace: String,
 }
 
 impl Site {
@@ -24,8 +25,20 @@ impl Site {
     /// # Errors
     /// When it fails.
     pub fn init(host: &Host, args: &[&str]) -> Result<Self> {
-        let site = Self { host: host.clone(), name: host.name().to_owned() };
-        site.skctl(&["init", host.name(), "--service", "none"]).args(args).check()?;
+        Self::init_in(host, "default", args)
+    }
+
+    /// [`Site::init`] in a namespace, for more than one site on a host.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub fn init_in(host: &Host, namespace: &str, args: &[&str]) -> Result<Self> {
+        let name = match namespace {
+            "default" => host.name().to_owned(),
+            other => format!("{}-{other}", host.name()),
+        };
+        let site = Self { host: host.clone(), name, namespace: namespace.to_owned() };
+        site.skctl(&["init", &site.name, "--service", "none"]).args(args).check()?;
         Ok(site)
     }
 
@@ -44,7 +57,8 @@ impl Site {
     /// `skctl` on its host.
     #[must_use]
     pub fn skctl(&self, args: &[&str]) -> Command {
-        self.host.command(crate::skctl()).args(args)
+        let skctl = self.host.command(crate::skctl()).env("SKEIN_NAMESPACE", &self.namespace);
+        skctl.args(args)
     }
 
     /// What `skctl … -o json` prints.

@@ -4,6 +4,7 @@
 mod bulk;
 mod churn;
 mod duplex;
+mod hold;
 mod net;
 mod payload;
 mod play;
@@ -36,6 +37,8 @@ enum Command {
     Bulk(bulk::Args),
     /// Short flows at a steady rate, some of them killed midway.
     Churn(churn::Args),
+    /// Connections that do nothing, until SIGTERM.
+    Hold(hold::Args),
     /// One conversation by script, reported step by step.
     Play(play::Args),
 }
@@ -61,6 +64,7 @@ fn main() -> Result<ExitCode> {
             Command::Probe(args) => probe::run(args).await,
             Command::Bulk(args) => bulk::run(args).await,
             Command::Churn(args) => churn::run(args).await,
+            Command::Hold(args) => hold::run(args).await,
             Command::Play(args) => play::run(args).await,
         }
     })?;

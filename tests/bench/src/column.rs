@@ -1,0 +1,175 @@
+//! The ways from client to server that are compared.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use skein_e2e::{Site, flow, servers};
+use skein_lab::{Host, Lab, Process, eventually};
+
+/// Ports of the servers, on the server's loopback and its LAN address alike.
+const FLOWGEN: u16 = 7000;
+const IPERF3: u16 = 5201;
+const HTTP: u16 = 8080;
+/// What HAProxy at the client listens on; its partner listens on the same plus 1,000.
+const HAPROXY: [(u16, u16); 3] = [(17_000, FLOWGEN), (15_201, IPERF3), (18_080, HTTP)];
+
+/// One way from client to server.
+#[derive(Debug)]
+pub struct Column {
+    /// Heading.
+    pub name: &'static str,
+    /// Where the client reaches flowgen.
+    pub flowgen: SocketAddr,
+    /// Where it reaches iperf3.
+    pub iperf3: SocketAddr,
+    /// Where it reaches nginx.
+    pub http: SocketAddr,
+    /// The processes in between.
+    pub processes: Vec<(Host, u32)>,
+}
+
+/// The network with every column set up; dropping it ends all.
+#[derive(Debug)]
+pub struct Setup {
+    /// The columns.
+    pub columns: Vec<Column>,
+    /// Where load is made.
+    pub client: Host,
+    _processes: Vec<Process>,
+    _lab: Lab,
+}
+
+impl Setup {
+    /// Builds network, servers, HAProxy pair and sites.
+    ///
+    /// # Errors
+    /// When anything of it fails.
+    pub fn new() -> Result<Self> {
+        let lab = Lab::new()?;
+        let lan = lab.lan("lan", Ipv4Addr::new(203, 0, 113, 0))?;
+        let host = |name: &str| -> Result<Host> {
+            let host = lab.host(name)?;
+            host.join(&lan)?;
+            Ok(host)
+        };
+        let (client, transit, server) = (host("client")?, host("transit")?, host("server")?);
+        let mut processes = serve(&server)?;
+        let haproxy = haproxy_pair(&lab, &client, &server)?;
+        let at = |ip: Ipv4Addr, port| SocketAddr::from((ip, port));
+        let mut columns = vec![
+            Column {
+                name: "direct",
+                flowgen: at(server.address(), FLOWGEN),
+                iperf3: at(server.address(), IPERF3),
+                http: at(server.address(), HTTP),
+                processes: Vec::new(),
+            },
+            Column {
+                name: "HAProxy pair, mTLS",
+                flowgen: at(Ipv4Addr::LOCALHOST, HAPROXY[0].0),
+                iperf3: at(Ipv4Addr::LOCALHOST, HAPROXY[1].0),
+                http: at(Ipv4Addr::LOCALHOST, HAPROXY[2].0),
+                processes: vec![
+                    (client.clone(), pid_of(&client, "haproxy")?),
+                    (server.clone(), pid_of(&server, "haproxy")?),
+                ],
+            },
+        ];
+        processes.extend(haproxy);
+        columns.push(skein("Skein, 0 transits", "zero", &[&client, &server])?);
+        columns.push(skein("Skein, 1 transit", "one", &[&client, &transit, &server])?);
+        Ok(Self { columns, client, _processes: processes, _lab: lab })
+    }
+}
+
+fn serve(server: &Host) -> Result<Vec<Process>> {
+    let mut processes = Vec::new();
+    for ip in [Ipv4Addr::LOCALHOST, server.address()] {
+        processes.push(flow::serve_on(server, SocketAddr::from((ip, FLOWGEN)), &[])?);
+        let args = ["-s", "-B", &ip.to_string(), "-p", &IPERF3.to_string()].map(str::to_owned);
+        processes.push(server.command("iperf3").args(args).spawn()?);
+        let (nginx, dir) = servers::nginx_on(server, &ip.to_string(), HTTP)?;
+        std::fs::write(dir.join("small"), [b'x'; 1024])?;
+        processes.push(nginx);
+    }
+    Ok(processes)
+}
+
+/// A chain of sites, each linked to the next; the last serves, the first is the client's.
+fn skein(name: &'static str, namespace: &str, hosts: &[&Host]) -> Result<Column> {
+    let mut sites: Vec<Site> = Vec::new();
+    for host in hosts {
+        let address = host.address().to_string();
+        let site = Site::init_in(host, namespace, &["--advertise", &address])?;
+        if let Some(previous) = sites.last() {
+            site.link_to(previous, &[])?;
+        }
+        sites.push(site);
+    }
+    let (first, last) = (&sites[0], sites.last().context("invariant: there are hosts")?);
+    let expose = |address: &str, port| -> Result<SocketAddr> {
+        last.expose(address, port, &[])?;
+        first.endpoint(address, port)
+    };
+    let (flowgen, iperf3, http) =
+        (expose("flowgen", FLOWGEN)?, expose("iperf3", IPERF3)?, expose("http", HTTP)?);
+    let mut processes = Vec::new();
+    for site in &sites {
+        processes.push((site.host().clone(), site.processes()?.router));
+    }
+    Ok(Column { name, flowgen, iperf3, http, processes })
+}
+
+/// HAProxy at the client takes TCP and speaks mutual TLS with HAProxy at the server.
+fn haproxy_pair(lab: &Lab, client: &Host, server: &Host) -> Result<Vec<Process>> {
+    let keys = keys(lab, client)?;
+    let (pem, ca) = (keys.join("pair.pem"), keys.join("ca.crt"));
+    let tls = format!("ssl crt {} ca-file {}", pem.display(), ca.display());
+    let (mut near, mut far) = (String::new(), String::new());
+    for (port, target) in HAPROXY {
+        let (remote, outside) = (server.address(), port + 1000);
+        near += &format!(
+            "listen l{port}\n bind 127.0.0.1:{port}\n \
+             server s {remote}:{outside} {tls} verify required sni str(pair)\n"
+        );
+        far += &format!(
+            "listen l{port}\n bind {remote}:{outside} {tls} verify required\n \
+             server s 127.0.0.1:{target}\n"
+        );
+    }
+    let start = |host: &Host, listeners: &str| -> Result<Process> {
+        let config = host.dir().join("haproxy.cfg");
+        let text = format!(
+            "global\n maxconn 40000\n nbthread 1\n tune.ssl.default-dh-param 2048\n\
+             ssl-default-bind-options ssl-min-ver TLSv1.3\n\
+             defaults\n mode tcp\n timeout connect 5s\n timeout client 1h\n timeout server 1h\n{listeners}"
+        );
+        std::fs::write(&config, text)?;
+        let command = host.command("prlimit").args(["--nofile=100000", "haproxy", "-db", "-f"]);
+        let process = command.arg(&config).spawn()?;
+        eventually("haproxy runs", Duration::from_secs(10), || Ok(pid_of(host, "haproxy").is_ok()))
+            .with_context(|| process.stderr())?;
+        Ok(process)
+    };
+    Ok(vec![start(server, &far)?, start(client, &near)?])
+}
+
+/// A throw-away authority and one certificate for both ends.
+fn keys(lab: &Lab, host: &Host) -> Result<PathBuf> {
+    let dir: &Path = lab.dir();
+    let script = "set -e; cd \"$1\"
+        ec='-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes'
+        openssl req -x509 $ec -keyout ca.key -out ca.crt -days 2 -subj /CN=bench
+        openssl req $ec -keyout pair.key -out pair.csr -subj /CN=pair
+        openssl x509 -req -in pair.csr -CA ca.crt -CAkey ca.key -CAcreateserial -out pair.crt -days 2
+        cat pair.crt pair.key > pair.pem";
+    host.command("sh").args(["-c", script, "sh"]).arg(dir).check()?;
+    Ok(dir.to_owned())
+}
+
+fn pid_of(host: &Host, program: &str) -> Result<u32> {
+    let output = host.command("pgrep").args(["-x", program]).check()?.stdout;
+    Ok(output.lines().last().context("no such process")?.trim().parse()?)
+}

@@ -1,0 +1,125 @@
+//! Processes die; what they did goes on or comes back by itself.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use skein_e2e::topology::Hub;
+use skein_e2e::{Processes, Site, figure, flow};
+use skein_lab::{Signal, eventually};
+
+/// The issue of a restart is new process ids; gives how long it took until both were there and linked.
+fn back(site: &Site, gone: u32, links: usize) -> Result<(Processes, Duration)> {
+    let mut now = None;
+    let took =
+        eventually("both processes and the links are back", Duration::from_secs(20), || {
+            let processes = site.processes()?;
+            now = Some(processes);
+            let fresh = processes.controller != gone && processes.router != gone;
+            let rows = site.json(&["link", "list"])?;
+            let up =
+                rows.as_array().into_iter().flatten().filter(|row| row["state"] == "up").count();
+            Ok(fresh && up >= links)
+        })?;
+    now.map(|processes| (processes, took)).ok_or_else(|| anyhow::anyhow!("invariant: waited for"))
+}
+
+#[test]
+fn a_controller_that_dies_costs_nothing_and_comes_back() -> Result<()> {
+    let net = Hub::new()?;
+    let _server = flow::serve(net.dc.host(), 7900, &[])?;
+    net.dc.expose("steady", 7900, &[])?;
+    let to = net.branch.endpoint("steady", 7900)?;
+    let running = flow::start(net.branch.host(), "duplex", to, &["--flows", "20"])?;
+    for site in [&net.hub, &net.branch, &net.dc] {
+        let before = site.processes()?;
+        site.host().signal(before.controller, Signal::Kill)?;
+        let (after, took) = back(site, before.controller, 1)?;
+        figure(&format!("controller of {} back after", site.name()), format!("{took:?}"));
+        ensure!(after.router == before.router, "the router went with its controller");
+        ensure!(took < Duration::from_secs(3), "{took:?}");
+    }
+    let report = flow::stop(running)?;
+    ensure!(report["failed"] == 0 && report["wrong"] == 0 && report["truncated"] == 0, "{report}");
+    Ok(())
+}
+
+#[test]
+fn a_router_that_dies_is_back_without_a_command() -> Result<()> {
+    let net = Hub::new()?;
+    let _server = flow::serve(net.dc.host(), 7950, &[])?;
+    net.dc.expose("again", 7950, &[])?;
+    let to = net.branch.endpoint("again", 7950)?;
+    for site in [&net.hub, &net.dc, &net.branch] {
+        let before = site.processes()?;
+        site.host().signal(before.router, Signal::Kill)?;
+        let (_, took) = back(site, before.router, 1)?;
+        figure(&format!("router of {} back after", site.name()), format!("{took:?}"));
+        ensure!(took < Duration::from_secs(3), "{took:?}");
+        ensure!(net.branch.endpoint("again", 7950)? == to, "the endpoint moved");
+        eventually("connections again", Duration::from_secs(5), || {
+            let report = flow::run(net.branch.host(), "probe", to, &["--count", "1"])?;
+            Ok(report["ok"] == 1)
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_transit_that_loses_its_router_keeps_flows() -> Result<()> {
+    let net = Hub::new()?;
+    let _server = flow::serve(net.dc.host(), 7960, &[])?;
+    net.dc.expose("kept", 7960, &[])?;
+    let to = net.branch.endpoint("kept", 7960)?;
+    let running = flow::start(net.branch.host(), "duplex", to, &["--flows", "20"])?;
+    let before = net.hub.processes()?;
+    net.hub.host().signal(before.router, Signal::Kill)?;
+    back(&net.hub, before.router, 2)?;
+    net.branch.wait_links_up(1)?;
+    net.dc.wait_links_up(1)?;
+    let report = flow::stop(running)?;
+    ensure!(report["failed"] == 0 && report["wrong"] == 0 && report["truncated"] == 0, "{report}");
+    Ok(())
+}
+
+#[test]
+fn after_a_power_cut_one_command_brings_the_site_back() -> Result<()> {
+    let net = Hub::new()?;
+    let server = flow::serve(net.dc.host(), 7970, &[])?;
+    net.dc.expose("power", 7970, &[])?;
+    let to = net.branch.endpoint("power", 7970)?;
+    drop(server);
+    net.dc.host().power_cut()?;
+    let _server = flow::serve(net.dc.host(), 7970, &[])?;
+    net.dc.refuses(&["status"], 1, &["skctl start"])?;
+    net.dc.skctl(&["start"]).check()?;
+    eventually("connections again", Duration::from_secs(10), || {
+        let report = flow::run(net.branch.host(), "probe", to, &["--count", "1"])?;
+        Ok(report["ok"] == 1)
+    })?;
+    Ok(())
+}
+
+#[test]
+fn stop_start_restart_and_delete() -> Result<()> {
+    let net = Hub::new()?;
+    net.branch.skctl(&["stop"]).check()?;
+    net.branch.refuses(&["status"], 1, &["skctl start"])?;
+    net.branch.skctl(&["start"]).check()?;
+    net.branch.wait_links_up(1)?;
+    let before = net.branch.processes()?;
+    net.branch.skctl(&["restart"]).check()?;
+    net.branch.wait_links_up(1)?;
+    ensure!(net.branch.processes()?.router != before.router, "restart restarted nothing");
+
+    let sites = |site: &Site| -> Result<usize> {
+        Ok(site.json(&["network", "status"])?["sites"].as_array().map_or(0, Vec::len))
+    };
+    ensure!(sites(&net.hub)? == 3);
+    net.branch.skctl(&["delete", "--yes"]).check()?;
+    let left = std::fs::read_dir(net.branch.host().dir().join("skein"))?.flatten().count();
+    ensure!(left == 0, "delete left state behind");
+    eventually("the farewell has arrived", Duration::from_secs(10), || Ok(sites(&net.hub)? == 2))?;
+    let processes = net.branch.host().command("pgrep").args(["-f", "skein-"]).run()?;
+    ensure!(processes.stdout.is_empty(), "delete left processes behind: {processes}");
+    Ok(())
+}
