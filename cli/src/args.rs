@@ -59,7 +59,7 @@ pub(crate) struct Global {
     /// Only results and errors, no progress and notes
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     pub(crate) quiet: bool,
-    /// More about what is going on
+    /// Every step with its time; the logs of processes when the demo fails
     #[arg(short, long, global = true)]
     pub(crate) verbose: bool,
 }

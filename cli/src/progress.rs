@@ -1,13 +1,13 @@
-//! What the user sees while a command works: a spinner on a terminal, lines otherwise, nothing with `-q`.
+//! What the user sees while a command works: a spinner on a terminal, lines otherwise, timed with `-v`, nothing with `-q`.
 
 use std::{
     io::{IsTerminal as _, Write as _},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::args::Global;
+use crate::{args::Global, clock};
 
 /// How often the spinner turns.
 const TICK: Duration = Duration::from_millis(100);
@@ -23,6 +23,8 @@ pub(crate) struct Progress {
 enum Kind {
     Quiet,
     Lines,
+    /// Lines with the time since the command began.
+    Timed(Instant),
     Spinner(ProgressBar),
 }
 
@@ -30,6 +32,8 @@ impl Progress {
     pub(crate) fn start(global: &Global, step: impl Into<String>) -> Self {
         let kind = if global.quiet {
             Kind::Quiet
+        } else if global.verbose {
+            Kind::Timed(clock::instant())
         } else if std::io::stderr().is_terminal() {
             let bar = ProgressBar::new_spinner();
             let template =
@@ -56,6 +60,11 @@ impl Progress {
         match &self.kind {
             Kind::Quiet => {}
             Kind::Spinner(bar) => bar.set_message(format!("{step} …")),
+            Kind::Timed(began) => {
+                let seconds = began.elapsed().as_secs_f64();
+                // As below.
+                drop(writeln!(std::io::stderr(), "[{seconds:7.3} s] {step} …"));
+            }
             // Whether standard error can be written to is not for this command to mend.
             Kind::Lines => drop(writeln!(std::io::stderr(), "{step} …")),
         }

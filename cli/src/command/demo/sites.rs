@@ -23,13 +23,14 @@ use crate::{
 
 /// Leaf, leaf, transit, transit.
 const NAMES: [&str; 4] = ["demo-a", "demo-b", "demo-t1", "demo-t2"];
-/// Who redeems a token of whom. The transits join first: two networks would otherwise have grown.
-const LINKS: [(&str, &str); 5] = [
-    ("demo-t2", "demo-t1"),
-    ("demo-a", "demo-t1"),
-    ("demo-a", "demo-t2"),
-    ("demo-b", "demo-t1"),
-    ("demo-b", "demo-t2"),
+/// Who redeems a token of whom, at which cost. The transits join first: two networks would otherwise have grown; but the
+/// way through both is for when there is no other.
+const LINKS: [(&str, &str, u32); 5] = [
+    ("demo-t2", "demo-t1", 100),
+    ("demo-a", "demo-t1", 1),
+    ("demo-a", "demo-t2", 1),
+    ("demo-b", "demo-t1", 1),
+    ("demo-b", "demo-t2", 1),
 ];
 /// How long one link may take.
 const LINK_TIMEOUT_MS: u64 = 10_000;
@@ -77,12 +78,12 @@ impl Sites {
 
     /// Hands tokens out and redeems them.
     pub(super) async fn link(&self, progress: &mut Progress) -> Result<(), Failure> {
-        for (redeemer, issuer) in LINKS {
+        for (redeemer, issuer, cost) in LINKS {
             progress.step(format!("linking {redeemer} to {issuer}"));
             let request = CreateTokenRequest {
                 uses: 1,
                 expires_s: 60,
-                cost: 1,
+                cost,
                 ..CreateTokenRequest::default()
             };
             let token = self.client(issuer).await?.create_token(request).await?.token;
