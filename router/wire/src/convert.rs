@@ -10,8 +10,8 @@ use crate::proto;
 use bytes::Bytes;
 use prost::Message as _;
 use skein_core::{
-    AgedRecord, Message, Origin, Payload, Record, RecordDraft, RecordHeader,
-    RecordKey, RecordKind, RouterId, Sealed, SiteId, Subkey,
+    AgedRecord, Message, Origin, Payload, Record, RecordDraft, RecordHeader, RecordKey, RecordKind,
+    RouterId, Sealed, SiteId, Subkey,
 };
 use std::sync::Arc;
 
