@@ -25,6 +25,9 @@ use tokio_util::sync::CancellationToken;
 
 /// A flow whose socket has been silent for so long gives unused credit back.
 const CREDIT_IDLE: Duration = Duration::from_secs(1);
+/// One that has never needed more than an idle flow keeps does so earlier: otherwise thousands of clients that connect at once and
+/// then say little would use up the budget of their peers.
+const CREDIT_IDLE_FRESH: Duration = Duration::from_millis(100);
 /// After a reset, what was sent before it has so long to be delivered.
 const ABORT_LINGER: Duration = Duration::from_secs(2);
 /// Idle flows are noticed within a quarter of their timeout.
@@ -276,7 +279,8 @@ async fn read_turn(
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(_reset) => return Err(Outcome::NearReset),
         }
-        match timeout(CREDIT_IDLE, socket.readable()).await {
+        let patience = if send.is_fresh() { CREDIT_IDLE_FRESH } else { CREDIT_IDLE };
+        match timeout(patience, socket.readable()).await {
             Ok(ready) => ready.map_err(|_reset| Outcome::NearReset)?,
             Err(_elapsed) => {
                 send.give_back();

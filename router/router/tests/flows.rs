@@ -4,9 +4,14 @@
 mod edges;
 
 use edges::{Network, accept, connect, connector, eventually, listen_on_loopback, listener};
+use prost::Message as _;
 use skein_router::{
     flows::{Edge, Outcome},
     session::INITIAL_CREDIT_BYTES,
+};
+use skein_wire::proto::{
+    routing::Protocol,
+    session::{FlowOpen, SessionHello},
 };
 use std::{
     io,
@@ -237,20 +242,62 @@ async fn many_tiny_flows_leave_nothing_behind() {
 
 #[tokio::test]
 async fn a_session_takes_as_many_flows_at_once_as_come() {
-    const FLOWS: usize = 1_000;
-    let (network, target, entrance) = Network::service().await;
-    let mut clients = Vec::new();
+    const FLOWS: usize = 3_000;
+    // Not even half of what they could use if all of them did at once.
+    let mut network = Network::with_budget(2, 1_000 * INITIAL_CREDIT_BYTES);
+    let target = listen_on_loopback();
+    network.expose(1, "echo", target.local_addr().unwrap()).await;
+    let entrance = network.listen(0, "echo").await;
+    let mut ends = Vec::new();
     for _ in 0..FLOWS {
-        clients.push(connect(entrance).await);
-    }
-    let mut servers = Vec::new();
-    for _ in 0..FLOWS {
-        servers.push(within(accept(&target)).await);
+        let client = connect(entrance).await;
+        ends.push((client, within(accept(&target)).await));
     }
     assert_eq!(network.edges[0].sessions.count(), 1);
     assert_eq!(network.edges[0].sessions.flow_count(), FLOWS);
-    drop((clients, servers));
+    for (client, server) in &mut ends {
+        client.write_all(b"x").await.unwrap();
+        assert_eq!(within(server.read_u8()).await.unwrap(), b'x');
+    }
+    drop(ends);
     within(eventually(|| network.edges[0].sessions.flow_count() == 0)).await;
+}
+
+#[tokio::test]
+async fn a_peer_that_exceeds_its_credit_loses_its_session() {
+    let (mut network, target, _) = Network::service().await;
+    let connection = network.rogue(0, 1).await;
+    let (mut control, mut from_peer) = connection.open_bi().await.unwrap();
+    let hello = SessionHello {
+        protocol_min: 1,
+        protocol_max: 1,
+        initial_credit_bytes: u32::MAX,
+        ..SessionHello::default()
+    };
+    control.write_all(&hello.encode_length_delimited_to_vec()).await.unwrap();
+    assert!(within(from_peer.read_chunk(100, true)).await.unwrap().is_some());
+    let (mut send, _recv) = connection.open_bi().await.unwrap();
+    let open = FlowOpen {
+        address: "echo".into(),
+        port: edges::SERVICE_PORT,
+        protocol: Protocol::Tcp.into(),
+        ..FlowOpen::default()
+    };
+    send.write_all(&open.encode_length_delimited_to_vec()).await.unwrap();
+    let _never_reads = accept(&target).await;
+    let chunk = vec![1; 1 << 20];
+    let error = within(async {
+        loop {
+            if let Err(error) = send.write_all(&chunk).await {
+                return error;
+            }
+        }
+    });
+    let quinn::WriteError::ConnectionLost(reason) = error.await else {
+        panic!("only the flow died")
+    };
+    assert!(reason.to_string().contains("the peer broke the protocol"), "{reason}");
+    assert_eq!(network.edges[1].counters.protocol_violations.total(), 1);
 }
 
 #[tokio::test]

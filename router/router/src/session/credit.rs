@@ -18,7 +18,7 @@ pub const TURN_BYTES: usize = 64 << 10;
 /// Largest window of a flow: 5 Gbit/s over 100 ms.
 pub const WINDOW_BYTES_MAX: u64 = 64 << 20;
 /// What a sender keeps when it gives back the credit it does not use: enough for a request without waiting for a grant.
-const IDLE_CREDIT_BYTES: u64 = 16 << 10;
+pub(super) const IDLE_CREDIT_BYTES: u64 = 16 << 10;
 /// A grant is due when this fraction of the window has been consumed since the last one.
 const GRANT_DIVISOR: u64 = 4;
 /// Round-trip times below are scheduling noise and would make windows grow without need.

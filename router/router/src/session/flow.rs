@@ -4,7 +4,7 @@
 //! ended cleanly.
 
 use super::{
-    CreditViolation, ReceiveWindow, SendCredit,
+    CreditViolation, IDLE_CREDIT_BYTES, ReceiveWindow, SendCredit,
     connection::{OpenStream, Session},
     incoming,
     queue::{CHUNKS_MAX, ChunkQueue},
@@ -263,6 +263,11 @@ impl FlowSend {
     pub(crate) async fn write(&mut self, chunk: Bytes) -> Result<(), FlowError> {
         self.sent_bytes += chunk.len() as u64;
         Ok(self.state.session.write(&mut self.stream, &mut [chunk]).await?)
+    }
+
+    /// Whether the flow has never needed more credit than an idle one keeps.
+    pub(crate) fn is_fresh(&self) -> bool {
+        self.sent_bytes <= IDLE_CREDIT_BYTES
     }
 
     /// Gives up most of the credit of an idle flow; false when there is no more than a little.

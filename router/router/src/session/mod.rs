@@ -28,6 +28,7 @@ pub(crate) use incoming::IncomingFlow;
 
 use crate::{egress::Egress, flows::Surroundings};
 use connection::Close;
+use credit::IDLE_CREDIT_BYTES;
 use pool::Pool;
 use skein_core::{Pin, RouterId};
 use skein_trust::RouterTls;

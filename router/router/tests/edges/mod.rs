@@ -22,7 +22,7 @@ use skein_router::{
     session::{self, Budget, Sessions, SessionsConfig},
 };
 use skein_trust::{
-    IdentityCell, KeyRequest, RouterIdentity, RouterTls, SiteCa, TrustCell, router_id,
+    IdentityCell, KeyRequest, RouterIdentity, RouterTls, SERVER_NAME, SiteCa, TrustCell, router_id,
 };
 use skein_wire::proto::control::{
     ConnectorConfig, ConnectorPort, ListenerConfig, ListenerPort, SourceAddress,
@@ -135,6 +135,7 @@ pub(crate) struct Edge {
     trust: watch::Sender<Arc<TrustView>>,
     cell: Arc<TrustCell>,
     trusted: Arc<TrustedSite>,
+    tls: RouterTls,
 }
 
 /// A few routers, each of a site of its own, that all trust and reach each other.
@@ -142,6 +143,8 @@ pub(crate) struct Network {
     pub(crate) edges: Vec<Edge>,
     /// Routers that no path leads to.
     pub(crate) unreachable: BTreeSet<RouterId>,
+    /// More handles of routers.
+    aliases: Vec<(Handle, RouterId)>,
     version: u64,
 }
 
@@ -158,7 +161,8 @@ impl Network {
                 edge.wire.peers.lock().insert(other.handle, addr);
             }
         }
-        let mut network = Self { edges, unreachable: BTreeSet::new(), version: 0 };
+        let mut network =
+            Self { edges, unreachable: BTreeSet::new(), aliases: Vec::new(), version: 0 };
         network.trust_all_but(&[]);
         network.publish();
         network
@@ -219,7 +223,12 @@ impl Network {
             version: self.version,
             local: Some(local),
             routes,
-            handles: self.edges.iter().map(|e| (e.handle, e.local.router)).collect(),
+            handles: self
+                .edges
+                .iter()
+                .map(|e| (e.handle, e.local.router))
+                .chain(self.aliases.iter().copied())
+                .collect(),
             addresses: addresses.into_iter().map(|(a, p)| (a, p.into())).collect(),
             ..Fib::default()
         }
@@ -250,6 +259,23 @@ impl Network {
             }
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
+    }
+
+    /// A bare connection to an edge with the credentials of another, to say what a router never says.
+    pub(crate) async fn rogue(&mut self, from: usize, to: usize) -> quinn::Connection {
+        let (from, to) = (&self.edges[from], &self.edges[to]);
+        let handle = Handle(1_000);
+        let wire = Wire::new(handle);
+        wire.peers.lock().insert(to.handle, to.wire.inner.local_addr().unwrap());
+        to.wire.peers.lock().insert(handle, wire.inner.local_addr().unwrap());
+        let config = from.tls.session_client(to.local.router).config;
+        let config = quinn::crypto::rustls::QuicClientConfig::try_from(config).unwrap();
+        let config = quinn::ClientConfig::new(Arc::new(config));
+        let remote = vaddr(to.handle, Pin(0));
+        self.aliases.push((handle, from.local.router));
+        self.publish();
+        let endpoint = session::endpoint(wire, &[0; 32]).unwrap();
+        endpoint.connect_with(config, remote, SERVER_NAME).unwrap().await.unwrap()
     }
 
     /// An address served at edge 1 by the returned socket, and where edge 0 listens for it.
@@ -306,7 +332,7 @@ impl Edge {
         let egress = Egress::start(surroundings.clone());
         let sessions = Sessions::start(SessionsConfig {
             endpoint: session::endpoint(Arc::clone(&wire) as _, &[n; 32]).unwrap(),
-            tls,
+            tls: tls.clone(),
             egress: egress.clone(),
             surroundings: surroundings.clone(),
         });
@@ -340,6 +366,7 @@ impl Edge {
             trust,
             cell,
             trusted,
+            tls,
         }
     }
 
