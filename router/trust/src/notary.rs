@@ -38,6 +38,9 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 /// Checks remembered: every record of 1,000 routers with 10 pages each, at about 60 bytes an entry.
 const MEMO_LEN_MAX: usize = 16 * 1024;
 
+/// Handles a router may draw in one boot; two thousand routers make it draw a second one once in a million boots.
+const HANDLE_ATTEMPTS_MAX: u32 = 1024;
+
 /// See the module.
 #[derive(Debug)]
 pub struct RouterNotary {
@@ -187,6 +190,9 @@ impl Notary for RouterNotary {
                 self.verify_site_statement(record, known)
             }
             (Payload::RouterLsa(lsa), Origin::Router(router)) if lsa.router == router => {
+                if !handle_is_own(lsa) {
+                    return Err(Rejection::Invalid("its handle is not one of its own"));
+                }
                 self.verify_by_router(record, lsa, known)
             }
             (
@@ -201,6 +207,13 @@ impl Notary for RouterNotary {
             _ => Err(Rejection::Invalid("its origin cannot say such a thing")),
         }
     }
+}
+
+/// A handle follows from router and boot. One that may be chosen could be another router's, which would have to yield
+/// again and again.
+fn handle_is_own(lsa: &RouterLsa) -> bool {
+    (0..HANDLE_ATTEMPTS_MAX)
+        .any(|attempt| handle(lsa.router, lsa.boot_epoch, attempt) == lsa.handle)
 }
 
 fn verify_unknown(record: &Record, key: &PublicKey) -> Result<(), Rejection> {

@@ -311,6 +311,11 @@ fn a_trusted_neighbour_cannot_speak_for_others() {
         lifetime_s: 3600,
         payload: with_certificate(&minted.chain[0]),
     };
+    let Payload::RouterLsa(own) = evil.record(RecordKey::lsa(evil.id)).payload else {
+        panic!("an LSA")
+    };
+    let mut own = (*own).clone();
+    own.handle = content.handle;
     let page = Payload::AddressPage(skein_core::AddressPage {
         entries: vec![Arc::new(entry("payments"))],
     });
@@ -329,6 +334,7 @@ fn a_trusted_neighbour_cannot_speak_for_others() {
         ("a page of its", forge(RecordKey::page(victim.id, 3), page)),
         ("its LSA, one bit changed", tampered),
         ("its LSA without signature", cut),
+        ("our LSA with its handle", forge(RecordKey::lsa(evil.id), Payload::RouterLsa(own.into()))),
         ("an LSA under another origin", forge(RecordKey::lsa(evil.id), lsa.payload)),
     ];
     for (what, record) in &forgeries {
