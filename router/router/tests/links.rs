@@ -281,6 +281,30 @@ async fn probes_tell_what_answers() {
 }
 
 #[tokio::test]
+async fn what_was_said_before_shutdown_arrives() {
+    let mut nodes = nodes(2).await;
+    join(&mut nodes, 0, 1, None).await;
+    let id = nodes[0].up[&nodes[1].router].id;
+    let summary = DatabaseSummary { headers: Vec::new(), last: true };
+    for _ in 0..60 {
+        let message = LinkMessage { message: Some(Message::Summary(summary.clone())) };
+        nodes[0].links.send(id, message).await.unwrap();
+    }
+    let links = nodes[0].links.clone();
+    let (received, ()) = tokio::join!(
+        async {
+            let mut received = 0;
+            while let LinkEvent::Message(..) = nodes[1].event().await {
+                received += 1;
+            }
+            received
+        },
+        links.shutdown(),
+    );
+    assert_eq!(received, 60);
+}
+
+#[tokio::test]
 async fn shutdown_ends_every_link_and_socket() {
     let mut nodes = nodes(2).await;
     join(&mut nodes, 0, 1, None).await;
