@@ -129,6 +129,25 @@ async fn a_transit_repairs_round_its_dead_link() {
 }
 
 #[tokio::test]
+async fn a_path_that_shrinks_under_traffic_is_noticed_and_the_link_stays_up() {
+    let (nodes, [ab, _bc, _ad, _dc]) = diamond().await;
+    let (a, server) = (nodes[0].endpoint(), echo(nodes[2].endpoint()));
+    let connection = nodes[0].connect(&a, &nodes[2], Pin(0)).await;
+    let mtu = |node: &Node| node.links.status().iter().map(|link| link.mtu).min();
+    eventually(|| (mtu(&nodes[0]) == Some(8_940)).then_some(())).await;
+    ab.set_len_max(1_400);
+    let noticed = async {
+        while mtu(&nodes[0]) != Some(1_392 - 32) {
+            round_trip(&connection, 10_000).await;
+        }
+    };
+    time::timeout(PATIENCE, noticed).await.expect("the old size is still believed in");
+    assert_eq!(nodes[0].links.status().len(), 2);
+    assert!(nodes[0].links.status().iter().all(|link| link.error.is_empty()));
+    server.abort();
+}
+
+#[tokio::test]
 async fn packets_too_large_for_their_path_arrive_in_pieces() {
     let (nodes, _relays) = diamond().await;
     for (me, path) in [(0, [1, 2]), (2, [1, 0])] {

@@ -204,6 +204,7 @@ impl FrameLink {
 
     fn data_moved(&self, now: Instant) {
         if self.liveness.lock().data_moved(now) {
+            self.frame_size.lock().resume(now);
             self.rearm.notify_one();
         }
     }
@@ -231,13 +232,13 @@ impl FrameLink {
             }
             None => {}
         }
-        let (rtt, token) = {
+        let (rtt, token, active) = {
             let liveness = self.liveness.lock();
-            (liveness.rtt(), liveness.token(now))
+            (liveness.rtt(), liveness.token(now), liveness.is_active(now))
         };
         let (sizes, next_size) = {
             let mut frame_size = self.frame_size.lock();
-            let sizes = frame_size.handle_timeout(now, rtt);
+            let sizes = frame_size.handle_timeout(now, rtt, active);
             self.frame_len_max.store(frame_size.current(), Ordering::Relaxed);
             (sizes, frame_size.poll_timeout())
         };

@@ -131,7 +131,8 @@ impl Liveness {
         Some(Due::Probe { token: self.token(now), missed })
     }
 
-    fn is_active(&self, now: Instant) -> bool {
+    /// Whether traffic flows.
+    pub(crate) fn is_active(&self, now: Instant) -> bool {
         self.last_data.is_some_and(|last| now.saturating_duration_since(last) < ACTIVE_FOR)
     }
 

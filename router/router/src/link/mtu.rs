@@ -7,17 +7,22 @@ use std::time::{Duration, Instant};
 
 /// A frame for an end-to-end packet of 1,200 bytes: fits every path IPv6 may use.
 pub(crate) const FRAME_LEN_MIN: u16 = 1_232;
-/// Datagram sizes tried over IPv4: Ethernet, PPPoE, tunnels and mobile networks.
-const SIZES_V4: &[u16] = &[1_472, 1_464, 1_452, 1_432, 1_412, 1_392, 1_372, 1_342, 1_312, 1_272];
+/// Datagram sizes tried over IPv4: jumbo frames, Ethernet, PPPoE, tunnels and mobile networks. Sessions are twice as fast with
+/// jumbo frames; what is larger still gains little and makes fragments of a path that shrinks too large.
+const SIZES_V4: &[u16] =
+    &[8_972, 1_472, 1_464, 1_452, 1_432, 1_412, 1_392, 1_372, 1_342, 1_312, 1_272];
 /// The same over IPv6, whose header is 20 bytes longer.
-const SIZES_V6: &[u16] = &[1_452, 1_444, 1_432, 1_412, 1_392, 1_372, 1_352, 1_322, 1_292, 1_262];
+const SIZES_V6: &[u16] =
+    &[8_952, 1_452, 1_444, 1_432, 1_412, 1_392, 1_372, 1_352, 1_322, 1_292, 1_262];
 /// Times all sizes are sent before the best answer counts; single ones get lost.
 const ROUNDS: u8 = 3;
 /// Between rounds at least.
 const ROUND_MIN: Duration = Duration::from_millis(50);
-/// Between checks that the size found still passes.
+/// Between checks that the size found still passes, while traffic flows.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
-/// Between checks after one got lost.
+/// The same otherwise: an idle link should cost next to nothing.
+const IDLE_CHECK_INTERVAL: Duration = Duration::from_secs(30);
+/// Between checks when one is not answered, at least.
 const RECHECK_INTERVAL: Duration = Duration::from_millis(200);
 /// Checks lost in a row until the path counts as shrunk.
 const LOST_MAX: u8 = 3;
@@ -32,6 +37,8 @@ pub(crate) struct FrameSize {
     rounds_left: u8,
     unanswered: u8,
     next: Instant,
+    /// When the next check is due if the last one is answered.
+    if_answered: Instant,
     next_search: Instant,
 }
 
@@ -44,6 +51,7 @@ impl FrameSize {
             rounds_left: ROUNDS,
             unanswered: 0,
             next: now,
+            if_answered: now,
             next_search: now + SEARCH_INTERVAL,
         }
     }
@@ -55,8 +63,9 @@ impl FrameSize {
 
     /// The neighbour has received a frame of this size.
     pub(crate) fn reply_received(&mut self, size: u16) {
-        if size >= self.current {
+        if size >= self.current && self.unanswered > 0 {
             self.unanswered = 0;
+            self.next = self.if_answered;
         }
         if size > self.current && self.sizes.contains(&size) {
             self.current = size;
@@ -68,8 +77,13 @@ impl FrameSize {
         self.next
     }
 
-    /// Sizes of the probes to send now.
-    pub(crate) fn handle_timeout(&mut self, now: Instant, rtt: Duration) -> Vec<u16> {
+    /// Traffic flows again: what has happened to the path in the meantime is of interest soon.
+    pub(crate) fn resume(&mut self, now: Instant) {
+        self.next = self.next.min(now + RECHECK_INTERVAL);
+    }
+
+    /// Sizes of the probes to send now; `active` says whether traffic flows.
+    pub(crate) fn handle_timeout(&mut self, now: Instant, rtt: Duration, active: bool) -> Vec<u16> {
         if now < self.next {
             return Vec::new();
         }
@@ -87,7 +101,8 @@ impl FrameSize {
             self.next = now + (2 * rtt).max(ROUND_MIN);
             return self.sizes.iter().copied().filter(|&size| size > self.current).collect();
         }
-        self.next = now + if self.unanswered == 0 { CHECK_INTERVAL } else { RECHECK_INTERVAL };
+        self.next = now + (2 * rtt).max(RECHECK_INTERVAL);
+        self.if_answered = now + if active { CHECK_INTERVAL } else { IDLE_CHECK_INTERVAL };
         self.unanswered = self.unanswered.saturating_add(1);
         vec![self.current]
     }
@@ -101,7 +116,7 @@ mod tests {
     fn run(size: &mut FrameSize, now: &mut Instant, duration: Duration, limit: u16) -> usize {
         let (end, mut probes) = (*now + duration, 0);
         while *now < end {
-            for probe in size.handle_timeout(*now, Duration::from_millis(1)) {
+            for probe in size.handle_timeout(*now, Duration::from_millis(1), true) {
                 probes += 1;
                 if probe <= limit {
                     size.reply_received(probe);
@@ -121,8 +136,8 @@ mod tests {
             assert_eq!(size.current(), found);
             run(&mut size, &mut now, Duration::from_secs(10), 1_300);
             assert_eq!(size.current(), 1_272);
-            run(&mut size, &mut now, Duration::from_secs(120), 1_472);
-            assert_eq!(size.current(), 1_472, "a path that grows is used");
+            run(&mut size, &mut now, Duration::from_secs(120), 9_000);
+            assert_eq!(size.current(), 8_972, "a path that grows is used");
         }
     }
 
