@@ -289,10 +289,16 @@ impl Inner {
         self.tasks.spawn_on(task, &self.runtime)
     }
 
-    /// Reports an event; waits while the consumer is behind.
+    /// Reports an event; waits while the consumer is behind, but not when it has no use for events any more.
     async fn report(&self, event: LinkEvent) {
-        // Without a consumer the router is shutting down, and nobody wants to know.
-        let _ = self.events.send(event).await;
+        // What cannot be sent right away must wait; what cannot be sent at all has no consumer.
+        let Err(mpsc::error::TrySendError::Full(event)) = self.events.try_send(event) else {
+            return;
+        };
+        tokio::select! {
+            sent = self.events.send(event) => drop(sent), // dropped, the event is lost with the router
+            () = self.stop.cancelled() => {} // cancel-safe
+        }
     }
 
     /// `false` if there is a link of that id already.
