@@ -11,7 +11,7 @@ use skein_router::{
     net,
 };
 use skein_wire::proto::{
-    control::link_status::LinkState,
+    control::{LinkConfig, link_status::LinkState},
     routing::{DatabaseSummary, LinkMessage, link_message::Message},
 };
 use std::{sync::Arc, time::Duration};
@@ -53,6 +53,35 @@ async fn both_ends_agree_on_a_link_and_talk_over_it() {
     assert_eq!(nodes[1].next_down().await, (id, "enough".to_owned()));
     let again = nodes[0].next_up().await;
     assert_ne!(again.id, id);
+}
+
+#[tokio::test]
+async fn two_links_of_a_pair_are_two_over_either_protocol() {
+    let network = Network::new(2);
+    let mut a = network.start(0, "127.0.0.1:0".parse().unwrap());
+    let mut b = network.start(1, "[::]:0".parse().unwrap());
+    let listening = b.address().await;
+    let mut configs = Vec::new();
+    // Where IPv6 is off, the second is another link over IPv4.
+    let second = if listening.is_ipv6() { "[::1]" } else { "127.0.0.2" };
+    for host in ["127.0.0.1", second] {
+        let endpoint = format!("{host}:{}", listening.port()).parse().unwrap();
+        configs.push(LinkConfig { name: host.to_owned(), ..a.link_to(&b, &[endpoint]) });
+    }
+    a.links.configure(configs);
+    let (first, second) = (a.next_up().await, a.next_up().await);
+    assert_ne!(first.id, second.id);
+    let mut at_b = [b.next_up().await.id, b.next_up().await.id];
+    at_b.sort_unstable();
+    let mut at_a = [first.id, second.id];
+    at_a.sort_unstable();
+    assert_eq!(at_a, at_b);
+    for node in [&a, &b] {
+        let mtus: Vec<u32> = node.links.status().iter().map(|link| link.mtu).collect();
+        assert!(mtus.iter().all(|mtu| *mtu >= 8_920), "{mtus:?}");
+        let remotes: Vec<String> = node.links.status().into_iter().map(|l| l.remote).collect();
+        assert!(remotes.iter().any(|remote| remote.starts_with("127.")), "{remotes:?}");
+    }
 }
 
 #[tokio::test]
