@@ -142,13 +142,13 @@ fn haproxy_pair(lab: &Lab, client: &Host, server: &Host) -> Result<Vec<Process>>
     let start = |host: &Host, listeners: &str| -> Result<Process> {
         let config = host.dir().join("haproxy.cfg");
         let text = format!(
-            "global\n maxconn 40000\n nbthread 1\n tune.ssl.default-dh-param 2048\n\
+            "global\n maxconn 8000\n nbthread 1\n tune.ssl.default-dh-param 2048\n\
              ssl-default-bind-options ssl-min-ver TLSv1.3\n\
              defaults\n mode tcp\n timeout connect 5s\n timeout client 1h\n timeout server 1h\n{listeners}"
         );
         std::fs::write(&config, text)?;
-        let command = host.command("prlimit").args(["--nofile=100000", "haproxy", "-db", "-f"]);
-        let process = command.arg(&config).spawn()?;
+        let script = "ulimit -n \"$(ulimit -Hn)\"; exec haproxy -db -f \"$1\"";
+        let process = host.command("sh").args(["-c", script, "sh"]).arg(&config).spawn()?;
         eventually("haproxy runs", Duration::from_secs(10), || Ok(pid_of(host, "haproxy").is_ok()))
             .with_context(|| process.stderr())?;
         Ok(process)

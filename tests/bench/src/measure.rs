@@ -53,7 +53,7 @@ pub fn http(
 ) -> Result<Http> {
     let csv = client.dir().join("tmp/ab.csv");
     let url = format!("http://{}/small", column.http);
-    let mut ab = client.command("prlimit").args(["--nofile=65536", "ab", "-q", "-r"]);
+    let mut ab = client.command("ab").args(["-q", "-r"]);
     if keep {
         ab = ab.arg("-k");
     }

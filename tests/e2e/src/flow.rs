@@ -23,8 +23,11 @@ pub fn serve(host: &Host, port: u16, args: &[&str]) -> Result<Process> {
 /// # Errors
 /// When it does not listen.
 pub fn serve_on(host: &Host, listen: SocketAddr, args: &[&str]) -> Result<Process> {
-    let flowgen = host.command("prlimit").arg("--nofile=65536").arg(crate::flowgen());
-    let server = flowgen.args(["serve", "--listen", &listen.to_string()]).args(args).spawn()?;
+    let server = host
+        .command(crate::flowgen())
+        .args(["serve", "--listen", &listen.to_string()])
+        .args(args)
+        .spawn()?;
     server.wait_for("listening", Duration::from_secs(10))?;
     Ok(server)
 }
@@ -35,8 +38,7 @@ pub fn serve_on(host: &Host, listen: SocketAddr, args: &[&str]) -> Result<Proces
 /// When it cannot be started.
 pub fn start(host: &Host, command: &str, to: SocketAddr, args: &[&str]) -> Result<Process> {
     let connect = ["--connect", &to.to_string()].map(str::to_owned);
-    let flowgen = host.command("prlimit").arg("--nofile=65536").arg(crate::flowgen());
-    flowgen.arg(command).args(connect).args(args).spawn()
+    host.command(crate::flowgen()).arg(command).args(connect).args(args).spawn()
 }
 
 /// Runs a client command that ends by itself.

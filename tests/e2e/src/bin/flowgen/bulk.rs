@@ -47,6 +47,7 @@ enum Way {
 
 #[derive(Serialize)]
 struct Share {
+    /// Received in time.
     bytes: u64,
     wrong: u64,
     gap_max_ms: u64,
@@ -93,7 +94,10 @@ async fn one(target: Target, flow: u64, way: Way, rate: u64, end: Instant) -> Sh
     };
     let run = async {
         let mut stream = net::connect(target.connect).await?;
-        Header { mode, seed: target.seed, flow, rate }.write(&mut stream).await?;
+        let left = end.saturating_duration_since(Instant::now());
+        let counted_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
+        let header = Header { mode, seed: target.seed, flow, rate: counted_ms };
+        header.write(&mut stream).await?;
         match way {
             Way::Up => up(&mut stream, target.seed, flow, rate, end).await,
             Way::Down => down(&mut stream, target.seed, flow, end).await,
@@ -118,19 +122,25 @@ async fn up(
     let chunk = if rate == 0 { 64 << 10 } else { usize::try_from(rate / 50).unwrap_or(1).max(1) };
     let mut buffer = vec![0; chunk];
     let mut ticks = tokio::time::interval(Duration::from_millis(20));
+    let mut sent = 0;
     while Instant::now() < end {
         if rate > 0 {
             ticks.tick().await;
         }
         payload.fill(&mut buffer);
+        sent += buffer.len() as u64;
         // Not cut off at the end of the time: the server knows every byte of a whole chunk.
         stream.write_all(&buffer).await?;
+        // A socket that always takes more would keep the other flows waiting for megabytes.
+        tokio::task::yield_now().await;
     }
     stream.shutdown().await?;
     let answer = async {
+        let received = stream.read_u64().await?;
         let (bytes, wrong) = (stream.read_u64().await?, stream.read_u64().await?);
         let gap_max_ms = stream.read_u64().await?;
-        Ok(Share { bytes, wrong, gap_max_ms, error: None })
+        let error = (received != sent).then(|| format!("{received} of {sent} arrived"));
+        Ok(Share { bytes, wrong, gap_max_ms, error })
     };
     timeout(ANSWER_TIMEOUT, answer).await?
 }

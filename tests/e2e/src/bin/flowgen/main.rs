@@ -56,6 +56,7 @@ struct Target {
 
 fn main() -> Result<ExitCode> {
     let args = Args::parse();
+    raise_descriptor_limit()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let report = runtime.block_on(async {
         match args.command {
@@ -70,6 +71,14 @@ fn main() -> Result<ExitCode> {
     })?;
     print(&report);
     Ok(ExitCode::SUCCESS)
+}
+
+/// Thousands of connections need more descriptors than the usual soft limit.
+fn raise_descriptor_limit() -> Result<()> {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    Ok(setrlimit(Resource::Nofile, limit)?)
 }
 
 #[allow(clippy::print_stdout, reason = "the report is the product of this program")]

@@ -32,7 +32,7 @@ pub(crate) struct Header {
     pub(crate) mode: Mode,
     pub(crate) seed: u64,
     pub(crate) flow: u64,
-    /// Bytes a second each way; 0 is as fast as it goes.
+    /// Bytes a second each way, 0 being as fast as it goes; for [`Mode::Up`] the time that counts, ms.
     pub(crate) rate: u64,
 }
 

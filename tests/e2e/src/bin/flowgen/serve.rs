@@ -79,21 +79,26 @@ async fn serve(
 
 async fn swallow(stream: &mut TcpStream, header: Header) -> std::io::Result<()> {
     let mut payload = Payload::new(header.seed, header.flow, Direction::Up);
-    let (mut received, mut wrong, mut gap_max) = (0_u64, 0, Duration::ZERO);
+    let (mut received, mut in_time, mut wrong, mut gap_max) = (0_u64, 0_u64, 0, Duration::ZERO);
     let mut buffer = vec![0; 256 << 10];
     let mut last = Instant::now();
+    let end = last + Duration::from_millis(header.rate);
     loop {
         let n = stream.read(&mut buffer).await?;
-        gap_max = gap_max.max(last.elapsed());
+        if Instant::now() < end {
+            gap_max = gap_max.max(last.elapsed());
+            in_time += n as u64;
+        }
         last = Instant::now();
         if n == 0 {
             break;
         }
         received += n as u64;
         wrong += payload.check(&buffer[..n]);
+        tokio::task::yield_now().await;
     }
     let gap_ms = u64::try_from(gap_max.as_millis()).unwrap_or(u64::MAX);
-    for number in [received, wrong, gap_ms] {
+    for number in [received, in_time, wrong, gap_ms] {
         stream.write_u64(number).await?;
     }
     stream.shutdown().await
@@ -105,6 +110,8 @@ async fn pour(stream: &mut TcpStream, header: Header) -> std::io::Result<()> {
     loop {
         payload.fill(&mut buffer);
         stream.write_all(&buffer).await?;
+        // A socket that always takes more would keep the other flows waiting for megabytes.
+        tokio::task::yield_now().await;
     }
 }
 
