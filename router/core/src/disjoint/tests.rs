@@ -9,7 +9,9 @@ use proptest::prelude::*;
 use std::{collections::BTreeMap, sync::Arc as Rc, time::Instant};
 
 fn router(n: usize) -> RouterId {
-    RouterId([u8::try_from(n).unwrap(); 16])
+    let mut id = [7; 16];
+    id[..8].copy_from_slice(&(n as u64).to_be_bytes());
+    RouterId(id)
 }
 
 /// Links as (end, end, cost); all routers are interior, the root is router 0.
@@ -188,4 +190,29 @@ fn the_shortest_path_does_not_hide_a_disjoint_pair() {
     let others = Network::new(&topology).alternatives(&topology, &first);
     assert!(others.len() >= 2);
     assert!(disjoint(&topology, &others[0], &others[1]));
+}
+
+/// `cargo test --release -p skein-core thousand -- --nocapture` prints how long it takes.
+#[test]
+#[allow(clippy::disallowed_methods, reason = "real time is what is printed")]
+fn shortest_paths_of_a_thousand_routers() {
+    let links: Vec<(usize, usize, u16)> = (0..1_000)
+        .flat_map(|n| [1, 7, 31, 83].map(|step| (n, (n + step) % 1_000)))
+        .map(|(a, b)| (a, b, u16::try_from(1 + (a * b) % 7).unwrap()))
+        .collect();
+    let topology = topology(1_000, &links);
+    let began = Instant::now();
+    let shortest = ShortestPaths::new(&topology).unwrap();
+    println!("SPF over 1,000 routers and 8,000 directed links: {:?}", began.elapsed());
+    let began = Instant::now();
+    let found = topology.graph.node_indices().filter(|&n| shortest.path(&topology, n).is_ok());
+    assert_eq!(found.count(), 1_000);
+    println!("all paths: {:?}", began.elapsed());
+    let target = topology.node(router(500)).unwrap();
+    let first = shortest.path(&topology, target).unwrap();
+    let mut network = Network::new(&topology);
+    let began = Instant::now();
+    let alternatives = network.alternatives(&topology, &first);
+    println!("alternatives to one router: {:?}", began.elapsed());
+    assert_eq!(alternatives.len(), 3);
 }
