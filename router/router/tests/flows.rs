@@ -301,6 +301,23 @@ async fn a_peer_that_exceeds_its_credit_loses_its_session() {
 }
 
 #[tokio::test]
+async fn a_connector_whose_target_is_gone_withdraws_until_it_is_back() {
+    let (network, target, entrance) = Network::service().await;
+    let entries = network.edges[1].egress.entries();
+    let port = target.local_addr().unwrap();
+    drop(target);
+    let mut client = connect(entrance).await;
+    within(client.read_u8()).await.unwrap_err();
+    within(eventually(|| entries.borrow().is_empty())).await;
+    let status = || network.edges[1].egress.status()[0].clone();
+    assert!(!status().advertised && !status().targets[0].healthy);
+    assert_ne!(status().targets[0].error, "");
+    let _target = skein_router::net::tcp_listen(port).unwrap();
+    within(eventually(|| !entries.borrow().is_empty())).await;
+    assert!(status().advertised && status().targets[0].healthy);
+}
+
+#[tokio::test]
 async fn a_candidate_that_refuses_costs_no_flow() {
     let mut network = Network::new(3);
     let (dead, alive) = (listen_on_loopback(), listen_on_loopback());

@@ -150,14 +150,16 @@ impl Target {
 
     /// Checks the target for as long as it is polled, and tells `changed` when it comes up or goes down.
     pub(super) async fn check(&self, changed: impl Fn()) {
+        let mut told = None;
         loop {
-            let was_up = self.is_up();
             // The result is recorded; the connection itself is of no use.
             drop(self.connect(None).await);
-            if self.is_up() != was_up {
-                tracing::info!(target = %self.name(), up = self.is_up(), "target changed");
+            // Compared with what was told, because a flow may have made the difference since the last check.
+            let up = self.is_up();
+            if told.replace(up) != Some(up) {
+                tracing::info!(to = %self.name(), up, "target changed");
+                changed();
             }
-            changed();
             self.due().await;
         }
     }

@@ -1,6 +1,6 @@
 //! The control stream of a session: hello, then credit and aborts, batched.
 
-use super::{INITIAL_CREDIT_BYTES, connection::Session};
+use super::{INITIAL_CREDIT_BYTES, TURN_BYTES, connection::Session};
 use bytes::BytesMut;
 use parking_lot::Mutex;
 use prost::Message as _;
@@ -31,6 +31,8 @@ pub(super) enum ControlError {
     Decode(#[from] prost::DecodeError),
     #[error("the peer speaks versions {min} to {max} of the session protocol, this router 1")]
     Version { min: u32, max: u32 },
+    #[error("the peer grants {0} bytes at first, less than one turn of a writer")]
+    InitialCredit(u32),
     #[error("the peer ended the control stream")]
     Ended,
     #[error(transparent)]
@@ -161,12 +163,15 @@ impl ControlReader {
         }
     }
 
-    /// Reads the peer's hello and checks that both speak a common version.
+    /// Reads the peer's hello and checks that both speak a common version and that a flow's first bytes fit its credit.
     pub(super) async fn hello(&mut self) -> Result<SessionHello, ControlError> {
         let hello = self.next::<SessionHello>().await?;
         let (min, max) = (hello.protocol_min, hello.protocol_max);
         if max < PROTOCOL_MIN || min > PROTOCOL_MAX {
             return Err(ControlError::Version { min, max });
+        }
+        if u64::from(hello.initial_credit_bytes) < TURN_BYTES as u64 {
+            return Err(ControlError::InitialCredit(hello.initial_credit_bytes));
         }
         Ok(hello)
     }
