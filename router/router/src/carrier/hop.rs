@@ -20,6 +20,9 @@ use std::{
 /// QUIC packets waiting for the hop endpoint: a burst of handshakes, for hop connections carry little else.
 const PACKETS_MAX: usize = 1024;
 
+/// Longest packet a hop endpoint takes: the default of `max_udp_payload_size`, which it announces to its peers.
+const PACKET_LEN_MAX: usize = 1_472;
+
 #[derive(Debug)]
 struct Packet {
     addr: SocketAddr,
@@ -39,8 +42,11 @@ struct Waiting {
 }
 
 impl HopQueue {
-    /// Queues a packet; `false` when it was dropped because the queue is full.
+    /// Queues a packet; `false` when it was dropped because the queue is full or the packet longer than any of ours.
     pub(super) fn push(&self, bytes: &[u8], meta: &RecvMeta) -> bool {
+        if bytes.len() > PACKET_LEN_MAX {
+            return false;
+        }
         let mut waiting = self.0.lock();
         if waiting.packets.len() >= PACKETS_MAX {
             return false;
@@ -68,7 +74,7 @@ impl HopQueue {
         while filled < bufs.len().min(metas.len()) {
             let Some(packet) = waiting.packets.pop_front() else { break };
             let len = packet.bytes.len();
-            // A datagram longer than what the endpoint announced to accept is not QUIC's; it would be cut.
+            // It would be cut; the endpoint's buffers are as long as the longest packet.
             let Some(buf) = bufs[filled].get_mut(..len) else { continue };
             buf.copy_from_slice(&packet.bytes);
             metas[filled] = RecvMeta {
@@ -144,5 +150,23 @@ impl UdpPoller for PortPoller {
 impl fmt::Debug for PortPoller {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PortPoller").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_strangers_send_is_bounded() {
+        let (queue, meta) = (HopQueue::default(), RecvMeta::default());
+        assert!(!queue.push(&[0x40; PACKET_LEN_MAX + 1], &meta));
+        let taken = (0..2 * PACKETS_MAX).filter(|_| queue.push(&[0x40; PACKET_LEN_MAX], &meta));
+        assert_eq!(taken.count(), PACKETS_MAX);
+        let mut buffers = [[0; PACKET_LEN_MAX]; 4];
+        let mut slices = buffers.each_mut().map(|buffer| IoSliceMut::new(buffer));
+        let mut cx = Context::from_waker(Waker::noop());
+        let polled = queue.poll_pop(&mut cx, &mut slices, &mut [RecvMeta::default(); 4]);
+        assert!(matches!(polled, Poll::Ready(4)));
     }
 }
