@@ -8,7 +8,11 @@ use std::{
     time::Duration,
 };
 
-use skein_api::{Service, status::SiteStatus};
+use rustix::process::{Pid, test_kill_process};
+use skein_api::{
+    Service,
+    status::{RouterStatus, SiteStatus},
+};
 use skein_controller::{
     Paths,
     platform::linux::{self, Units},
@@ -178,24 +182,41 @@ pub(crate) async fn stop(paths: &Paths, progress: &mut Progress) -> Result<(), F
         })
         .await;
     }
+    let routers = routers(paths).await?;
     Client::connect_to(paths).await?.shutdown(true).await?;
-    ended(paths, progress).await
+    ended(paths, &routers, progress).await
 }
 
-/// Waits until the controller no longer answers.
+/// Process ids of the site's routers.
 ///
 /// # Errors
-/// It still does after [`START_TIMEOUT`].
-pub(crate) async fn ended(paths: &Paths, progress: &mut Progress) -> Result<(), Failure> {
+/// The controller does not answer.
+pub(crate) async fn routers(paths: &Paths) -> Result<Vec<Pid>, Failure> {
+    let routers = status(paths).await?.routers;
+    let pid = |router: RouterStatus| i32::try_from(router.pid).ok().and_then(Pid::from_raw);
+    Ok(routers.into_iter().filter_map(pid).collect())
+}
+
+/// Waits until the controller no longer answers and the `routers` are gone.
+///
+/// # Errors
+/// Some are still there after [`START_TIMEOUT`].
+pub(crate) async fn ended(
+    paths: &Paths,
+    routers: &[Pid],
+    progress: &mut Progress,
+) -> Result<(), Failure> {
     progress.step("waiting for the processes to end");
     let deadline = clock::instant() + START_TIMEOUT;
     while clock::instant() < deadline {
-        if crate::net::connect_unix(&paths.site_socket()).await.is_err() {
+        let controller = crate::net::connect_unix(&paths.site_socket()).await.is_ok();
+        let router = routers.iter().any(|&pid| test_kill_process(pid).is_ok());
+        if !controller && !router {
             return Ok(());
         }
         clock::sleep(POLL).await;
     }
-    Err(Failure::timeout("the controller does not end").next("see `skctl logs`"))
+    Err(Failure::timeout("the processes of the site do not end").next("see `skctl logs`"))
 }
 
 /// Removes everything the site has on this machine; its processes must have ended.

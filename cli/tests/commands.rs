@@ -70,6 +70,8 @@ fn failed_checks_fail_the_command() {
     let output = fake.run(&["doctor", "-q"]);
     assert_eq!(fails(&output, 1), "");
     golden("doctor.table", &text(&output.stdout));
+    let output = fake.run(&["doctor", "web.prod", "-q"]);
+    assert!(text(&output.stdout).starts_with("ok    path to web.prod: leads to dc\n"));
 }
 
 #[test]
@@ -147,6 +149,8 @@ fn deleting_says_what_remains() {
     ok(&fake.run(&["delete", "connector", "db", "--now"]));
     assert_eq!(fake.deleted(), ["Link/hub", "Connector/db", "Connector/db now"]);
     assert!(fails(&fake.run(&["unexpose", "nothing"]), 1).contains("not served from here"));
+    let error = fails(&fake.run(&["unlink", "branch"]), 1);
+    assert!(error.contains("incoming link") && error.contains("there"), "{error}");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::io::IsTerminal as _;
 
 use clap::Args;
-use skein_api::status::DoctorFinding;
+use skein_api::status::{DoctorFinding, TraceReport};
 use skein_controller::Paths;
 use skein_wire::proto::site::DoctorRequest;
 
@@ -30,7 +30,7 @@ pub(crate) struct Doctor {
 pub(crate) async fn run(global: &Global, args: Doctor) -> Result<(), Failure> {
     let paths = client::paths(global)?;
     let findings = match Client::connect_to(&paths).await {
-        Ok(client) => ask(global, client, args.address.unwrap_or_default()).await?,
+        Ok(client) => ask(global, client, args.address.as_deref()).await?,
         Err(failure) => without_controller(&paths, &failure),
     };
     let failed = findings.iter().any(|finding| !finding.ok);
@@ -43,11 +43,15 @@ pub(crate) async fn run(global: &Global, args: Doctor) -> Result<(), Failure> {
 async fn ask(
     global: &Global,
     mut client: Client,
-    address: String,
+    address: Option<&str>,
 ) -> Result<Vec<DoctorFinding>, Failure> {
     let mut progress = Progress::start(global, "checking");
-    let mut stream = client.raw().doctor(DoctorRequest { address }).await?.into_inner();
     let mut findings = Vec::new();
+    if let Some(address) = address {
+        findings.push(path(&mut client, address).await?);
+    }
+    let request = DoctorRequest { address: address.unwrap_or_default().to_owned() };
+    let mut stream = client.raw().doctor(request).await?.into_inner();
     while let Some(document) = stream.message().await? {
         let finding: DoctorFinding = client::parse(&document.json)?;
         progress.step(format!("checked {}", output::printable(&finding.check)));
@@ -55,6 +59,26 @@ async fn ask(
     }
     Ok(findings)
 }
+
+/// Whether a flow to `address` would get anywhere from here.
+async fn path(client: &mut Client, address: &str) -> Result<DoctorFinding, Failure> {
+    let report: TraceReport = client.trace(address.to_owned(), 0).await?;
+    let chosen = report.candidates.iter().find(|candidate| candidate.chosen);
+    let (detail, fix) = match chosen {
+        Some(candidate) => (format!("leads to {}", candidate.site), ""),
+        None if report.error.is_empty() => (report.why.clone(), NO_PATH),
+        None => (report.error.clone(), NO_PATH),
+    };
+    Ok(DoctorFinding {
+        check: format!("path to {address}"),
+        ok: chosen.is_some(),
+        detail,
+        fix: fix.to_owned(),
+    })
+}
+
+const NO_PATH: &str =
+    "see `skctl service list` for what is served, `skctl network status` for links that are down";
 
 /// What can be told when nobody answers.
 fn without_controller(paths: &Paths, failure: &Failure) -> Vec<DoctorFinding> {

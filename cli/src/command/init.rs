@@ -220,7 +220,7 @@ impl Show for Outcome {
         let verb = if self.new { "Created site" } else { "Site" };
         let mut out = format!("{verb} {} ({}), {}.\n", status.name, status.site_id, status.role);
         for change in self.changes.iter().filter(|change| !change.is_empty()) {
-            out += &format!("  {change}\n");
+            out += &format!("Changed: {change}.\n");
         }
         let sockets = status.routers.iter().flat_map(|router| &router.sockets);
         let sockets: Vec<String> = sockets

@@ -188,7 +188,17 @@ async fn list(global: &Global) -> Result<(), Failure> {
 }
 
 pub(crate) async fn unlink(global: &Global, args: Unlink) -> Result<(), Failure> {
-    let notes = Client::connect(global).await?.delete("Link", &args.name, false).await?;
+    let mut client = Client::connect(global).await?;
+    let links: Vec<LinkRow> = client.query("links").await?;
+    let named = |link: &&LinkRow| link.name == args.name;
+    if links.iter().filter(named).count() > 0
+        && links.iter().filter(named).all(|link| link.incoming)
+    {
+        return Err(Failure::new(format_args!("{} is an incoming link", args.name))
+            .because("the other site made it, and would make it again")
+            .next("run `skctl unlink` there"));
+    }
+    let notes = client.delete("Link", &args.name, false).await?;
     note(global, format_args!("Link {} is gone.", args.name));
     for text in notes {
         note(global, text);

@@ -84,7 +84,8 @@ pub(crate) async fn upgrade(global: &Global, _: Upgrade) -> Result<(), Failure> 
     host::install(&paths)?;
     progress.step("replacing the controller");
     client.shutdown(false).await?;
-    host::ended(&paths, &mut progress).await?;
+    // The routers stay: flows go on while the controller is replaced.
+    host::ended(&paths, &[], &mut progress).await?;
     host::start(&paths).await?;
     host::ready(&paths, &mut progress).await?;
     progress.step("replacing the router");
@@ -109,9 +110,10 @@ pub(crate) async fn delete_site(global: &Global, yes: bool) -> Result<(), Failur
     let mut progress = Progress::start(global, "saying farewell");
     match Client::connect_to(&paths).await {
         Ok(mut client) => {
+            let routers = host::routers(&paths).await?;
             let stream = client.raw().leave(LeaveRequest {}).await?.into_inner();
             follow(stream, &mut progress).await?;
-            host::ended(&paths, &mut progress).await?;
+            host::ended(&paths, &routers, &mut progress).await?;
         }
         Err(_) => note(
             global,
