@@ -1,7 +1,7 @@
 //! The Skein command line.
 //!
 //! A command turns its arguments into a request to the site's controller and the answer into text; whatever decides
-//! anything lives in the controller. What creates, starts and removes a site works without a controller and is in [`host`].
+//! anything lives in the controller. What creates, starts and removes a site works without a controller and is in `host`.
 
 mod args;
 mod client;
