@@ -196,6 +196,9 @@ impl Attachment {
                 ended = self.attach_and_serve() => ended, // dropped only at the end
             };
             let Err(error) = ended;
+            if matches!(error, AttachError::Ends) {
+                return;
+            }
             if self.attached.send_replace(false) {
                 tracing::warn!(%error, "detached from the controller; forwarding goes on");
                 wait = REDIAL_MIN;
@@ -203,9 +206,6 @@ impl Attachment {
             } else if !reported {
                 tracing::warn!(%error, "cannot attach to the controller; trying on");
                 reported = true;
-            }
-            if matches!(error, AttachError::Ends) {
-                return;
             }
             while self.replies.try_recv().is_ok() {} // They answered an attachment that is gone.
             tokio::select! {
