@@ -108,7 +108,11 @@ impl ClientCertVerifier for RouterVerifier {
         let view = self.trust.view();
         verify_router(leaf, intermediates, Usage::Client, self.expected, &view, now)
             .map(|_| ClientCertVerified::assertion())
-            .map_err(tls_error)
+            .map_err(|error| {
+                // The library's error is shorter; strangers can cause this at will, hence no louder.
+                tracing::debug!(%error, "a dialling peer is refused");
+                tls_error(error)
+            })
     }
 
     fn verify_tls12_signature(
