@@ -224,7 +224,8 @@ impl Site {
         let output = self.skctl(args).run()?;
         ensure!(output.code == Some(code), "{args:?} should exit {code}: {output}");
         let stderr = output.stderr.to_lowercase();
-        ensure!(stderr.starts_with("error: "), "{args:?}: {output}");
+        // Lines of progress may come before it.
+        ensure!(stderr.lines().any(|line| line.starts_with("error: ")), "{args:?}: {output}");
         for word in words {
             if !stderr.contains(&word.to_lowercase()) {
                 bail!("{args:?} does not mention {word:?}: {output}");

@@ -52,7 +52,7 @@ fn tokens_that_are_no_good() -> Result<()> {
     let pem = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n";
     link(&bad("pem", pem)?, &["not a skein token"])?;
     link(&bad("empty", "")?, &["empty"])?;
-    link(&bad("huge", &"x".repeat(1 << 20))?, &["longer than"])?;
+    link(&bad("huge", &"x".repeat(1 << 20))?, &["more than"])?;
     site.refuses(&["link", "/no/such/file"], 1, &["/no/such/file"])?;
     let literal = site.refuses(&["link", token.trim()], 2, &["file"])?;
     ensure!(!literal.contains(body), "the error repeats the secret");
@@ -94,11 +94,11 @@ fn endpoints_that_are_not_there_or_something_else() -> Result<()> {
         Ok(text(&path)?.to_owned())
     };
     let link = |token: &str, code, words: &[&str]| {
-        site.refuses(&["link", token, "--timeout", "10s"], code, words)
+        site.refuses(&["link", token, "--timeout", "30s"], code, words)
     };
     // Nothing there, and a port nobody listens on.
     let nowhere = token_to("nowhere", "203.0.113.99:7443")?;
-    let output = site.skctl(&["link", &nowhere, "--timeout", "8s"]).run()?;
+    let output = site.skctl(&["link", &nowhere, "--timeout", "30s"]).run()?;
     ensure!(output.code == Some(3) || output.code == Some(1), "{output}");
     ensure!(output.stderr.contains("203.0.113.99:7443"), "{output}");
     link(&token_to("closed", &format!("{address}:9"))?, 1, &["refused"])?;
@@ -134,7 +134,7 @@ fn documents_that_are_no_good_change_nothing() -> Result<()> {
         ("kind", fine.replace("Connector", "Connexion"), "Connexion"),
         ("version", fine.replace("v1alpha1", "v9"), "v9"),
         ("twice", format!("{fine}---\n{fine}"), "fine"),
-        ("big", format!("# {}\n{fine}", "x".repeat(10 << 20)), "MiB"),
+        ("big", format!("# {}\n{fine}", "x".repeat(10 << 20)), "bytes"),
         ("bytes", "\u{1}\u{2}{{{{".to_owned(), ""),
     ];
     for (name, content, word) in bad {

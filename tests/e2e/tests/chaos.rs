@@ -10,7 +10,7 @@ use rand::{Rng as _, SeedableRng as _};
 use serde_json::Value;
 use skein_e2e::topology::Diamond;
 use skein_e2e::{Site, figure, flow, scaled};
-use skein_lab::{Host, Signal};
+use skein_lab::{Host, Signal, eventually};
 
 /// How a transit fails.
 #[derive(Clone, Copy, Debug)]
@@ -63,7 +63,15 @@ fn fail(net: &Diamond, transit: &Site, fault: Fault) -> Result<()> {
         net.lab.heal(from, to)
     };
     match fault {
-        Fault::Kill => transit.signal_router(Signal::Kill),
+        Fault::Kill => {
+            let before = transit.processes()?.router;
+            host.signal(before, Signal::Kill)?;
+            // Until then everybody may still believe in the old one.
+            eventually("a new router", Duration::from_secs(20), || {
+                Ok(transit.processes()?.router != before)
+            })
+            .map(drop)
+        }
         Fault::Reboot => {
             host.power_cut()?;
             transit.skctl(&["start"]).check().map(drop)
@@ -91,6 +99,9 @@ fn fail(net: &Diamond, transit: &Site, fault: Fault) -> Result<()> {
 fn recovered(net: &Diamond) -> Result<()> {
     net.a.wait_links_up(2)?;
     net.b.wait_links_up(2)?;
+    for transit in &net.transits {
+        transit.wait_links_up(3)?;
+    }
     Ok(())
 }
 
