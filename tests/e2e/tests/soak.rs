@@ -10,11 +10,11 @@ use skein_lab::eventually;
 #[test]
 fn churn_leaves_nothing_behind() -> Result<()> {
     let net = Hub::new()?;
-    // One flow in two hundred is killed by the target, one in two hundred by the client.
+    // One flow in two hundred is killed by the target, about as many by the client.
     let _server = flow::serve(net.dc.host(), 8100, &["--kill-every", "200"])?;
     net.dc.expose("churn", 8100, &[])?;
     let to = net.branch.endpoint("churn", 8100)?;
-    let rate = ["--rate", "200", "--kill-every", "200", "--seconds"];
+    let rate = ["--rate", "200", "--kill-every", "201", "--seconds"];
     let churn = |seconds: &str| {
         flow::run(net.branch.host(), "churn", to, &[&rate[..], &[seconds]].concat())
     };
