@@ -129,6 +129,28 @@ async fn a_transit_repairs_round_its_dead_link() {
 }
 
 #[tokio::test]
+async fn a_path_of_eleven_links_takes_the_long_header() {
+    const LAST: usize = 11;
+    let mut nodes = nodes(u8::try_from(LAST).unwrap() + 1).await;
+    for from in 0..LAST {
+        join(&mut nodes, from, from + 1, None).await;
+    }
+    let there: Vec<usize> = (1..=LAST).collect();
+    let back: Vec<usize> = (0..LAST).rev().collect();
+    publish(&nodes, 0, &[&there], MTU);
+    publish(&nodes, LAST, &[&back], MTU);
+    for transit in 1..LAST {
+        publish(&nodes, transit, &[&[transit + 1], &[transit - 1]], MTU);
+    }
+    let (a, server) = (nodes[0].endpoint(), echo(nodes[LAST].endpoint()));
+    let connection = nodes[0].connect(&a, &nodes[LAST], Pin(0)).await;
+    round_trip(&connection, MIB).await;
+    // The long header takes 32 bytes more than the path leaves for it.
+    assert!(nodes[0].fabric.counters().packets_fragmented.total() > 800);
+    server.abort();
+}
+
+#[tokio::test]
 async fn a_path_that_shrinks_under_traffic_is_noticed_and_the_link_stays_up() {
     let (nodes, [ab, _bc, _ad, _dc]) = diamond().await;
     let (a, server) = (nodes[0].endpoint(), echo(nodes[2].endpoint()));

@@ -6,7 +6,7 @@ use quinn::{
     AsyncUdpSocket, Endpoint, EndpointConfig, IdleTimeout, TransportConfig, VarInt,
     congestion::CubicConfig,
 };
-use skein_core::Path;
+use skein_core::{LABELS_MAX, Path};
 use std::{io, sync::Arc, time::Duration};
 
 /// Practically unlimited: flow control is per flow and ours, and a finite connection window lets stalled streams starve the rest.
@@ -20,6 +20,8 @@ pub(super) const SEND_WINDOW_BYTES_MIN: u64 = 1 << 20;
 const MTU_MIN: u16 = 1_200;
 /// Largest packet a session uses, whatever a path claims; bounds quinn's receive buffers.
 const MTU_MAX: u16 = 9_000;
+/// What the long frame header has more than the ordinary one, which is all that a path's MTU accounts for.
+const LONG_HEADER_EXTRA: u16 = 32;
 /// A silent session is probed this often.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// Longer than the longest reroute that flows are to survive, after which sessions are closed for lack of a path.
@@ -47,7 +49,11 @@ pub(super) enum Role {
 
 /// Settings of one connection over `path`; without one, what every path can do.
 pub(super) fn transport(role: Role, path: Option<&Path>) -> Arc<TransportConfig> {
-    let mtu = path.map_or(MTU_MIN, |path| path.mtu.clamp(MTU_MIN, MTU_MAX));
+    let mtu = path.map_or(MTU_MIN, |path| {
+        // More labels take the long frame header.
+        let longer = if path.labels.len() > LABELS_MAX { LONG_HEADER_EXTRA } else { 0 };
+        path.mtu.saturating_sub(longer).clamp(MTU_MIN, MTU_MAX)
+    });
     let rtt = path.map_or(INITIAL_RTT_MAX, |path| Duration::from_micros(path.metric_us));
     let mut cubic = CubicConfig::default();
     cubic.initial_window(INITIAL_WINDOW_BYTES);
