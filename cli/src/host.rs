@@ -19,7 +19,14 @@ use skein_controller::{
     site::{self, InitOptions},
 };
 
-use crate::{client::Client, clock, command::logs, error::Failure, input, progress::Progress};
+use crate::{
+    client::Client,
+    clock,
+    command::logs,
+    error::{Exit, Failure},
+    input,
+    progress::Progress,
+};
 
 /// How long processes may take to start on a busy machine.
 pub(crate) const START_TIMEOUT: Duration = Duration::from_secs(30);
@@ -255,13 +262,34 @@ pub(crate) fn logs(paths: &Paths) -> Result<LogSource, Failure> {
     })
 }
 
-/// Turns this process into the site's controller; returns only when that fails.
-pub(crate) fn run_here(paths: &Paths) -> Failure {
-    if let Err(failure) = install(paths) {
-        return failure;
+/// Runs the controller under this process, its log on standard error, until it ends or this process is told to end;
+/// then controller and router end in order.
+///
+/// # Errors
+/// The controller cannot be started, fails, or does not end.
+pub(crate) async fn run_here(paths: &Paths) -> Result<(), Failure> {
+    let failed = |error: io::Error| Failure::new("cannot run the controller").because(error);
+    install(paths)?;
+    remove_if_there(&paths.stopped_file()).map_err(failed)?;
+    let mut command = controller(paths);
+    // Ctrl-C is meant for this process, which ends the router too.
+    command.stdin(Stdio::null()).process_group(0);
+    let mut child = tokio::process::Command::from(command).spawn().map_err(failed)?;
+    let status = tokio::select! {
+        status = child.wait() => status.map_err(failed)?, // cancel-safe
+        failure = crate::interrupted() => { // cancel-safe
+            Client::connect_to(paths).await?.shutdown(true).await?;
+            let ended = tokio::time::timeout(START_TIMEOUT, child.wait()).await;
+            ended.map_err(|_| Failure::timeout("the controller does not end"))?.map_err(failed)?;
+            return match failure {
+                // That is how it is meant to end.
+                Err(failure) if failure.exit() == Exit::Interrupted => Ok(()),
+                other => other,
+            };
+        }
+    };
+    if status.success() {
+        return Ok(());
     }
-    if let Err(error) = remove_if_there(&paths.stopped_file()) {
-        return Failure::new("cannot start the site").because(error);
-    }
-    Failure::new("cannot run the controller").because(controller(paths).exec())
+    Err(Failure::new(format_args!("the controller ended with {status}")))
 }

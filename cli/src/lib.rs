@@ -20,7 +20,7 @@ use std::{ffi::OsString, io::Write as _, process::ExitCode};
 use clap::{CommandFactory as _, Parser as _};
 
 use crate::{
-    args::Cli,
+    args::{Cli, Command},
     error::{Exit, Failure},
 };
 
@@ -60,6 +60,9 @@ fn run_parsed(cli: Cli) -> Result<(), Failure> {
         .build()
         .map_err(|error| Failure::new("cannot start").because(error))?;
     let result = runtime.block_on(async {
+        if matches!(&cli.command, Command::Init(init) if init.is_foreground()) {
+            return command::run(cli).await;
+        }
         // Dropping the command's future undoes what it began: progress lines, temporary files, the demo's sites.
         tokio::select! {
             biased; // an interrupted command must not be reported as a success

@@ -66,7 +66,7 @@ pub(crate) struct Init {
     /// Reads the passphrase of --identity from the first line of this file
     #[arg(long, value_name = "FILE", requires = "identity")]
     passphrase_file: Option<String>,
-    /// Runs the controller in this terminal instead of in the background
+    /// Runs the site under this command instead of in the background; Ctrl-C stops it
     #[arg(long)]
     foreground: bool,
 }
@@ -115,6 +115,11 @@ fn parse_advertise(text: &str) -> Result<String, String> {
 }
 
 impl Init {
+    /// Whether it goes on until it is told to end, and then has something to do.
+    pub(crate) fn is_foreground(&self) -> bool {
+        self.foreground
+    }
+
     fn options(&self) -> InitOptions {
         let listen = if self.no_listen { Some(Vec::new()) } else { given(&self.listen) };
         InitOptions {
@@ -153,7 +158,8 @@ pub(crate) async fn run(global: &Global, args: Init) -> Result<(), Failure> {
         note(global, format_args!("note: {text}"));
     }
     if args.foreground {
-        return Err(host::run_here(&paths));
+        progress.finish();
+        return host::run_here(&paths).await;
     }
     if Client::connect_to(&paths).await.is_err() {
         progress.step("starting");
