@@ -6,6 +6,7 @@
 use crate::{ControllerAddress, clock, net};
 use hyper_util::rt::TokioIo;
 use prost::Message as _;
+use skein_core::RecordKey;
 use skein_wire::{
     config::{self, Assembler},
     proto::{
@@ -67,8 +68,8 @@ pub(crate) enum Order {
     Drain(Drain),
 }
 
-/// Trust records accepted from the network by their key's encoding.
-pub(crate) type LearnedRecords = BTreeMap<Vec<u8>, Record>;
+/// Trust records accepted from the network.
+pub(crate) type LearnedRecords = BTreeMap<RecordKey, Record>;
 
 /// What the controller shall know, as of now.
 #[derive(Debug)]
@@ -426,7 +427,7 @@ impl Sent {
             .iter()
             .filter(|(key, record)| self.learned_sent.get(*key) != Some(record))
             .take(LEARNED_PER_MESSAGE)
-            .map(|(key, record)| (key.clone(), record.clone()))
+            .map(|(key, record)| (*key, record.clone()))
             .collect();
         if fresh.is_empty() {
             return None;

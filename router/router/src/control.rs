@@ -375,6 +375,7 @@ impl Control {
                 Output::Publish(fib) => {
                     self.gauges.fib_publications.fetch_add(1, Ordering::Relaxed);
                     self.data.publish(&fib);
+                    self.hello.set_handle(self.engine.handle());
                     self.fib = fib;
                     self.network_stale = true;
                     self.update_endpoints();
@@ -417,12 +418,10 @@ impl Control {
         self.send_next(id);
     }
 
+    /// Keeps statements for the controller, as long as the database does.
     fn keep(&mut self, records: &[Arc<Record>]) {
-        for record in records {
-            // The key's debug form is unique and stable within a process, which is as long as this map lives.
-            let key = format!("{:?}", record.key).into_bytes();
-            self.learned.insert(key, (&**record).into());
-        }
+        self.learned.extend(records.iter().map(|record| (record.key, (&**record).into())));
+        self.learned.retain(|key, _| self.engine.lsdb().get(key).is_some());
         self.controller.facts.learned.send_replace(Arc::new(self.learned.clone()));
     }
 

@@ -1,4 +1,5 @@
 use super::{fake_controller::FakeController, *};
+use skein_core::SiteId;
 use skein_wire::proto::{
     control::{ListenerConfig, TraceReply},
     routing::Record,
@@ -97,8 +98,9 @@ async fn configuration_arrives_whole_and_then_as_deltas() {
 #[tokio::test]
 async fn a_controller_that_comes_back_is_told_everything_again() {
     let bench = Bench::start();
+    let key = |n: u8| RecordKey::statement(SiteId([n; 32]));
     let record = |n: u8| Record { body: vec![n].into(), signature: vec![n].into() };
-    let mut learned = LearnedRecords::from([(vec![1], record(1))]);
+    let mut learned = LearnedRecords::from([(key(1), record(1))]);
     bench.controller.facts.learned.send_replace(Arc::new(learned.clone()));
     bench.controller.facts.csr.send_replace(Some(vec![9]));
 
@@ -112,7 +114,7 @@ async fn a_controller_that_comes_back_is_told_everything_again() {
     );
 
     // Only what is new is sent while the attachment lasts.
-    learned.insert(vec![2], record(2));
+    learned.insert(key(2), record(2));
     bench.controller.facts.learned.send_replace(Arc::new(learned));
     assert!(
         matches!(attached.next().await, Some(from_router::Message::Learned(l)) if l.records == [record(2)])

@@ -67,6 +67,11 @@ impl HelloBook {
         }
     }
 
+    /// Follows a change of our handle, which happens when another router turns out to use the same.
+    pub(super) fn set_handle(&self, handle: Handle) {
+        self.0.write().hello.handle = handle.0;
+    }
+
     /// The closure links call when one is established.
     pub(super) fn for_links(self: &Arc<Self>) -> Arc<HelloFor> {
         let book = Arc::clone(self);
