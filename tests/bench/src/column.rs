@@ -78,8 +78,8 @@ impl Setup {
             },
         ];
         processes.extend(haproxy);
-        columns.push(skein("Skein, 0 transits", "zero", &[&client, &server])?);
-        columns.push(skein("Skein, 1 transit", "one", &[&client, &transit, &server])?);
+        columns.push(skein("Skein, 0 transits", "zero", 7443, &[&client, &server])?);
+        columns.push(skein("Skein, 1 transit", "one", 7444, &[&client, &transit, &server])?);
         Ok(Self { columns, client, _processes: processes, _lab: lab })
     }
 }
@@ -98,11 +98,12 @@ fn serve(server: &Host) -> Result<Vec<Process>> {
 }
 
 /// A chain of sites, each linked to the next; the last serves, the first is the client's.
-fn skein(name: &'static str, namespace: &str, hosts: &[&Host]) -> Result<Column> {
+fn skein(name: &'static str, namespace: &str, port: u16, hosts: &[&Host]) -> Result<Column> {
     let mut sites: Vec<Site> = Vec::new();
     for host in hosts {
-        let address = host.address().to_string();
-        let site = Site::init_in(host, namespace, &["--advertise", &address])?;
+        let address = format!("{}:{port}", host.address());
+        let listen = format!("[::]:{port}");
+        let site = Site::init_in(host, namespace, &["--listen", &listen, "--advertise", &address])?;
         if let Some(previous) = sites.last() {
             site.link_to(previous, &[])?;
         }

@@ -68,7 +68,7 @@ fn tokens_that_are_no_good() -> Result<()> {
     site.link(&good, &[])?;
     let second = Site::init(&lab.host_behind_nat("second", &internet)?, &[])?;
     second.refuses(&["link", text(&good)?, "--timeout", "15s"], 1, &["used"])?;
-    hub.refuses(&["link", text(&hub.token("own", &[])?)?], 1, &["itself"])?;
+    hub.refuses(&["link", text(&hub.token("own", &[])?)?], 1, &["this very site"])?;
     // Nothing of this has broken the link that was made.
     site.wait_links_up(1)?;
     Ok(())

@@ -119,7 +119,7 @@ fn stop_start_restart_and_delete() -> Result<()> {
     let left = std::fs::read_dir(net.branch.host().dir().join("skein"))?.flatten().count();
     ensure!(left == 0, "delete left state behind");
     eventually("the link is gone", Duration::from_secs(10), || Ok(links(&net.hub)? == 1))?;
-    let processes = net.branch.host().command("pgrep").args(["-f", "skein-"]).run()?;
+    let processes = net.branch.host().command("pgrep").args(["-f", "bin/skein-"]).run()?;
     ensure!(processes.stdout.is_empty(), "delete left processes behind: {processes}");
     Ok(())
 }
