@@ -24,6 +24,9 @@ const OUTBOUND_QUEUE: usize = 16;
 const ATTACH_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest message from a router: the status of a network with 100,000 addresses.
 pub(crate) const MESSAGE_LEN_MAX: usize = 64 << 20;
+/// A router that outlived its controller tells it within this time what it sees; until then its configuration stays as it is, because a
+/// controller that does not know the network yet would close every listener.
+const FIRST_STATUS_TIMEOUT: Duration = Duration::from_secs(3);
 /// Requests of ours a router has not answered.
 const PENDING_MAX: usize = 64;
 
@@ -92,6 +95,7 @@ impl Control for ControlService {
             outbound,
             config: self.0.config(),
             sent: None,
+            is_held: attach.config_version > 0,
         };
         self.0.tasks.spawn(serving.run(inbound, attach));
         Ok(Response::new(Box::pin(ReceiverStream::new(queue))))
@@ -107,10 +111,14 @@ struct Serving {
     config: watch::Receiver<Versioned>,
     /// What the router has, as far as we know.
     sent: Option<Versioned>,
+    /// Until its first status nothing is sent to a router that has a configuration.
+    is_held: bool,
 }
 
 impl Serving {
     async fn run(mut self, mut inbound: Streaming<FromRouter>, attach: Attach) {
+        let hold = tokio::time::sleep(FIRST_STATUS_TIMEOUT);
+        tokio::pin!(hold);
         let current = self.config.borrow_and_update().clone();
         let mut is_alive = true;
         if current.version > 0 && attach.config_sha256 == current.sha256 {
@@ -122,6 +130,10 @@ impl Serving {
         while is_alive {
             is_alive = tokio::select! {
                 () = self.controller.shutdown.cancelled() => false, // cancel-safe
+                () = &mut hold, if self.is_held => { // cancel-safe
+                    self.is_held = false;
+                    self.send_config().await
+                }
                 changed = self.config.changed() => { // cancel-safe
                     changed.is_ok() && self.send_config().await
                 }
@@ -145,7 +157,10 @@ impl Serving {
             from_router::Message::Applied(applied) => self.applied(applied).await,
             from_router::Message::Status(status) => {
                 self.controller.observe(&self.router, status);
-                true
+                if !std::mem::take(&mut self.is_held) {
+                    return true;
+                }
+                self.send_config().await
             }
             from_router::Message::Learned(learned) => {
                 self.controller.learn(learned.records);
@@ -190,6 +205,7 @@ impl Serving {
         }
         if applied.need_full {
             self.sent = None;
+            self.is_held = false;
             return self.send_config().await;
         }
         true
@@ -198,8 +214,8 @@ impl Serving {
     /// Sends what the router does not have: a delta if it has something, else everything.
     async fn send_config(&mut self) -> bool {
         let current = self.config.borrow_and_update().clone();
-        if current.version == 0 {
-            return true; // Nothing is planned yet.
+        if current.version == 0 || self.is_held {
+            return true; // Nothing is planned yet, or not on what the router sees.
         }
         let delta = self.sent.as_ref().and_then(|sent| {
             config::diff(sent.version, &sent.config, current.version, &current.config)

@@ -1,6 +1,8 @@
 //! Ends: draining routers, restarting them, and leaving the network for good.
 
-use std::{sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
+
+use rustix::process::{Pid, Signal, kill_process};
 
 use skein_wire::proto::site::Progress;
 
@@ -12,6 +14,8 @@ use crate::{
 
 /// What a router may take beyond its drain deadline before it is called late.
 const DRAIN_GRACE: Duration = Duration::from_secs(3);
+/// How often an ending process is looked at.
+const POLL: Duration = Duration::from_millis(20);
 /// How long a router may take to come back.
 const RESTART_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -20,24 +24,45 @@ const RESTART_TIMEOUT: Duration = Duration::from_secs(30);
 /// # Cancel safety
 /// Routers that were told end all the same.
 pub(crate) async fn drain_routers(controller: &Controller, farewell: bool) {
-    let mut changes = controller.changes();
+    let pids: Vec<u32> = {
+        let state = controller.state();
+        let attached = state.routers.values().filter(|router| router.session.is_some());
+        attached.map(|router| router.pid).filter(|pid| *pid != std::process::id()).collect()
+    };
     if controller.tell_all(drain(farewell)).await == 0 {
         return;
     }
+    let mut changes = controller.changes();
     let gone = async {
-        loop {
-            changes.mark_unchanged();
-            if !controller.state().routers.values().any(|router| router.session.is_some()) {
-                return;
-            }
+        while controller.state().routers.values().any(|router| router.session.is_some()) {
             if changes.changed().await.is_err() {
                 return;
             }
         }
+        // The process outlives its stream by a little; its port is free only afterwards.
+        while pids.iter().any(|pid| is_running(*pid)) {
+            tokio::time::sleep(POLL).await;
+        }
     };
     if tokio::time::timeout(DRAIN_TIMEOUT + DRAIN_GRACE, gone).await.is_err() {
-        tracing::warn!("a router did not end in time");
+        tracing::warn!("a router did not end in time and is killed");
+        for pid in pids.into_iter().filter(|pid| is_running(*pid)) {
+            let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+            if let Some(Err(error)) = pid.map(|pid| kill_process(pid, Signal::KILL)) {
+                tracing::warn!(%error, "a router cannot be killed");
+            }
+        }
     }
+}
+
+/// Whether the process runs; one that only waits to be reaped does not.
+fn is_running(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("stat"));
+    // proc_pid_stat(5): the state follows the name, which may contain anything but ends with the last parenthesis.
+    stat.is_ok_and(|stat| {
+        let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+        !matches!(state, None | Some('Z' | 'X'))
+    })
 }
 
 /// Restarts the routers: whoever supervises them starts them again.

@@ -107,6 +107,10 @@ pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
         // Fails where the process leads a group already; then nothing ties it to a terminal either.
         let _ = rustix::process::setsid();
     }
+    if args.respawned {
+        // Our output is that of the router which started us, which has a log of its own.
+        redirect_output(&Paths::new(args.state.clone(), args.runtime.clone()));
+    }
     install_logs(&args);
     match start(args) {
         Ok(()) => ExitCode::SUCCESS,
@@ -115,6 +119,12 @@ pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn redirect_output(paths: &Paths) {
+    let Ok(log) = crate::platform::linux::log_file(paths, "controller.log") else { return };
+    // The router's log is not wrong, only harder to find.
+    let _ = rustix::stdio::dup2_stdout(&log).and_then(|()| rustix::stdio::dup2_stderr(&log));
 }
 
 fn install_logs(args: &Args) {
