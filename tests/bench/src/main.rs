@@ -29,7 +29,7 @@ fn main() -> Result<()> {
         if !column.processes.is_empty() {
             let (idle, loaded) = memory(&setup.client, column, IDLE_FLOWS)?;
             table.add("RSS of all processes in between, idle, MB", index, idle);
-            table.add("… with 5,000 idle flows, MB", index, loaded);
+            table.add("RSS with 5,000 idle flows, MB", index, loaded);
         }
     }
     let names: Vec<_> = setup.columns.iter().map(|column| column.name).collect();
@@ -47,17 +47,17 @@ fn round(
     let (rate, cpu) = bulk(client, column, 1, seconds)?;
     table.add("bulk, 1 flow, Gbit/s", index, rate);
     if !column.processes.is_empty() {
-        table.add("… CPU-s/GB of all processes in between", index, cpu);
+        table.add("bulk, 1 flow: CPU-s/GB of all processes in between", index, cpu);
     }
     let (rate, _) = bulk(client, column, 8, seconds)?;
     table.add("bulk, 8 flows, Gbit/s", index, rate);
     let one = http(client, column, 1, 2000 * seconds, true)?;
     table.add("HTTP, 1 connection, p50 ms", index, one.p50_ms);
-    table.add("… p99 ms", index, one.p99_ms);
+    table.add("HTTP, 1 connection, p99 ms", index, one.p99_ms);
     let many = http(client, column, 64, 10_000 * seconds, true)?;
     table.add("HTTP, 64 connections, p50 ms", index, many.p50_ms);
-    table.add("… p99 ms, 64", index, many.p99_ms);
-    table.add("… requests/s", index, many.rate);
+    table.add("HTTP, 64 connections, p99 ms", index, many.p99_ms);
+    table.add("HTTP, 64 connections, requests/s", index, many.rate);
     let new = http(client, column, 64, 2000 * seconds, false)?;
     table.add("new connections/s", index, new.rate);
     Ok(())
