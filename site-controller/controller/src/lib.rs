@@ -24,3 +24,6 @@ pub mod store;
 pub use archive::{ArchiveError, PASSPHRASE_LEN_MIN, open as open_identity};
 pub use paths::{DEFAULT_NAMESPACE, Environment, PathError, Paths};
 pub use process::run;
+
+#[cfg(test)]
+mod tests;
