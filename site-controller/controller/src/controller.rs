@@ -341,11 +341,8 @@ impl Controller {
             state.interfaces = interfaces;
             changed |= state.learned.expire(now);
         }
-        if state.learned.take_dirty()
-            && let Err(error) = self.store.save_learned(&state.learned.to_vec())
-        {
+        if let Err(error) = self.save_what_was_learned(&mut state) {
             tracing::error!(%error, "statements of other sites are not saved");
-            state.learned.set_dirty();
         }
         if changed {
             self.refresh(&mut state);
@@ -385,12 +382,24 @@ impl Controller {
 
     /// Saves what was heard, at the end of the process.
     pub(crate) fn save_learned(&self) {
-        let mut state = self.state();
-        if state.learned.take_dirty()
-            && let Err(error) = self.store.save_learned(&state.learned.to_vec())
-        {
+        if let Err(error) = self.save_what_was_learned(&mut self.state()) {
             tracing::error!(%error, "statements of other sites are not saved");
         }
+    }
+
+    /// Saves what was heard of other sites since the last time, if anything; what fails is tried again.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub(crate) fn save_what_was_learned(&self, state: &mut State) -> Result<(), StoreError> {
+        if !state.learned.take_dirty() {
+            return Ok(());
+        }
+        let saved = self.store.save_learned(&state.learned.to_vec());
+        if saved.is_err() {
+            state.learned.set_dirty();
+        }
+        saved
     }
 
     /// From now on nobody restarts anybody.

@@ -42,6 +42,7 @@ use crate::{
     claim::client::{self, RedeemError, Wish},
     clock,
     controller::Controller,
+    learned::LearnedRecords,
     paths::Paths,
     process::{Args, Sockets, serve},
     site::{InitOptions, create},
@@ -317,6 +318,11 @@ async fn a_token_links_two_sites() {
         assert!(branch.learned.iter().count() >= 2, "statement and endorsement of the hub");
     }
     assert!(hub.controller.state().endorsed.contains_key(&branch.controller.site));
+    for (site, peer) in [(&hub, "branch"), (&branch, "hub")] {
+        let stored = Store::new(site.paths.clone()).load().unwrap();
+        let learned = LearnedRecords::new(site.controller.site, stored.learned, 0);
+        assert!(learned.statements().any(|of| of.name == peer), "power may be cut from now on");
+    }
 
     let third = Site::start("third", None);
     let used = client::redeem(&third.controller, &token, &Wish::default()).await.unwrap_err();

@@ -10,13 +10,15 @@ use anyhow::{Context as _, Result, ensure};
 pub(crate) const DIR_PREFIX: &str = "skein-lab-";
 
 /// The first process of the lab. It reads a pipe only we hold: when we are gone, however, it ends what is
-/// left, removes the directory and exits, and as it is process 1 the kernel kills whatever escaped.
+/// left, removes the directory and exits, and as it is process 1 the kernel kills whatever escaped. What the
+/// hosts wrote, their logs above all, is first copied to the directory `SKEIN_LAB_KEEP` names, if it does.
 const CORE_SCRIPT: &str = r#"
 trap '' INT HUP
 read -r pid _ < /proc/self/stat
 echo "$pid"
 until cat > /dev/null; do :; done
 kill -9 -1
+[ -z "$SKEIN_LAB_KEEP" ] || { mkdir -p "$SKEIN_LAB_KEEP" && cp -a "$1" "$SKEIN_LAB_KEEP"; }
 rm -rf "$1"
 "#;
 

@@ -257,7 +257,9 @@ impl Controller {
             self.store.save_site(&site)?;
             state.site = site;
         }
+        // Saved before the link is: a link whose peer's statement was lost could never come up again.
         state.learned.learn(accepted.records, clock::unix_s());
+        self.save_what_was_learned(&mut state)?;
         let mut endpoints = token.endpoints.clone();
         for endpoint in accepted.endpoints {
             if !endpoints.contains(&endpoint) && endpoints.len() < LINK_ENDPOINTS_MAX {

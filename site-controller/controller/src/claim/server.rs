@@ -181,12 +181,15 @@ impl Controller {
                 state.grants.insert(next.name.clone(), next);
             }),
         };
-        let endorsed = saved.and_then(|()| self.endorse_redeemer(state, claim, &grant, &spec));
-        if let Err(error) = endorsed {
+        state.learned.learn(claim.records.to_vec(), clock::unix_s());
+        // The redeemer takes the answer for lasting, so all it rests on is on disk first.
+        let kept = saved
+            .and_then(|()| self.endorse_redeemer(state, claim, &grant, &spec))
+            .and_then(|()| self.save_what_was_learned(state));
+        if let Err(error) = kept {
             tracing::error!(%error, "a claim cannot be answered");
             return refused(Reason::Unavailable, "the issuer cannot save its state".to_owned());
         }
-        state.learned.learn(claim.records.to_vec(), clock::unix_s());
         self.accepted(state, redeemer)
     }
 
