@@ -287,7 +287,8 @@ impl fmt::Debug for Sealed {
 pub struct Record {
     /// Its name.
     pub key: RecordKey,
-    /// Of two records with the same key the higher one wins.
+    /// Of two records with the same key the higher one wins. A router counts all its records in one row, so that of any
+    /// two the later one is known.
     pub sequence: u64,
     /// Lifetime from its first sealing, in seconds; 0 is a purge.
     pub lifetime_s: u32,

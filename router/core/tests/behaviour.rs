@@ -167,6 +167,19 @@ fn a_lost_boot_epoch_is_outdone() {
 }
 
 #[test]
+fn addresses_that_overtake_the_lsa_of_a_router_that_came_back_wait_for_it() {
+    let mut network = line(2);
+    network.input(1, Input::Leave);
+    network.run_for(SECOND);
+    network.restart(1);
+    network.connect(0, 1, 1);
+    // Flooded right behind the summary, before 0 can ask for the LSA in it.
+    network.set_addresses(1, vec![entry("backend")]);
+    network.run_for(SECOND);
+    assert!(network.routers[0].fib.addresses.contains_key("backend"));
+}
+
+#[test]
 fn links_to_strangers_and_to_oneself_are_refused() {
     let mut network = Network::new(2, 1);
     let link = network.connect(0, 1, 1);

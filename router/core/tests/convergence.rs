@@ -3,7 +3,7 @@
 mod common;
 
 use common::{Network, entry, router_id};
-use proptest::prelude::*;
+use proptest::{prelude::*, test_runner::FileFailurePersistence};
 use skein_core::{Input, Role, Settings};
 use std::{collections::BTreeSet, time::Duration};
 
@@ -131,8 +131,26 @@ fn check_addresses(network: &Network, n: usize) -> Result<(), TestCaseError> {
     Ok(())
 }
 
+/// Lets a history happen, then the network come to rest.
+fn run(routers: usize, seed: u64, events: &[Event]) -> Result<(), TestCaseError> {
+    let mut network = Network::new(routers, seed);
+    for event in events {
+        apply(&mut network, event);
+    }
+    network.run_for(Duration::from_secs(5));
+    check(&network)?;
+    // The refresh changes nothing.
+    network.run_for(Duration::from_secs(2 * 60 * 60));
+    check(&network)
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 192, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 192,
+        // `tests/convergence.regressions`: without a `lib.rs` above it the default has nowhere to write to.
+        failure_persistence: Some(Box::new(FileFailurePersistence::WithSource("regressions"))),
+        ..ProptestConfig::default()
+    })]
 
     #[test]
     fn connected_routers_converge(
@@ -140,14 +158,20 @@ proptest! {
         events in (2..8_usize).prop_flat_map(|n| (Just(n), prop::collection::vec(event(n), 1..60))),
     ) {
         let (routers, events) = events;
-        let mut network = Network::new(routers, seed);
-        for event in &events {
-            apply(&mut network, event);
-        }
-        network.run_for(Duration::from_secs(5));
-        check(&network)?;
-        // The refresh changes nothing.
-        network.run_for(Duration::from_secs(2 * 60 * 60));
-        check(&network)?;
+        run(routers, seed, &events)?;
     }
+}
+
+/// Histories that once ended in disagreement.
+#[test]
+fn known_histories_converge() {
+    let history = vec![
+        Event::Leave(1),
+        Event::LinkUp(0, 1, 1),
+        Event::Deliver(2),
+        Event::Restart(1),
+        Event::LinkUp(1, 0, 1),
+        Event::Addresses(1, BTreeSet::from([0])),
+    ];
+    run(2, 6_404_701_020_999_200_149, &history).unwrap();
 }

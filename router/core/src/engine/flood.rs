@@ -133,7 +133,23 @@ impl<N: Notary> Engine<N> {
         }
     }
 
+    /// Whether the database may take a record.
     fn check(&mut self, record: &Record, unix_s: i64) -> Result<(), Rejection> {
+        self.verify(record, unix_s).map_err(|rejection| {
+            let early = self.is_early(record);
+            if early { Rejection::Missing(record.key.origin) } else { rejection }
+        })?;
+        let site = self.lsdb.site_of(record);
+        if site.is_some_and(|site| self.trust.revoked.contains(&site))
+            && !record.key.kind.is_statement()
+        {
+            return Err(Rejection::Untrusted);
+        }
+        self.lsdb.admit(record, self.is_expected(record))
+    }
+
+    /// Whether a record holds by what is known now.
+    fn verify(&mut self, record: &Record, unix_s: i64) -> Result<(), Rejection> {
         if let (RecordKind::AddressPage, Origin::Router(router)) =
             (record.key.kind, record.key.origin)
         {
@@ -143,14 +159,17 @@ impl<N: Notary> Engine<N> {
             }
         }
         let known = Known { lsdb: &self.lsdb, trust: &self.trust, unix_s };
-        self.notary.verify(record, &known)?;
-        let site = self.lsdb.site_of(record);
-        if site.is_some_and(|site| self.trust.revoked.contains(&site))
-            && !record.key.kind.is_statement()
-        {
-            return Err(Rejection::Untrusted);
-        }
-        self.lsdb.admit(record, self.is_expected(record))
+        self.notary.verify(record, &known)
+    }
+
+    /// Whether a router issued this after its LSA known here. By that LSA it may not hold, as the router has started again
+    /// or has another key since; only a later LSA can tell. It may come later although it was issued before: it is asked
+    /// for by the summary, while this was flooded.
+    fn is_early(&self, record: &Record) -> bool {
+        let Origin::Router(router) = record.key.origin else { return false };
+        let lsa = self.lsdb.get(&RecordKey::lsa(router));
+        record.key.kind != RecordKind::RouterLsa
+            && lsa.is_some_and(|lsa| record.sequence > lsa.record.sequence)
     }
 
     /// Whether the record's site is trusted, or waits only for this statement of its own to be: strangers who make sites
