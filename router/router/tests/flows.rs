@@ -334,6 +334,32 @@ async fn a_candidate_that_refuses_costs_no_flow() {
 }
 
 #[tokio::test]
+async fn first_bytes_survive_from_a_remote_that_refuses_to_a_local_target() {
+    let mut network = Network::new(2);
+    let (dead, alive) = (listen_on_loopback(), listen_on_loopback());
+    network.expose(1, "echo", dead.local_addr().unwrap()).await;
+    let entrance = network.listen(0, "echo").await;
+    drop(dead);
+    network.edges[1].cut();
+    // Connects and writes before the ingress runs again, so that it reads the bytes before its first attempt.
+    let mut client = std::net::TcpStream::connect(entrance).unwrap();
+    io::Write::write_all(&mut client, b"hello").unwrap();
+    client.set_nonblocking(true).unwrap();
+    let mut client = TcpStream::from_std(client).unwrap();
+    // The session cannot come about until the local target is there; then the remote refuses.
+    network.expose(0, "echo", alive.local_addr().unwrap()).await;
+    network.edges[1].mend();
+    client.shutdown().await.unwrap();
+    let mut answer = Vec::new();
+    tokio::select! {
+        () = echo_server(&alive) => {}
+        read = within(client.read_to_end(&mut answer)) => drop(read.unwrap()),
+    }
+    assert_eq!(answer, b"hello");
+    assert_eq!(network.edges[0].counters.retries.total(), 1);
+}
+
+#[tokio::test]
 async fn a_candidate_that_dies_unnoticed_costs_no_new_flow() {
     let mut network = Network::new(3);
     let targets = [listen_on_loopback(), listen_on_loopback()];

@@ -45,12 +45,12 @@ pub(super) struct Opening {
     pub(super) client_address: SocketAddr,
 }
 
-/// A flow that an egress has accepted.
+/// A flow that an egress has accepted, with what was read from the client and its target has not got yet.
 enum Opened {
-    /// Elsewhere; with what the client has sent and the egress has not got yet.
+    /// Elsewhere.
     Remote(Box<Flow>, Bytes),
-    /// Here.
-    Local(Box<LocalFlow>),
+    /// Here. An earlier candidate may have been elsewhere, so bytes may have been read as well.
+    Local(Box<LocalFlow>, Bytes),
 }
 
 /// Why a candidate did not take a flow.
@@ -106,8 +106,7 @@ pub(super) async fn serve(
             let terms = Terms { buffer, progress: &progress, idle_timeout: None, abort };
             splice::with_flow(client, *flow, first, terms).await
         }
-        Ok((Opened::Local(flow), _counted)) => {
-            let first = Bytes::new();
+        Ok((Opened::Local(flow, first), _counted)) => {
             flow.splice(client, first, &progress, &ingress.0.abort).await
         }
         Err(outcome) => {
@@ -149,7 +148,7 @@ impl Attempt<'_> {
             record.egress_site = Some(candidate.site);
             let counted = self.ingress.count_towards(candidate.router);
             let failure = if candidate.is_local {
-                self.open_local().await
+                self.open_local(&first).await
             } else {
                 self.read_first(&mut first)?;
                 self.open_remote(&candidate, &first).await
@@ -222,7 +221,7 @@ impl Attempt<'_> {
         }
     }
 
-    async fn open_local(&self) -> Result<Opened, Failure> {
+    async fn open_local(&self, first: &Bytes) -> Result<Opened, Failure> {
         let local = Local {
             address: &self.opening.address,
             port: self.opening.service.port,
@@ -230,7 +229,7 @@ impl Attempt<'_> {
             flow_id: self.flow_id,
         };
         match self.ingress.0.config.egress.connect_local(local).await {
-            Ok(flow) => Ok(Opened::Local(Box::new(flow))),
+            Ok(flow) => Ok(Opened::Local(Box::new(flow), first.clone())),
             Err(refusal) => Err(Failure::Refused(refusal.reason)),
         }
     }

@@ -374,6 +374,11 @@ impl Edge {
     pub(crate) fn cut(&self) {
         self.wire.cut.store(true, Ordering::Relaxed);
     }
+
+    /// Undoes [`Edge::cut`].
+    pub(crate) fn mend(&self) {
+        self.wire.cut.store(false, Ordering::Relaxed);
+    }
 }
 
 pub(crate) fn connector(address: &str, target: SocketAddr) -> ConnectorConfig {
