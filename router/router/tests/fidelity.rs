@@ -123,155 +123,199 @@ const CASES: [Case; 17] = [
 ];
 
 /// Plays a case and tells what (client, server) saw.
-#[allow(clippy::too_many_lines, reason = "a table")]
-async fn play(case: Case, mut client: TcpStream, mut server: TcpStream) -> (Seen, Seen) {
+async fn play(case: Case, client: TcpStream, server: TcpStream) -> (Seen, Seen) {
     match case {
-        Case::RequestResponse => {
-            client.write_all(b"request").await.unwrap();
-            let request = read_exactly(&mut server, 7).await;
-            server.write_all(b"response").await.unwrap();
-            let response = read_exactly(&mut client, 8).await;
-            drop(client);
-            let rest = read_all(&mut server).await;
-            (Seen::open(response), Seen { bytes: request, end: rest.end })
-        }
-        Case::ServerFirst => {
-            server.write_all(b"220 ready\r\n").await.unwrap();
-            let banner = read_exactly(&mut client, 11).await;
-            client.write_all(b"QUIT\r\n").await.unwrap();
-            let quit = read_exactly(&mut server, 6).await;
-            drop(server);
-            let rest = read_all(&mut client).await;
-            (Seen { bytes: banner, end: rest.end }, Seen::open(quit))
-        }
-        Case::HalfCloseByClient => {
-            client.write_all(&pattern(300_000, 1)).await.unwrap();
-            client.shutdown().await.unwrap();
-            let at_server = read_all(&mut server).await;
-            server.write_all(&pattern(300_000, 2)).await.unwrap();
-            drop(server);
-            (read_all(&mut client).await, at_server)
-        }
-        Case::HalfCloseByServer => {
-            server.write_all(&pattern(300_000, 1)).await.unwrap();
-            server.shutdown().await.unwrap();
-            let at_client = read_all(&mut client).await;
-            client.write_all(&pattern(300_000, 2)).await.unwrap();
-            drop(client);
-            (at_client, read_all(&mut server).await)
-        }
-        Case::HalfCloseCrossing => {
-            client.write_all(&pattern(10_000, 1)).await.unwrap();
-            server.write_all(&pattern(10_000, 2)).await.unwrap();
-            client.shutdown().await.unwrap();
-            server.shutdown().await.unwrap();
-            (read_all(&mut client).await, read_all(&mut server).await)
-        }
-        Case::ResetByClient => {
-            client.write_all(&[1; 1000]).await.unwrap();
-            let got = read_exactly(&mut server, 1000).await;
-            reset(client);
-            let rest = read_all(&mut server).await;
-            (Seen::open(Vec::new()), Seen { bytes: got, end: rest.end })
-        }
-        Case::ResetByServer => {
-            server.write_all(&[1; 1000]).await.unwrap();
-            let got = read_exactly(&mut client, 1000).await;
-            reset(server);
-            let rest = read_all(&mut client).await;
-            (Seen { bytes: got, end: rest.end }, Seen::open(Vec::new()))
-        }
-        Case::ResetByClientAfterHalfClose => {
-            client.write_all(b"all").await.unwrap();
-            client.shutdown().await.unwrap();
-            let got = read_all(&mut server).await;
-            reset(client);
-            let end = write_to_death(&mut server).await;
-            (Seen::open(Vec::new()), Seen { end, ..got })
-        }
-        Case::ResetByServerAfterHalfClose => {
-            server.write_all(b"all").await.unwrap();
-            server.shutdown().await.unwrap();
-            let got = read_all(&mut client).await;
-            reset(server);
-            let end = write_to_death(&mut client).await;
-            (Seen { end, ..got }, Seen::open(Vec::new()))
-        }
+        Case::RequestResponse => request_response(client, server).await,
+        Case::ServerFirst => server_first(client, server).await,
+        Case::HalfCloseByClient => half_close_by_client(client, server).await,
+        Case::HalfCloseByServer => half_close_by_server(client, server).await,
+        Case::HalfCloseCrossing => half_close_crossing(client, server).await,
+        Case::ResetByClient => reset_by_client(client, server).await,
+        Case::ResetByServer => reset_by_server(client, server).await,
+        Case::ResetByClientAfterHalfClose => reset_by_client_after_half_close(client, server).await,
+        Case::ResetByServerAfterHalfClose => reset_by_server_after_half_close(client, server).await,
         Case::ResetByClientAfterServerHalfClosed => {
-            server.write_all(b"all").await.unwrap();
-            server.shutdown().await.unwrap();
-            let got = read_all(&mut client).await;
-            reset(client);
-            (got, read_all(&mut server).await)
+            reset_by_client_after_server_half_closed(client, server).await
         }
-        Case::ZeroBytes => {
-            drop(client);
-            (Seen::open(Vec::new()), read_all(&mut server).await)
-        }
-        Case::AcceptAndClose => {
-            drop(server);
-            (read_all(&mut client).await, Seen::open(Vec::new()))
-        }
-        Case::CloseWithUnreadData => {
-            client.write_all(&[1; 10_000]).await.unwrap();
-            let got = read_exactly(&mut server, 10).await;
-            server.peek(&mut [0]).await.unwrap();
-            drop(server);
-            (read_all(&mut client).await, Seen::open(got))
-        }
-        Case::ResponseThenReset => {
-            client.write_all(&[1; 10_000]).await.unwrap();
-            let got = read_exactly(&mut server, 10).await;
-            server.peek(&mut [0]).await.unwrap();
-            server.write_all(b"413 too large").await.unwrap();
-            drop(server);
-            (read_all(&mut client).await, Seen::open(got))
-        }
-        Case::PingPong => {
-            let (mut at_client, mut at_server) = (Vec::new(), Vec::new());
-            for i in 0..200_u8 {
-                client.write_all(&[i]).await.unwrap();
-                at_server.extend(read_exactly(&mut server, 1).await);
-                server.write_all(&[!i]).await.unwrap();
-                at_client.extend(read_exactly(&mut client, 1).await);
-            }
-            (Seen::open(at_client), Seen::open(at_server))
-        }
-        Case::LargeBothWays => {
-            let (mut client_read, mut client_write) = client.into_split();
-            let (mut server_read, mut server_write) = server.into_split();
-            let (up, down) = (pattern(4 << 20, 3), pattern(4 << 20, 4));
-            let (mut at_client, mut at_server) = (Vec::new(), Vec::new());
-            let (a, b, c, d) = tokio::join!(
-                async {
-                    client_write.write_all(&up).await?;
-                    client_write.shutdown().await
-                },
-                async {
-                    server_write.write_all(&down).await?;
-                    server_write.shutdown().await
-                },
-                client_read.read_to_end(&mut at_client),
-                server_read.read_to_end(&mut at_server),
-            );
-            a.and(b).and(c).and(d).unwrap();
-            assert!(at_client == down && at_server == up);
-            (Seen { bytes: Vec::new(), end: End::Eof }, Seen { bytes: Vec::new(), end: End::Eof })
-        }
-        Case::SlowReader => {
-            // Whoever writes is stopped before long, and nothing is lost.
-            let chunk = vec![7; 1 << 20];
-            let mut written = 0;
-            while let Ok(len) = timeout(Duration::from_millis(500), client.write(&chunk)).await {
-                written += len.unwrap();
-                assert!(written < 200 << 20, "no backpressure");
-            }
-            client.shutdown().await.unwrap();
-            let at_server = read_all(&mut server).await;
-            assert_eq!(at_server.bytes.len(), written);
-            (Seen::open(Vec::new()), Seen { bytes: Vec::new(), end: at_server.end })
-        }
+        Case::ZeroBytes => zero_bytes(client, server).await,
+        Case::AcceptAndClose => accept_and_close(client, server).await,
+        Case::CloseWithUnreadData => close_with_unread_data(client, server).await,
+        Case::ResponseThenReset => response_then_reset(client, server).await,
+        Case::PingPong => ping_pong(client, server).await,
+        Case::LargeBothWays => large_both_ways(client, server).await,
+        Case::SlowReader => slow_reader(client, server).await,
     }
+}
+
+async fn request_response(mut client: TcpStream, mut server: TcpStream) -> (Seen, Seen) {
+    client.write_all(b"request").await.unwrap();
+    let request = read_exactly(&mut server, 7).await;
+    server.write_all(b"response").await.unwrap();
+    let response = read_exactly(&mut client, 8).await;
+    drop(client);
+    let rest = read_all(&mut server).await;
+    (Seen::open(response), Seen { bytes: request, end: rest.end })
+}
+
+async fn server_first(mut client: TcpStream, mut server: TcpStream) -> (Seen, Seen) {
+    server.write_all(b"220 ready\r\n").await.unwrap();
+    let banner = read_exactly(&mut client, 11).await;
+    client.write_all(b"QUIT\r\n").await.unwrap();
+    let quit = read_exactly(&mut server, 6).await;
+    drop(server);
+    let rest = read_all(&mut client).await;
+    (Seen { bytes: banner, end: rest.end }, Seen::open(quit))
+}
+
+async fn half_close_by_client(mut client: TcpStream, mut server: TcpStream) -> (Seen, Seen) {
+    client.write_all(&pattern(300_000, 1)).await.unwrap();
+    client.shutdown().await.unwrap();
+    let at_server = read_all(&mut server).await;
+    server.write_all(&pattern(300_000, 2)).await.unwrap();
+    drop(server);
+    (read_all(&mut client).await, at_server)
+}
+
+async fn half_close_by_server(mut client: TcpStream, mut server: TcpStream) -> (Seen, Seen) {
+    server.write_all(&pattern(300_000, 1)).await.unwrap();
+    server.shutdown().await.unwrap();
+    let at_client = read_all(&mut client).await;
+    client.write_all(&pattern(300_000, 2)).await.unwrap();
+    drop(client);
+    (at_client, read_all(&mut server).await)
+}
+
+async fn half_close_crossing(mut client: TcpStream, mut server: TcpStream) -> (Seen, Seen) {
+    client.write_all(&pattern(10_000, 1)).await.unwrap();
+    server.write_all(&pattern(10_000, 2)).await.unwrap();
+    client.shutdown().await.unwrap();
+    server.shutdown().await.unwrap();
+    (read_all(&mut client).await, read_all(&mut server).await)
+}
+
+async fn reset_by_client(mut client: TcpStream, mut server: TcpStream) -> (Seen, Seen) {
+    client.write_all(&[1; 1000]).await.unwrap();
+    let got = read_exactly(&mut server, 1000).await;
+    reset(client);
+    let rest = read_all(&mut server).await;
+    (Seen::open(Vec::new()), Seen { bytes: got, end: rest.end })
+}
+
+async fn reset_by_server(mut client: TcpStream, mut server: TcpStream) -> (Seen, Seen) {
+    server.write_all(&[1; 1000]).await.unwrap();
+    let got = read_exactly(&mut client, 1000).await;
+    reset(server);
+    let rest = read_all(&mut client).await;
+    (Seen { bytes: got, end: rest.end }, Seen::open(Vec::new()))
+}
+
+async fn reset_by_client_after_half_close(
+    mut client: TcpStream,
+    mut server: TcpStream,
+) -> (Seen, Seen) {
+    client.write_all(b"all").await.unwrap();
+    client.shutdown().await.unwrap();
+    let got = read_all(&mut server).await;
+    reset(client);
+    let end = write_to_death(&mut server).await;
+    (Seen::open(Vec::new()), Seen { end, ..got })
+}
+
+async fn reset_by_server_after_half_close(
+    mut client: TcpStream,
+    mut server: TcpStream,
+) -> (Seen, Seen) {
+    server.write_all(b"all").await.unwrap();
+    server.shutdown().await.unwrap();
+    let got = read_all(&mut client).await;
+    reset(server);
+    let end = write_to_death(&mut client).await;
+    (Seen { end, ..got }, Seen::open(Vec::new()))
+}
+
+async fn reset_by_client_after_server_half_closed(
+    mut client: TcpStream,
+    mut server: TcpStream,
+) -> (Seen, Seen) {
+    server.write_all(b"all").await.unwrap();
+    server.shutdown().await.unwrap();
+    let got = read_all(&mut client).await;
+    reset(client);
+    (got, read_all(&mut server).await)
+}
+
+async fn zero_bytes(client: TcpStream, mut server: TcpStream) -> (Seen, Seen) {
+    drop(client);
+    (Seen::open(Vec::new()), read_all(&mut server).await)
+}
+
+async fn accept_and_close(mut client: TcpStream, server: TcpStream) -> (Seen, Seen) {
+    drop(server);
+    (read_all(&mut client).await, Seen::open(Vec::new()))
+}
+
+async fn close_with_unread_data(mut client: TcpStream, mut server: TcpStream) -> (Seen, Seen) {
+    client.write_all(&[1; 10_000]).await.unwrap();
+    let got = read_exactly(&mut server, 10).await;
+    server.peek(&mut [0]).await.unwrap();
+    drop(server);
+    (read_all(&mut client).await, Seen::open(got))
+}
+
+async fn response_then_reset(mut client: TcpStream, mut server: TcpStream) -> (Seen, Seen) {
+    client.write_all(&[1; 10_000]).await.unwrap();
+    let got = read_exactly(&mut server, 10).await;
+    server.peek(&mut [0]).await.unwrap();
+    server.write_all(b"413 too large").await.unwrap();
+    drop(server);
+    (read_all(&mut client).await, Seen::open(got))
+}
+
+async fn ping_pong(mut client: TcpStream, mut server: TcpStream) -> (Seen, Seen) {
+    let (mut at_client, mut at_server) = (Vec::new(), Vec::new());
+    for i in 0..200_u8 {
+        client.write_all(&[i]).await.unwrap();
+        at_server.extend(read_exactly(&mut server, 1).await);
+        server.write_all(&[!i]).await.unwrap();
+        at_client.extend(read_exactly(&mut client, 1).await);
+    }
+    (Seen::open(at_client), Seen::open(at_server))
+}
+
+async fn large_both_ways(client: TcpStream, server: TcpStream) -> (Seen, Seen) {
+    let (mut client_read, mut client_write) = client.into_split();
+    let (mut server_read, mut server_write) = server.into_split();
+    let (up, down) = (pattern(4 << 20, 3), pattern(4 << 20, 4));
+    let (mut at_client, mut at_server) = (Vec::new(), Vec::new());
+    let (a, b, c, d) = tokio::join!(
+        async {
+            client_write.write_all(&up).await?;
+            client_write.shutdown().await
+        },
+        async {
+            server_write.write_all(&down).await?;
+            server_write.shutdown().await
+        },
+        client_read.read_to_end(&mut at_client),
+        server_read.read_to_end(&mut at_server),
+    );
+    a.and(b).and(c).and(d).unwrap();
+    assert!(at_client == down && at_server == up);
+    (Seen { bytes: Vec::new(), end: End::Eof }, Seen { bytes: Vec::new(), end: End::Eof })
+}
+
+async fn slow_reader(mut client: TcpStream, mut server: TcpStream) -> (Seen, Seen) {
+    // Whoever writes is stopped before long, and nothing is lost.
+    let chunk = vec![7; 1 << 20];
+    let mut written = 0;
+    while let Ok(len) = timeout(Duration::from_millis(500), client.write(&chunk)).await {
+        written += len.unwrap();
+        assert!(written < 200 << 20, "no backpressure");
+    }
+    client.shutdown().await.unwrap();
+    let at_server = read_all(&mut server).await;
+    assert_eq!(at_server.bytes.len(), written);
+    (Seen::open(Vec::new()), Seen { bytes: Vec::new(), end: at_server.end })
 }
 
 #[tokio::test]
