@@ -146,6 +146,21 @@ pub async fn resolve(endpoint: &str) -> io::Result<Vec<SocketAddr>> {
     Ok(tokio::net::lookup_host(endpoint).await?.collect())
 }
 
+/// Whether this process or host lacked descriptors or memory, and will until some are free.
+#[must_use]
+pub fn is_exhaustion(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let exhausted = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::NOBUFS];
+    exhausted.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+}
+
+/// Whether a connect found no free local port.
+#[must_use]
+pub fn is_out_of_ports(error: &io::Error) -> bool {
+    // The latter when the source address was given.
+    matches!(error.kind(), io::ErrorKind::AddrNotAvailable | io::ErrorKind::AddrInUse)
+}
+
 fn or_v4<T>(addr: SocketAddr, bind: impl Fn(SocketAddr) -> io::Result<T>) -> io::Result<T> {
     match bind(addr) {
         Err(e) if addr.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED) && is_without_ipv6(&e) => {

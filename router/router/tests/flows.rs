@@ -441,6 +441,35 @@ async fn a_withdrawn_address_closes_its_listener_and_spares_running_flows() {
 }
 
 #[tokio::test]
+async fn a_changed_connector_stays_advertised_and_keeps_its_flows() {
+    let (network, target, entrance) = Network::service().await;
+    let mut client = connect(entrance).await;
+    let mut server = accept(&target).await;
+    let egress = &network.edges[1].egress;
+    let entries = egress.entries();
+    let mut config = connector("echo", target.local_addr().unwrap());
+    // A setting, then the targets: none of the new ones was ever asked.
+    config.cost = 7;
+    egress.configure(vec![config.clone()]);
+    assert_eq!(entries.borrow()[0].cost, 7);
+    config.targets = vec!["127.0.0.2".into(), "127.0.0.3".into()];
+    egress.configure(vec![config.clone()]);
+    assert_eq!(entries.borrow().len(), 1);
+    assert_eq!(egress.status()[0].flows_active, 1);
+    client.write_all(b"x").await.unwrap();
+    assert_eq!(within(server.read_u8()).await.unwrap(), b'x');
+    // The check of the new ones fails, and that counts; the flow goes on all the same.
+    within(eventually(|| entries.borrow().is_empty())).await;
+    client.write_all(b"y").await.unwrap();
+    assert_eq!(within(server.read_u8()).await.unwrap(), b'y');
+    // The end of the service is that of all its flows.
+    (config.draining, config.reset) = (true, true);
+    egress.configure(vec![config]);
+    let end = within(client.read_u8()).await.unwrap_err();
+    assert_eq!(end.kind(), io::ErrorKind::ConnectionReset);
+}
+
+#[tokio::test]
 async fn a_taken_port_is_reported_with_its_holder_and_the_fallback_used() {
     let mut network = Network::new(1);
     let target = listen_on_loopback();

@@ -2,6 +2,7 @@
 
 use super::target::{ConnectError, Target};
 use crate::net;
+use parking_lot::Mutex;
 use skein_core::{Address, AddressEntry, Port, Protocol, SiteId, Strategy};
 use skein_wire::proto::{
     control::{ConnectorConfig, ConnectorStatus, SourceAddress},
@@ -16,12 +17,71 @@ use std::{
     time::Duration,
 };
 use tokio::net::TcpStream;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// Where the configuration does not say: long enough for a SYN to be sent again.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// A flow that nobody closes after its service was withdrawn is reset after so long.
-pub(super) const DRAIN_MAX: Duration = Duration::from_secs(60 * 60);
+const DRAIN_MAX: Duration = Duration::from_secs(60 * 60);
+
+/// The running flows of a service port. They outlive changes of its targets and settings: only its end is theirs too.
+#[derive(Debug, Default)]
+pub(super) struct Flows {
+    count: AtomicU64,
+    abort: CancellationToken,
+    /// Stops the clock of an end that was taken back.
+    ending: Mutex<Option<DropGuard>>,
+}
+
+impl Flows {
+    /// Counts a flow until the guard is dropped.
+    fn count_one(self: &Arc<Self>) -> FlowGuard {
+        self.count.fetch_add(1, Ordering::Relaxed);
+        FlowGuard(Arc::clone(self))
+    }
+
+    /// Resets them.
+    pub(super) fn reset(&self) {
+        self.abort.cancel();
+    }
+
+    /// Begins their last [`DRAIN_MAX`], to be run by the caller; `None` when there are none, or it has begun.
+    pub(super) fn end(self: &Arc<Self>) -> Option<impl Future<Output = ()> + Send + 'static> {
+        let mut ending = self.ending.lock();
+        if ending.is_some() || self.count.load(Ordering::Relaxed) == 0 {
+            return None;
+        }
+        let taken_back = CancellationToken::new();
+        *ending = Some(taken_back.clone().drop_guard());
+        let flows = Arc::clone(self);
+        Some(async move {
+            tokio::select! {
+                () = tokio::time::sleep(DRAIN_MAX) => flows.reset(), // cancel-safe
+                () = taken_back.cancelled() => {} // cancel-safe
+            }
+        })
+    }
+
+    /// They may go on after all.
+    fn go_on(&self) {
+        drop(self.ending.lock().take());
+    }
+}
+
+#[derive(Debug)]
+struct Service {
+    targets: Vec<Arc<Target>>,
+    flows: Arc<Flows>,
+    /// Advertised by the predecessor: stays so until the first check of a new target says otherwise.
+    is_presumed_up: bool,
+}
+
+impl Service {
+    fn is_up(&self) -> bool {
+        self.targets.iter().any(|target| target.is_up())
+            || self.is_presumed_up && self.targets.iter().any(|target| target.is_unknown())
+    }
+}
 
 #[derive(Debug)]
 pub(super) struct Connector {
@@ -29,38 +89,61 @@ pub(super) struct Connector {
     pub(super) config: ConnectorConfig,
     address: Option<Address>,
     /// By service port.
-    targets: BTreeMap<u16, Vec<Arc<Target>>>,
+    services: BTreeMap<u16, Service>,
     next: AtomicUsize,
-    flows: AtomicU64,
-    /// Resets the flows.
-    pub(super) abort: CancellationToken,
-    /// Ends the checks: the connector was withdrawn.
+    /// Ends the checks: the connector was withdrawn or replaced.
     pub(super) withdrawn: CancellationToken,
 }
 
 impl Connector {
-    pub(super) fn new(config: ConnectorConfig) -> Arc<Self> {
+    /// Takes over from `before`, the connector of the same name: targets that stay keep their health, and flows of a port of the address
+    /// that stays keep going.
+    pub(super) fn new(config: ConnectorConfig, before: Option<&Self>) -> Arc<Self> {
         let connect_timeout = duration_ms(config.connect_timeout_ms).unwrap_or(CONNECT_TIMEOUT);
-        let mut targets = BTreeMap::<u16, Vec<_>>::new();
+        let address: Option<Address> = config.address.parse().ok();
+        let mut services = BTreeMap::<u16, Service>::new();
         for port in &config.ports {
             let ports = (u16::try_from(port.port), u16::try_from(port.target_port));
             let (Ok(service @ 1..), Ok(target @ 1..)) = ports else { continue };
             if port.protocol() == routing::Protocol::Udp {
                 continue;
             }
-            let hosts = config.targets.iter();
-            let hosts = hosts.map(|host| Target::new(host.clone(), target, connect_timeout));
-            targets.entry(service).or_default().extend(hosts);
+            let old = before.and_then(|before| before.services.get(&service));
+            let targets = config.targets.iter().map(|host| {
+                let same = |known: &&Arc<Target>| known.is(host, target, connect_timeout);
+                let kept = old.and_then(|old| old.targets.iter().find(same)).cloned();
+                kept.unwrap_or_else(|| Target::new(host.clone(), target, connect_timeout))
+            });
+            let targets: Vec<_> = targets.collect();
+            let old = old.filter(|_| before.is_some_and(|before| before.address == address));
+            let is_draining = before.is_some_and(Self::is_draining);
+            let served = services.entry(service).or_insert_with(|| Service {
+                targets: Vec::new(),
+                flows: old.map(|old| Arc::clone(&old.flows)).unwrap_or_default(),
+                is_presumed_up: !is_draining && old.is_some_and(Service::is_up),
+            });
+            served.targets.extend(targets);
+            served.flows.go_on();
         }
         Arc::new(Self {
-            address: config.address.parse().ok(),
-            targets,
+            address,
+            services,
             config,
             next: AtomicUsize::new(0),
-            flows: AtomicU64::new(0),
-            abort: CancellationToken::new(),
             withdrawn: CancellationToken::new(),
         })
+    }
+
+    /// The flows of its ports that `successor` does not serve.
+    pub(super) fn flows_without<'a>(
+        &'a self,
+        successor: Option<&'a Self>,
+    ) -> impl Iterator<Item = &'a Arc<Flows>> {
+        let goes_on = move |flows: &Arc<Flows>| {
+            let mut kept = successor.into_iter().flat_map(|s| s.services.values());
+            kept.any(|service| Arc::ptr_eq(&service.flows, flows))
+        };
+        self.services.values().map(|service| &service.flows).filter(move |flows| !goes_on(flows))
     }
 
     pub(super) fn is_draining(&self) -> bool {
@@ -69,14 +152,14 @@ impl Connector {
 
     /// Whether it serves this port of this address; its targets may be down.
     pub(super) fn serves(&self, address: &Address, port: u16) -> bool {
-        self.address.as_ref() == Some(address) && self.targets.contains_key(&port)
+        self.address.as_ref() == Some(address) && self.services.contains_key(&port)
     }
 
     pub(super) fn targets(&self) -> impl Iterator<Item = &Arc<Target>> {
-        self.targets.values().flatten()
+        self.services.values().flat_map(|service| &service.targets)
     }
 
-    /// Connects to one of the targets of `port`, in turn; those that are down come last.
+    /// Connects to one of the targets of `port`, in turn; those that are down come last. The flow counts until the guard is dropped.
     ///
     /// # Errors
     /// That of the last target; `None` without any.
@@ -87,8 +170,12 @@ impl Connector {
         &self,
         port: u16,
         site: SiteId,
-    ) -> Result<TcpStream, Option<ConnectError>> {
-        let Some(targets) = self.targets.get(&port) else { return Err(None) };
+    ) -> Result<(TcpStream, FlowGuard), Option<ConnectError>> {
+        let Some(Service { targets, flows, .. }) = self.services.get(&port) else {
+            return Err(None);
+        };
+        // Counted before it is one, so that an end that begins in the meantime includes it.
+        let counted = flows.count_one();
         let first = self.next.fetch_add(1, Ordering::Relaxed);
         let mut order: Vec<_> =
             (0..targets.len()).map(|i| &targets[(first.wrapping_add(i)) % targets.len()]).collect();
@@ -98,7 +185,7 @@ impl Connector {
         for target in order {
             match target.connect(source).await {
                 Ok(stream) => match net::tcp_flow_options(&stream) {
-                    Ok(()) => return Ok(stream),
+                    Ok(()) => return Ok((stream, counted)),
                     Err(error) => last = Some(error.into()),
                 },
                 Err(error) => last = Some(error),
@@ -111,19 +198,14 @@ impl Connector {
         duration_ms(self.config.idle_timeout_ms)
     }
 
-    /// Counts a flow until the guard is dropped.
-    pub(super) fn count_flow(self: &Arc<Self>) -> FlowGuard {
-        self.flows.fetch_add(1, Ordering::Relaxed);
-        FlowGuard(Arc::clone(self))
-    }
-
-    pub(super) fn flows(&self) -> u64 {
-        self.flows.load(Ordering::Relaxed)
+    /// Flows that run, also those that targets and settings of before have taken.
+    pub(super) fn flow_count(&self) -> u64 {
+        self.services.values().map(|service| service.flows.count.load(Ordering::Relaxed)).sum()
     }
 
     /// The ports of which a target answers.
     fn ports_up(&self) -> Vec<Port> {
-        let up = self.targets.iter().filter(|(_, targets)| targets.iter().any(|t| t.is_up()));
+        let up = self.services.iter().filter(|(_, service)| service.is_up());
         up.map(|(&port, _)| Port { port, protocol: Protocol::Tcp }).collect()
     }
 
@@ -150,17 +232,25 @@ impl Connector {
             address: self.config.address.clone(),
             targets: self.targets().map(|target| target.status()).collect(),
             advertised: self.entry().is_some(),
-            flows_active: self.flows(),
+            flows_active: self.flow_count(),
         }
     }
 }
 
+/// A flow that counts.
 #[derive(Debug)]
-pub(super) struct FlowGuard(Arc<Connector>);
+pub(super) struct FlowGuard(Arc<Flows>);
+
+impl FlowGuard {
+    /// Completes when the flow is to be reset.
+    pub(super) fn abort(&self) -> &CancellationToken {
+        &self.0.abort
+    }
+}
 
 impl Drop for FlowGuard {
     fn drop(&mut self) {
-        self.0.flows.fetch_sub(1, Ordering::Relaxed);
+        self.0.count.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -197,4 +287,25 @@ fn strategy(strategy: routing::Strategy) -> Strategy {
 
 fn duration_ms(ms: u64) -> Option<Duration> {
     (ms > 0).then(|| Duration::from_millis(ms))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_end_resets_flows_after_an_hour_unless_it_is_taken_back() {
+        let flows = Arc::<Flows>::default();
+        assert!(flows.end().is_none(), "nothing to end");
+        let flow = flows.count_one();
+        let ending = flows.end().unwrap();
+        assert!(flows.end().is_none(), "begun already");
+        flows.go_on();
+        ending.await;
+        assert!(!flow.abort().is_cancelled());
+        let begun = crate::clock::now();
+        flows.end().unwrap().await;
+        assert!(flow.abort().is_cancelled());
+        assert!(crate::clock::now() - begun >= DRAIN_MAX);
+    }
 }

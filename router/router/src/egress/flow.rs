@@ -50,7 +50,7 @@ struct Asked {
 struct Served {
     target: TcpStream,
     connector: Arc<Connector>,
-    _counted: FlowGuard,
+    counted: FlowGuard,
 }
 
 /// Takes a flow of a peer from its head to its end.
@@ -101,7 +101,7 @@ async fn serve_opened(
     }
     // At the egress the local socket is the target's: what comes from it goes to the client.
     let progress = Progress::new(&counters.bytes_received, &counters.bytes_sent);
-    let abort = served.connector.abort.clone();
+    let abort = served.counted.abort().clone();
     let idle_timeout = served.connector.idle_timeout();
     let terms =
         Terms { buffer: &surroundings.buffer, progress: &progress, idle_timeout, abort: &abort };
@@ -159,13 +159,12 @@ async fn connect(egress: &Egress, asked: &Asked) -> Result<Served, Refusal> {
     let mut last = Refusal::new(Reason::NoSuchAddress, "no connector serves this address and port");
     for connector in connectors {
         match connector.connect(asked.port, asked.site).await {
-            Ok(mut target) => {
-                let counted = connector.count_flow();
+            Ok((mut target, counted)) => {
                 if let Err(error) = introduce(&connector, &mut target, asked).await {
                     last = Refusal::new(Reason::TargetUnreachable, error.to_string());
                     continue;
                 }
-                return Ok(Served { target, connector, _counted: counted });
+                return Ok(Served { target, connector, counted });
             }
             Err(Some(error)) => last = Refusal::new(error.reason(), error.to_string()),
             Err(None) => {}
@@ -243,7 +242,7 @@ impl LocalFlow {
         let terms = Terms { buffer, progress, idle_timeout, abort };
         tokio::select! {
             outcome = splice::with_socket(client, served.target, first, terms) => outcome,
-            () = served.connector.abort.cancelled() => Outcome::Aborted,
+            () = served.counted.abort().cancelled() => Outcome::Aborted,
             () = egress.0.abort.cancelled() => Outcome::Aborted,
         }
     }

@@ -33,6 +33,11 @@ impl Health {
         self.state == State::Up
     }
 
+    /// Whether nothing has been observed yet.
+    pub(super) fn is_unknown(self) -> bool {
+        self.state == State::Unknown
+    }
+
     /// Takes the result of a connect.
     pub(super) fn observe(&mut self, connected: bool) {
         let observed = if connected { State::Up } else { State::Down };

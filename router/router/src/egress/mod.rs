@@ -9,7 +9,7 @@ mod target;
 pub(crate) use flow::{Local, LocalFlow};
 
 use crate::{flows::Surroundings, session::IncomingFlow};
-use connector::{Connector, DRAIN_MAX};
+use connector::{Connector, Flows};
 use parking_lot::Mutex;
 use skein_core::{Address, AddressEntry};
 use skein_wire::proto::control::{ConnectorConfig, ConnectorStatus};
@@ -59,7 +59,8 @@ impl Egress {
         }))
     }
 
-    /// Makes the connectors these. Flows of a connector that is gone or draining go on for an hour, unless it says `reset`.
+    /// Makes the connectors these. What runs is touched only by the end of its service: flows of an address or port that is gone or draining
+    /// go on for an hour, unless the connector says `reset`.
     pub fn configure(&self, configs: Vec<ConnectorConfig>) {
         let mut connectors = self.0.connectors.lock();
         let mut before = std::mem::take(&mut *connectors);
@@ -69,10 +70,11 @@ impl Egress {
             let connector = match before.remove(&config.name) {
                 Some(kept) if kept.config == config && (draining || !kept.is_draining()) => kept,
                 changed => {
+                    let connector = Connector::new(config, changed.as_deref());
                     if let Some(changed) = changed {
-                        self.withdraw_connector(&changed, false);
+                        changed.withdrawn.cancel();
+                        self.end(changed.flows_without(Some(&connector)), false);
                     }
-                    let connector = Connector::new(config);
                     if !draining {
                         self.check_targets(&connector);
                     }
@@ -80,12 +82,14 @@ impl Egress {
                 }
             };
             if draining {
-                self.withdraw_connector(&connector, reset);
+                connector.withdrawn.cancel();
+                self.end(connector.flows_without(None), reset);
             }
             connectors.insert(connector.config.name.clone(), connector);
         }
         for gone in before.into_values() {
-            self.withdraw_connector(&gone, false);
+            gone.withdrawn.cancel();
+            self.end(gone.flows_without(None), false);
         }
         drop(connectors);
         self.advertise();
@@ -180,21 +184,21 @@ impl Egress {
         }
     }
 
-    /// Its running flows get an hour, or nothing.
-    fn withdraw_connector(&self, connector: &Arc<Connector>, reset: bool) {
-        let was_draining = connector.is_draining();
-        connector.withdrawn.cancel();
-        if reset {
-            connector.abort.cancel();
-        } else if !was_draining && connector.flows() > 0 {
-            let (connector, stop) = (Arc::clone(connector), self.0.abort.clone());
-            let drain = async move {
-                tokio::select! {
-                    () = tokio::time::sleep(DRAIN_MAX) => connector.abort.cancel(),
-                    () = stop.cancelled() => {}
-                }
-            };
-            self.0.tasks.spawn_on(drain, &self.0.surroundings.runtime);
+    /// These flows get an hour, or nothing.
+    fn end<'a>(&self, flows: impl Iterator<Item = &'a Arc<Flows>>, reset: bool) {
+        for flows in flows {
+            if reset {
+                flows.reset();
+            } else if let Some(ending) = flows.end() {
+                let stop = self.0.abort.clone();
+                let ending = async move {
+                    tokio::select! {
+                        () = ending => {}
+                        () = stop.cancelled() => {}
+                    }
+                };
+                self.0.tasks.spawn_on(ending, &self.0.surroundings.runtime);
+            }
         }
     }
 }

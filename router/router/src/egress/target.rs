@@ -37,11 +37,21 @@ impl ConnectError {
     /// As told to the ingress.
     pub(super) fn reason(&self) -> Reason {
         match self {
+            error if error.is_ours() => Reason::Overloaded,
             Self::Unresolved { .. } => Reason::TargetUnresolved,
             Self::Io(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
                 Reason::TargetRefused
             }
             Self::Timeout(_) | Self::Io(_) => Reason::TargetUnreachable,
+        }
+    }
+
+    /// Whether this router failed, for lack of something that every target needs, so that it says nothing about the target.
+    fn is_ours(&self) -> bool {
+        match self {
+            Self::Timeout(_) => false,
+            Self::Unresolved { source, .. } => net::is_exhaustion(source),
+            Self::Io(error) => net::is_exhaustion(error) || net::is_out_of_ports(error),
         }
     }
 }
@@ -74,6 +84,15 @@ impl Target {
         self.observed.lock().health.is_up()
     }
 
+    pub(super) fn is_unknown(&self) -> bool {
+        self.observed.lock().health.is_unknown()
+    }
+
+    /// Whether it is this place, reached in this way.
+    pub(super) fn is(&self, host: &str, port: u16, connect_timeout: Duration) -> bool {
+        (self.host.as_str(), self.port, self.connect_timeout) == (host, port, connect_timeout)
+    }
+
     pub(super) fn status(&self) -> TargetStatus {
         let observed = self.observed.lock();
         TargetStatus {
@@ -97,32 +116,43 @@ impl Target {
     /// Dropping the future closes the socket.
     pub(super) async fn connect(&self, source: Option<SiteId>) -> Result<TcpStream, ConnectError> {
         let outcome = self.try_connect(source).await;
-        let mut observed = self.observed.lock();
-        observed.health.observe(outcome.is_ok());
-        observed.checked = Some(crate::clock::now());
-        match &outcome {
-            Ok(_) => observed.error.clear(),
-            Err(error) => {
-                observed.error = error.to_string();
-                observed.resolved = None;
-                self.doubted.notify_one();
-            }
-        }
+        self.observe(outcome.as_ref().err());
         outcome
     }
 
+    /// Takes note of how a connect ended.
+    fn observe(&self, error: Option<&ConnectError>) {
+        let mut observed = self.observed.lock();
+        observed.checked = Some(crate::clock::now());
+        if let Some(error) = error.filter(|error| error.is_ours()) {
+            tracing::warn!(%error, "this router cannot connect to its targets");
+            observed.error = error.to_string();
+            return;
+        }
+        observed.health.observe(error.is_none());
+        observed.error = error.map(ToString::to_string).unwrap_or_default();
+        if error.is_some() {
+            observed.resolved = None;
+            self.doubted.notify_one();
+        }
+    }
+
     async fn try_connect(&self, source: Option<SiteId>) -> Result<TcpStream, ConnectError> {
-        let mut outcome = Err(io::Error::from(io::ErrorKind::NotFound).into());
+        let mut last = None::<ConnectError>;
         for &address in self.resolve().await?.iter().take(ADDRESSES_MAX) {
             let from = source.filter(|_| is_loopback_v4(address)).map(source_address);
             let connecting = timeout(self.connect_timeout, net::tcp_connect(address, from));
-            outcome = match connecting.await {
+            let error = match connecting.await {
                 Ok(Ok(stream)) => return Ok(stream),
-                Ok(Err(error)) => Err(error.into()),
-                Err(_elapsed) => Err(ConnectError::Timeout(self.connect_timeout)),
+                Ok(Err(error)) => error.into(),
+                Err(_elapsed) => ConnectError::Timeout(self.connect_timeout),
             };
+            // What one address says of the target counts more than that we could not ask another.
+            if last.is_none() || !error.is_ours() {
+                last = Some(error);
+            }
         }
-        outcome
+        Err(last.unwrap_or_else(|| io::Error::from(io::ErrorKind::NotFound).into()))
     }
 
     async fn resolve(&self) -> Result<Arc<[SocketAddr]>, ConnectError> {
@@ -221,6 +251,26 @@ mod tests {
             target.connect(None).await.unwrap();
         }
         assert!(target.is_up());
+    }
+
+    #[tokio::test]
+    async fn what_this_router_lacks_is_not_held_against_the_target() {
+        use rustix::io::Errno;
+        let target = Target::new("127.0.0.1".into(), 1, Duration::from_secs(1));
+        target.observe(None);
+        for errno in [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM, Errno::ADDRNOTAVAIL]
+        {
+            for _ in 0..3 {
+                let error = ConnectError::from(io::Error::from(errno));
+                target.observe(Some(&error));
+                assert_eq!(error.reason(), Reason::Overloaded);
+            }
+            assert!(target.is_up(), "{errno}");
+        }
+        for _ in 0..2 {
+            target.observe(Some(&io::Error::from(Errno::CONNREFUSED).into()));
+        }
+        assert!(!target.is_up());
     }
 
     #[tokio::test]

@@ -194,7 +194,7 @@ impl Listener {
                     pause = ACCEPT_PAUSE_MIN;
                     start_flow(ingress, parsed, client, from);
                 }
-                Err(error) if is_exhaustion(&error) => {
+                Err(error) if net::is_exhaustion(&error) => {
                     tracing::warn!(%error, pause_ms = pause.as_millis(), "accepting pauses");
                     sleep(pause).await;
                     pause = (pause * 2).min(ACCEPT_PAUSE_MAX);
@@ -251,11 +251,4 @@ fn providers(fib: &Fib, parsed: &Parsed) -> Vec<RouterId> {
     let providers = fib.addresses.get(&parsed.address).map_or(&[][..], |providers| providers);
     let serving = providers.iter().filter(|p| p.entry.ports.contains(&parsed.service));
     serving.map(|provider| provider.router).collect()
-}
-
-/// Whether accepting failed for lack of descriptors or memory, and will again until some are free.
-fn is_exhaustion(error: &io::Error) -> bool {
-    use rustix::io::Errno;
-    let exhausted = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::NOBUFS];
-    exhausted.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }
