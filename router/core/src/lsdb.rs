@@ -1,9 +1,14 @@
 //! The link-state database: the newest edition of every record, aged and bounded.
 
+mod quota;
+
+pub(crate) use quota::Standing;
+
 use crate::{
     Endorsement, Origin, Payload, ROUTER_RECORD_LIFETIME, Record, RecordHeader, RecordKey,
     RecordKind, Rejection, Revocation, RouterId, RouterLsa, SiteId, SiteStatement, Subkey,
 };
+use quota::Quota;
 use std::{
     cmp::Ordering,
     collections::{BTreeMap, BTreeSet},
@@ -14,14 +19,10 @@ use std::{
 
 /// Most records: 1,000 routers with an LSA and 64 pages each, three times over.
 const RECORDS_MAX: usize = 200_000;
-/// Most memory for records, in bytes; a router of 100,000 addresses needs about a tenth.
-const BYTES_MAX: usize = 256 << 20;
 /// Most records of one origin: a router has 65; a site has one per site it endorses or revokes.
 const ORIGIN_RECORDS_MAX: usize = 4_096;
 /// Most routers of one site.
 const SITE_ROUTERS_MAX: usize = 1_024;
-/// Most records whose origin is not trusted (yet): anybody can make sites up.
-const UNTRUSTED_RECORDS_MAX: usize = 1_024;
 /// Most records of kinds this version does not know.
 const UNKNOWN_RECORDS_MAX: usize = 4_096;
 /// How long a purge is remembered: as long as a copy of what it purged may live anywhere.
@@ -38,9 +39,8 @@ pub struct Lsdb {
     lsas: BTreeMap<RouterId, Arc<RouterLsa>>,
     records_by_origin: BTreeMap<Origin, usize>,
     routers_by_site: BTreeMap<SiteId, usize>,
-    untrusted: BTreeSet<RecordKey>,
+    quota: Quota,
     unknown: usize,
-    bytes: usize,
     last_serial: u64,
 }
 
@@ -53,6 +53,9 @@ pub struct Entry {
     pub serial: u64,
     /// When it is dropped unless replaced.
     pub expires: Instant,
+    /// Of whom it is, as known when it was accepted: what it takes is counted there until it goes.
+    site: Option<SiteId>,
+    standing: Standing,
 }
 
 impl Entry {
@@ -133,7 +136,7 @@ impl Lsdb {
     /// Memory held by records, roughly, in bytes.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.bytes
+        self.quota.total
     }
 
     /// Key and sequence of every record that is not a purge.
@@ -179,24 +182,21 @@ impl Lsdb {
         self.expiry.first().map(|(at, _)| *at)
     }
 
-    /// Says whether the bounds leave room for a record whose origin is or is not trusted.
-    pub(crate) fn admit(&self, record: &Record, trusted: bool) -> Result<(), Rejection> {
+    /// Says whether the bounds leave room for a record of an origin of that standing.
+    pub(crate) fn admit(&self, record: &Record, standing: Standing) -> Result<(), Rejection> {
         let key = record.key;
-        let old = self.entries.get(&key);
-        let old_bytes = old.map_or(0, |entry| entry.record.size_bytes());
-        if self.bytes - old_bytes + record.size_bytes() > BYTES_MAX {
-            return Err(Rejection::Full("bytes"));
-        }
-        if !trusted
-            && !self.untrusted.contains(&key)
-            && self.untrusted.len() >= UNTRUSTED_RECORDS_MAX
-        {
+        if !standing.may_have(key.kind) {
             return Err(Rejection::Untrusted);
+        }
+        let old = self.entries.get(&key);
+        let is_essential = standing.is_essential(key.kind);
+        if !is_essential {
+            self.quota.admit(record, self.site_of(record), standing, old)?;
         }
         if old.is_some() {
             return Ok(());
         }
-        if self.entries.len() >= RECORDS_MAX {
+        if self.entries.len() >= RECORDS_MAX && !is_essential {
             return Err(Rejection::Full("records"));
         }
         if self.records_by_origin.get(&key.origin).is_some_and(|&n| n >= ORIGIN_RECORDS_MAX) {
@@ -218,14 +218,17 @@ impl Lsdb {
         &mut self,
         record: Arc<Record>,
         remaining: Duration,
-        trusted: bool,
+        standing: Standing,
         now: Instant,
     ) -> (u64, Option<Entry>) {
         let key = record.key;
+        let site = self.site_of(&record);
         let old = self.remove(&key);
+        let site = site.or_else(|| old.as_ref()?.site);
         let lifetime = if record.is_purge() { PURGE_LIFETIME } else { remaining };
         self.last_serial += 1;
-        let entry = Entry { record, serial: self.last_serial, expires: now + lifetime };
+        let expires = now + lifetime;
+        let entry = Entry { record, serial: self.last_serial, expires, site, standing };
         match &entry.record.payload {
             Payload::SiteStatement(statement) => {
                 self.statements.insert(statement.site, Arc::clone(statement));
@@ -237,11 +240,8 @@ impl Lsdb {
             Payload::Unknown => self.unknown += 1,
             Payload::Endorsement(_) | Payload::Revocation(_) | Payload::AddressPage(_) => {}
         }
-        self.bytes += entry.record.size_bytes();
+        self.quota.add(&entry);
         *self.records_by_origin.entry(key.origin).or_default() += 1;
-        if !trusted {
-            self.untrusted.insert(key);
-        }
         self.by_serial.insert(entry.serial, key);
         self.expiry.insert((entry.expires, key));
         self.entries.insert(key, entry);
@@ -261,9 +261,8 @@ impl Lsdb {
             Payload::Unknown => self.unknown -= 1,
             Payload::Endorsement(_) | Payload::Revocation(_) | Payload::AddressPage(_) => {}
         }
-        self.bytes -= entry.record.size_bytes();
+        self.quota.remove(&entry);
         decrement(&mut self.records_by_origin, key.origin);
-        self.untrusted.remove(key);
         self.by_serial.remove(&entry.serial);
         self.expiry.remove(&(entry.expires, *key));
         Some(entry)
@@ -282,13 +281,28 @@ impl Lsdb {
         old.map(|(key, _)| *key).collect()
     }
 
-    /// Says anew of every record whether its origin is trusted.
-    pub(crate) fn retag(&mut self, is_trusted: impl Fn(SiteId) -> bool) {
-        let untrusted = self
-            .entries
-            .iter()
-            .filter(|(_, entry)| !self.site_of(&entry.record).is_some_and(&is_trusted));
-        self.untrusted = untrusted.map(|(key, _)| *key).collect();
+    /// Says anew of every record how far its origin is relied on, and returns the keys of those that have no place any more.
+    pub(crate) fn retag(
+        &mut self,
+        standing: impl Fn(&Record, Option<SiteId>) -> Standing,
+    ) -> Vec<RecordKey> {
+        let mut quota = Quota::default();
+        for entry in self.entries.values_mut() {
+            entry.standing = standing(&entry.record, entry.site);
+            quota.add(entry);
+        }
+        self.quota = quota.clone();
+        // From the end: what others are verified with goes last.
+        let surplus = self.entries.iter().rev().filter(|(key, entry)| {
+            let is_over =
+                !entry.standing.is_essential(key.kind) && quota.is_over(entry.site, entry.standing);
+            let goes = is_over || !entry.standing.may_have(key.kind);
+            if goes {
+                quota.remove(entry);
+            }
+            goes
+        });
+        surplus.map(|(key, _)| *key).collect()
     }
 }
 

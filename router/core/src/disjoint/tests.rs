@@ -1,4 +1,5 @@
 use super::*;
+use crate::lsdb::Standing;
 use crate::{
     Handle, Label, LinkAdvert, LinkId, Lsdb, Membership, Origin, Payload, ROUTER_RECORD_LIFETIME,
     Record, RecordKey, Role, RouterId, RouterLsa, Scope, Sealed, SiteId, TrustView, TrustedSite,
@@ -68,7 +69,7 @@ fn topology(routers: usize, links: &[(usize, usize, u16)]) -> Topology {
             payload: Payload::RouterLsa(Rc::new(lsa)),
             sealed: Sealed { body: Rc::from([]), signature: Rc::from([]) },
         };
-        lsdb.insert(Rc::new(record), ROUTER_RECORD_LIFETIME, true, Instant::now());
+        lsdb.insert(Rc::new(record), ROUTER_RECORD_LIFETIME, Standing::Member, Instant::now());
     }
     Topology::new(router(0), own, &lsdb, &trust)
 }

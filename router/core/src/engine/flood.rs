@@ -3,7 +3,7 @@
 use super::{Engine, Known, Message, Notary, Rejection};
 use crate::{
     AgedRecord, LinkId, Origin, Payload, Record, RecordHeader, RecordKey, RecordKind, RouterLsa,
-    SiteId,
+    SiteId, lsdb::Standing,
 };
 use std::{
     cmp::Ordering,
@@ -139,13 +139,7 @@ impl<N: Notary> Engine<N> {
             let early = self.is_early(record);
             if early { Rejection::Missing(record.key.origin) } else { rejection }
         })?;
-        let site = self.lsdb.site_of(record);
-        if site.is_some_and(|site| self.trust.revoked.contains(&site))
-            && !record.key.kind.is_statement()
-        {
-            return Err(Rejection::Untrusted);
-        }
-        self.lsdb.admit(record, self.is_expected(record))
+        self.lsdb.admit(record, self.standing(record))
     }
 
     /// Whether a record holds by what is known now.
@@ -172,18 +166,6 @@ impl<N: Notary> Engine<N> {
             && lsa.is_some_and(|lsa| record.sequence > lsa.record.sequence)
     }
 
-    /// Whether the record's site is trusted, or waits only for this statement of its own to be: strangers who make sites
-    /// up must not be able to take the room from those who are invited.
-    fn is_expected(&self, record: &Record) -> bool {
-        let Some(site) = self.lsdb.site_of(record) else { return false };
-        let is_endorsed = || {
-            let mut endorsements = self.lsdb.endorsements();
-            endorsements.any(|e| e.subject == site && self.trust.site(e.issuer).is_some())
-        };
-        self.trust.site(site).is_some()
-            || (record.key.kind == RecordKind::SiteStatement && is_endorsed())
-    }
-
     fn reject(&mut self, record: &Record, rejection: Rejection, from: Option<LinkId>) {
         tracing::debug!(key = ?record.key, sequence = record.sequence, %rejection, "record refused");
         if let Rejection::Missing(origin) = rejection
@@ -203,8 +185,8 @@ impl<N: Notary> Engine<N> {
     ) {
         let key = record.key;
         let site = self.lsdb.site_of(&record);
-        let expected = self.is_expected(&record);
-        let (serial, old) = self.lsdb.insert(Arc::clone(&record), remaining, expected, now);
+        let standing = self.standing(&record);
+        let (serial, old) = self.lsdb.insert(Arc::clone(&record), remaining, standing, now);
         for adjacency in self.adjacencies.values_mut() {
             if let Some(old) = &old {
                 adjacency.dequeue(key, old.serial);
@@ -225,7 +207,7 @@ impl<N: Notary> Engine<N> {
         if record.key.kind.is_statement() {
             self.trust_stale |= changed;
             // What strangers say is not worth keeping; see `learn_from` for when they become trusted.
-            if from.is_some() && self.is_expected(record) {
+            if from.is_some() && self.standing(record) > Standing::Stranger {
                 self.learned.push(Arc::clone(record));
             }
         } else if changed && record.key.kind == RecordKind::AddressPage {
@@ -265,14 +247,18 @@ impl<N: Notary> Engine<N> {
     /// Addresses of an earlier boot, or of a router that left, are void.
     fn drop_pages(&mut self, router: crate::RouterId, below: u64) {
         for key in self.lsdb.pages_below(router, below) {
-            if let Some(entry) = self.lsdb.remove(&key) {
-                for adjacency in self.adjacencies.values_mut() {
-                    adjacency.dequeue(key, entry.serial);
-                }
-                self.index(key, Some(&entry.record), None);
-                self.snapshot.mark_addresses();
-            }
+            self.forget(key);
+            self.snapshot.mark_addresses();
         }
+    }
+
+    /// Drops a record before its time.
+    pub(super) fn forget(&mut self, key: RecordKey) {
+        let Some(entry) = self.lsdb.remove(&key) else { return };
+        for adjacency in self.adjacencies.values_mut() {
+            adjacency.dequeue(key, entry.serial);
+        }
+        self.index(key, Some(&entry.record), None);
     }
 
     /// Drops records whose lifetime is over, and with an LSA the pages that were verified with it.

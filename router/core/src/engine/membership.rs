@@ -2,11 +2,13 @@
 
 use super::{Engine, Notary, Output};
 use crate::{
-    Membership, TrustView, TrustedSite,
+    Membership, Record, RecordKind, SiteId, TrustView, TrustedSite,
     adjacency::Audience,
+    lsdb::Standing,
     trust::{self, Evidence},
 };
 use std::{
+    collections::BTreeSet,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -41,11 +43,48 @@ impl<N: Notary> Engine<N> {
         for &site in trust.sites.keys().filter(|&&site| known.site(site).is_none()) {
             self.learn_from(site);
         }
-        self.lsdb.retag(|site| trust.site(site).is_some());
+        self.judge_records();
         self.addresses.mark_all();
         self.snapshot.mark();
         self.outputs.push_back(Output::Trust(Arc::clone(&trust)));
         self.apply_trust_to_adjacencies(&trust, now);
+    }
+
+    /// How far the origin of a record is relied on. Whoever is endorsed and lacks only a statement is not a stranger: those who
+    /// make sites up must not be able to take the room from those who are invited.
+    pub(super) fn standing(&self, record: &Record) -> Standing {
+        let is_endorsed = |site| {
+            let mut endorsements = self.lsdb.endorsements();
+            endorsements.any(|e| e.subject == site && self.trust.site(e.issuer).is_some())
+        };
+        let site = self.lsdb.site_of(record);
+        standing(&self.trust, record.key.kind, site, |site| self.is_judge(site), is_endorsed)
+    }
+
+    /// Whether revocations of this site count, unless it is revoked itself.
+    fn is_judge(&self, site: SiteId) -> bool {
+        let local = self.identity.site;
+        site == local
+            || self.lsdb.statement(local).is_some_and(|statement| statement.network == site)
+            || self.settings.authorities.contains(&site)
+    }
+
+    /// Drops what has no place any more now that its site is relied on less.
+    fn judge_records(&mut self) {
+        let by_trusted = self.lsdb.endorsements().filter(|e| self.trust.site(e.issuer).is_some());
+        let endorsed: BTreeSet<SiteId> = by_trusted.map(|e| e.subject).collect();
+        let sites = self.trust.sites.keys().chain([&self.identity.site]);
+        let judges: BTreeSet<SiteId> = sites.copied().filter(|&s| self.is_judge(s)).collect();
+        let surplus = self.lsdb.retag(|record, site| {
+            let (is_judge, is_endorsed) = (|s| judges.contains(&s), |s| endorsed.contains(&s));
+            standing(&self.trust, record.key.kind, site, is_judge, is_endorsed)
+        });
+        if !surplus.is_empty() {
+            tracing::info!(records = surplus.len(), "records of sites less trusted dropped");
+        }
+        for key in surplus {
+            self.forget(key);
+        }
     }
 
     fn apply_trust_to_adjacencies(&mut self, trust: &TrustView, now: Instant) {
@@ -61,6 +100,28 @@ impl<N: Notary> Engine<N> {
             self.link_down(link, now);
             self.refuse(link, "the site at the other end is not trusted any more");
         }
+    }
+}
+
+fn standing(
+    trust: &TrustView,
+    kind: RecordKind,
+    site: Option<SiteId>,
+    is_judge: impl Fn(SiteId) -> bool,
+    is_endorsed: impl Fn(SiteId) -> bool,
+) -> Standing {
+    let Some(site) = site else { return Standing::Stranger };
+    if trust.revoked.contains(&site) {
+        return Standing::Revoked;
+    }
+    if is_judge(site) {
+        return Standing::Judge;
+    }
+    match trust.site(site).map(|site| site.membership) {
+        Some(Membership::Member) => Standing::Member,
+        Some(Membership::Guest) => Standing::Guest,
+        None if kind == RecordKind::SiteStatement && is_endorsed(site) => Standing::Guest,
+        None => Standing::Stranger,
     }
 }
 
