@@ -399,6 +399,44 @@ async fn a_lost_session_is_a_reset_never_an_end() {
     }
 }
 
+/// Sends `len` bytes over a flow that is open.
+async fn push(client: &mut TcpStream, server: &mut TcpStream, len: usize) {
+    let (payload, mut got) = (vec![4; len], vec![0; len]);
+    let (sent, read) = tokio::join!(client.write_all(&payload), server.read_exact(&mut got));
+    sent.unwrap();
+    read.unwrap();
+    assert!(got == payload);
+}
+
+#[tokio::test]
+async fn new_flows_get_packets_of_the_size_that_the_path_has_now() {
+    const LEN: usize = 256 << 10;
+    let (mut network, target, entrance) = Network::service().await;
+    let (mut client, mut server) = (connect(entrance).await, accept(&target).await);
+    for edge in &network.edges {
+        edge.set_mtu(1_300);
+    }
+    network.publish();
+    let oversized = |network: &Network| network.edges.iter().map(|edge| edge.oversized()).sum();
+    let before: u64 = oversized(&network);
+    within(push(&mut client, &mut server, LEN)).await;
+    assert!(oversized(&network) > before, "the old session was opened with larger packets");
+    // The flow that runs keeps its session, new ones get another.
+    within(eventually(|| network.edges[0].sessions.count() == 2)).await;
+    let before: u64 = oversized(&network);
+    for _ in 0..3 {
+        let (mut client, mut server) = (connect(entrance).await, accept(&target).await);
+        within(push(&mut client, &mut server, LEN)).await;
+    }
+    // Acknowledgements of the old session are small.
+    assert_eq!(oversized(&network), before);
+    within(push(&mut client, &mut server, LEN)).await;
+    assert!(oversized(&network) > before);
+    drop((client, server));
+    within(eventually(|| network.edges[0].sessions.count() == 1)).await;
+    within(eventually(|| network.edges[1].sessions.count() == 1)).await;
+}
+
 #[tokio::test]
 async fn flows_wait_for_a_path_and_listeners_close_without_one() {
     let (mut network, target, entrance) = Network::service().await;

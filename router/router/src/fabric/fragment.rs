@@ -12,7 +12,7 @@ const PACKETS_MAX: usize = 256;
 /// Memory of waiting pieces.
 const BYTES_MAX: usize = 1 << 20;
 /// Pieces of one packet leave together, so they arrive within little more than jitter.
-const PATIENCE: Duration = Duration::from_secs(1);
+const PATIENCE: Duration = Duration::from_millis(250);
 
 /// Whose packet a piece belongs to.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -47,13 +47,13 @@ impl Reassembly {
         piece: &[u8],
         now: Instant,
     ) -> Option<Vec<u8>> {
-        if self.packets.len() >= PACKETS_MAX || self.bytes + piece.len() > BYTES_MAX {
+        let is_new = !self.packets.contains_key(&id);
+        if is_new && self.packets.len() >= PACKETS_MAX || self.bytes + piece.len() > BYTES_MAX {
             self.expire(now);
         }
-        let full = self.packets.len() >= PACKETS_MAX && !self.packets.contains_key(&id);
-        if full || self.bytes + piece.len() > BYTES_MAX {
-            self.dropped += 1;
-            return None;
+        // The oldest is the least likely to become complete; to refuse the newest would stop all traffic for as long as pieces are lost.
+        while is_new && self.packets.len() >= PACKETS_MAX || self.bytes + piece.len() > BYTES_MAX {
+            self.remove(self.oldest()?);
         }
         // Numbers come round: a packet that has waited too long is another one.
         if self.packets.get(&id).is_some_and(|old| old.is_over(now) || old.count != head.count) {
@@ -81,6 +81,10 @@ impl Reassembly {
     /// How many pieces were given up since the last call.
     pub(super) fn take_dropped(&mut self) -> u64 {
         std::mem::take(&mut self.dropped)
+    }
+
+    fn oldest(&self) -> Option<PacketId> {
+        self.packets.iter().min_by_key(|(_, partial)| partial.since).map(|(id, _)| *id)
     }
 
     fn expire(&mut self, now: Instant) {
@@ -143,10 +147,15 @@ mod tests {
         let (mut reassembly, now) = (Reassembly::default(), crate::clock::now());
         let head = |packet| FragmentHead { packet, index: 0, count: 2 };
         for packet in 0..1_000 {
+            let now = now + Duration::from_micros(packet.into());
             assert_eq!(reassembly.push(id(packet), head(packet), &[0; 1_200], now), None);
         }
         assert_eq!(reassembly.packets.len(), PACKETS_MAX);
         assert_eq!(reassembly.take_dropped(), 1_000 - PACKETS_MAX as u64);
+        // Those that were lost do not stand in the way of the next.
+        let last = FragmentHead { packet: 999, index: 1, count: 2 };
+        assert!(reassembly.push(id(999), last, &[1; 8], now).is_some());
+        reassembly.push(id(999), head(999), &[0; 1_200], now + Duration::from_micros(999));
         let later = now + 2 * PATIENCE;
         assert_eq!(reassembly.push(id(2_000), head(2_000), &[0; 1_200], later), None);
         assert_eq!((reassembly.packets.len(), reassembly.bytes), (1, 1_200));

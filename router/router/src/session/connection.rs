@@ -5,25 +5,28 @@ use super::{
     control::{self, ControlError, ControlReader, Outbox},
     flow::FlowState,
     incoming::IncomingFlow,
-    transport::STREAMS_INITIAL,
+    transport::{Role, STREAMS_INITIAL},
     window::{self, WriteMeter},
 };
-use crate::flows::FlowCounters;
+use crate::{clock, flows::FlowCounters};
 use parking_lot::Mutex;
 use quinn::VarInt;
 use skein_core::{Handle, Pin, RouterId, SiteId};
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Weak,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        Arc, OnceLock, Weak,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tokio::sync::Semaphore;
 
 /// Flows a peer may have open in a session. More would wait, and the memory budget refuses long before.
 const STREAMS_MAX: u32 = 65_536;
+
+/// A peer that opens flows so long after it was told to open no more has not listened: they are reset.
+const DRAINING_HEARD: Duration = Duration::from_secs(5);
 
 /// Why a session was closed, as the peer sees it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -36,6 +39,10 @@ pub(super) enum Close {
     Stale,
     /// No path for too long.
     NoPath,
+    /// No flow for long.
+    Unused,
+    /// The peer has opened too many others since.
+    Superseded,
 }
 
 impl Close {
@@ -45,6 +52,8 @@ impl Close {
             Self::Violation => 1,
             Self::Stale => 2,
             Self::NoPath => 3,
+            Self::Unused => 4,
+            Self::Superseded => 5,
         })
     }
 
@@ -54,6 +63,8 @@ impl Close {
             Self::Violation => "the peer broke the protocol",
             Self::Stale => "the peer's boot or site is gone",
             Self::NoPath => "no path for too long",
+            Self::Unused => "unused",
+            Self::Superseded => "superseded",
         }
     }
 }
@@ -69,13 +80,29 @@ pub(crate) struct Peer {
     pub(crate) pin: Pin,
 }
 
+/// What tells one session from another, as both ends found it when it was established.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Terms {
+    pub(super) role: Role,
+    /// Of the path it was opened over; the connection keeps it for life.
+    pub(super) path_mtu: u16,
+    /// Implied by the peer's hello for what we send.
+    pub(super) peer_credit_bytes: u64,
+}
+
 /// An established session.
 #[derive(Debug)]
 pub(crate) struct Session {
     pub(super) connection: quinn::Connection,
     pub(crate) peer: Peer,
-    /// Implied by the peer's hello for what we send.
-    peer_credit_bytes: u64,
+    pub(super) terms: Terms,
+    pub(super) established: Instant,
+    /// What quinn made of the path's MTU at first; less later means that it has given up on larger packets.
+    first_mtu: u16,
+    /// How often a flow was opened, or was about to be.
+    uses: AtomicU64,
+    /// A successor is being dialled.
+    pub(super) is_succeeded: AtomicBool,
     /// One writer at a time, first come first served. quinn wakes blocked writers last-in-first-out, which starves some for seconds.
     ring: Semaphore,
     pub(super) meter: WriteMeter,
@@ -83,7 +110,8 @@ pub(crate) struct Session {
     flows: Mutex<HashMap<u64, Weak<FlowState>>>,
     /// Streams that the peer has open, also those that are no flow yet.
     open_streams: AtomicUsize,
-    draining: AtomicBool,
+    /// Since when no flows are to be opened.
+    draining: OnceLock<Instant>,
     pub(super) budget: Arc<Budget>,
     counters: Arc<FlowCounters>,
 }
@@ -92,20 +120,24 @@ impl Session {
     pub(super) fn new(
         connection: quinn::Connection,
         peer: Peer,
-        peer_credit_bytes: u64,
+        terms: Terms,
         budget: Arc<Budget>,
         counters: Arc<FlowCounters>,
     ) -> Arc<Self> {
         Arc::new(Self {
+            first_mtu: connection.stats().path.current_mtu,
+            established: clock::now(),
             connection,
             peer,
-            peer_credit_bytes,
+            terms,
+            uses: AtomicU64::new(0),
+            is_succeeded: AtomicBool::new(false),
             ring: Semaphore::new(1),
             meter: WriteMeter::default(),
             outbox: Outbox::default(),
             flows: Mutex::default(),
             open_streams: AtomicUsize::new(0),
-            draining: AtomicBool::new(false),
+            draining: OnceLock::new(),
             budget,
             counters,
         })
@@ -113,11 +145,27 @@ impl Session {
 
     /// Whether new flows may be opened on it.
     pub(crate) fn is_usable(&self) -> bool {
-        self.connection.close_reason().is_none() && !self.draining.load(Ordering::Relaxed)
+        self.connection.close_reason().is_none() && self.draining.get().is_none()
     }
 
     pub(super) fn set_draining(&self) {
-        self.draining.store(true, Ordering::Relaxed);
+        self.draining.get_or_init(clock::now);
+    }
+
+    /// Whether packets of another size fit the path now, whose MTU is `path_mtu`, or quinn's no longer do.
+    pub(super) fn is_outgrown(&self, path_mtu: u16) -> bool {
+        self.terms.path_mtu != path_mtu || self.connection.stats().path.current_mtu < self.first_mtu
+    }
+
+    /// Notes that a flow is about to be opened.
+    pub(super) fn note_use(&self) {
+        self.uses.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How often flows were opened, and whether there are none now.
+    pub(super) fn uses(&self) -> (u64, bool) {
+        let is_unused = self.flow_count() == 0 && self.open_streams.load(Ordering::Relaxed) == 0;
+        (self.uses.load(Ordering::Relaxed), is_unused)
     }
 
     /// Tells the peer to open no more flows and opens none.
@@ -174,7 +222,7 @@ impl Session {
         window: super::ReceiveWindow,
         counted: Option<OpenStream>,
     ) -> Arc<FlowState> {
-        let credit = SendCredit::new(self.peer_credit_bytes);
+        let credit = SendCredit::new(self.terms.peer_credit_bytes);
         let state = Arc::new(FlowState::new(Arc::clone(self), index, credit, window, counted));
         self.flows.lock().insert(index, Arc::downgrade(&state));
         state
@@ -217,7 +265,15 @@ impl Session {
     async fn accept_flows(self: &Arc<Self>, accept: impl Fn(IncomingFlow)) {
         let mut limit = STREAMS_INITIAL;
         while let Ok((send, recv)) = self.connection.accept_bi().await {
-            accept(IncomingFlow::new(OpenStream::count(self), send, recv));
+            self.note_use();
+            let incoming = IncomingFlow::new(OpenStream::count(self), send, recv);
+            if self
+                .draining
+                .get()
+                .is_none_or(|since| clock::now().saturating_duration_since(*since) < DRAINING_HEARD)
+            {
+                accept(incoming);
+            }
             let open = self.open_streams.load(Ordering::Relaxed);
             if open > limit as usize / 2 && limit < STREAMS_MAX {
                 limit *= 2;

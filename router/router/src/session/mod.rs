@@ -2,7 +2,7 @@
 //!
 //! One QUIC connection per (initiator, responder, pin), opened when the first flow needs it. The initiator is the ingress and opens the
 //! flows; the first bidirectional stream is the control stream. A session dies at once when its peer's boot or site is gone from the
-//! network's view, and after a while when no path is left.
+//! network's view, and after a while when no path is left or nothing uses it.
 
 mod budget;
 mod connection;
@@ -13,6 +13,7 @@ mod incoming;
 mod pool;
 mod queue;
 mod transport;
+mod upkeep;
 mod window;
 
 pub use budget::{Budget, Reservation};

@@ -1,8 +1,8 @@
-//! Which sessions there are: dialling single-flight, accepting, and closing those that the network's view no longer supports.
+//! Which sessions there are: dialling single-flight, and accepting.
 
 use super::{
     SessionsConfig,
-    connection::{Close, Peer, Session},
+    connection::{Close, Peer, Session, Terms},
     control::{self, ControlError, ControlReader},
     transport::{self, Role},
 };
@@ -13,12 +13,12 @@ use skein_core::{Fib, Handle, Pin, RouterId, TrustView, parse_vaddr, vaddr};
 use skein_trust::{PeerError, SERVER_NAME, peer_identity};
 use std::{
     collections::HashMap,
-    sync::Arc,
-    time::{Duration, Instant},
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
 };
 use tokio::{
     sync::{Semaphore, watch},
-    time::{sleep_until, timeout},
+    time::timeout,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument as _;
@@ -27,8 +27,8 @@ use tracing::Instrument as _;
 const ESTABLISH_TIMEOUT: Duration = Duration::from_secs(5);
 /// Handshakes of peers going on at a time; a router has as many neighbours at most that dial at once after a restart.
 const HANDSHAKES_MAX: usize = 256;
-/// Running flows wait so long for a path to come back.
-const NO_PATH_MAX: Duration = Duration::from_secs(30);
+/// Sessions of one peer that are accepted. It needs one per pin, and successors of those whose flows last.
+const ACCEPTED_PER_PEER_MAX: usize = 16;
 
 /// Why there is no session to a router.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -52,10 +52,10 @@ pub enum DialError {
 
 /// Names a session at its initiator.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-struct Key {
-    router: RouterId,
-    handle: Handle,
-    pin: Pin,
+pub(super) struct Key {
+    pub(super) router: RouterId,
+    pub(super) handle: Handle,
+    pub(super) pin: Pin,
 }
 
 type Dialled = Option<Result<Arc<Session>, DialError>>;
@@ -85,19 +85,19 @@ impl Pool {
             stop: CancellationToken::new(),
         });
         pool.spawn(Arc::clone(&pool).accept());
-        pool.spawn(Arc::clone(&pool).enforce_view());
+        pool.spawn(Arc::clone(&pool).upkeep());
         pool
     }
 
-    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+    pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         self.tasks.spawn_on(task, &self.config.surroundings.runtime);
     }
 
-    fn fib(&self) -> Arc<Fib> {
+    pub(super) fn fib(&self) -> Arc<Fib> {
         Arc::clone(&self.config.surroundings.fib.borrow())
     }
 
-    fn trust(&self) -> Arc<TrustView> {
+    pub(super) fn trust(&self) -> Arc<TrustView> {
         Arc::clone(&self.config.surroundings.trust.borrow())
     }
 
@@ -112,10 +112,12 @@ impl Pool {
         let key = Key { router, handle: route.handle, pin };
         let mut dialled = self.dialled_or_dial(key)?;
         let dialled = dialled.wait_for(Option::is_some).await;
-        dialled
+        let session = dialled
             .map_err(|_closed| DialError::Draining)?
             .clone()
-            .expect("invariant: waited until there was an outcome")
+            .expect("invariant: waited until there was an outcome")?;
+        session.note_use();
+        Ok(session)
     }
 
     /// The dial of `key` that succeeded or goes on, or a new one. It runs on its own, so that a waiter that gives up takes nothing from
@@ -154,11 +156,38 @@ impl Pool {
                 outcome.send_replace(Some(Err(error)));
             }
         }
-        // Unless a new dial has taken the place.
+        self.forget(key, &outcome);
+    }
+
+    /// Unless a new dial has taken the place.
+    fn forget(&self, key: Key, outcome: &watch::Sender<Dialled>) {
         let mut dialled = self.dialled.lock();
         if dialled.get(&key).is_some_and(|dial| dial.same_channel(&outcome.subscribe())) {
             dialled.remove(&key);
         }
+    }
+
+    /// Dials a session that takes the place of `old` for new flows, and runs it. Until it is there, and if it does not come about, `old`
+    /// goes on.
+    pub(super) async fn succeed(self: Arc<Self>, old: Arc<Session>) {
+        let Peer { router, handle, pin, .. } = old.peer;
+        let key = Key { router, handle, pin };
+        let dial = timeout(ESTABLISH_TIMEOUT, self.dial(key));
+        let (session, writer, reader) = match dial.await.unwrap_or(Err(DialError::Timeout)) {
+            Ok(dialled) => dialled,
+            Err(error) => {
+                tracing::debug!(peer = %router, pin = pin.0, %error, "session keeps its packet size");
+                self.config.surroundings.counters.sessions_failed.add(1);
+                old.is_succeeded.store(false, Ordering::Relaxed);
+                return;
+            }
+        };
+        tracing::info!(peer = %router, pin = pin.0, mtu = session.terms.path_mtu, "session succeeded");
+        let (outcome, receiver) = watch::channel(Some(Ok(Arc::clone(&session))));
+        self.dialled.lock().insert(key, receiver);
+        old.set_draining();
+        self.run(session, writer, reader).await;
+        self.forget(key, &outcome);
     }
 
     async fn dial(
@@ -167,7 +196,8 @@ impl Pool {
     ) -> Result<(Arc<Session>, quinn::SendStream, ControlReader), DialError> {
         let dial = self.config.tls.session_client(key.router);
         let fib = self.fib();
-        let transport = transport::transport(Role::Initiator, fib.path(key.handle, key.pin));
+        let path = fib.path(key.handle, key.pin);
+        let transport = transport::transport(Role::Initiator, path);
         let mut config = quinn::ClientConfig::new(Arc::new(quic_client(&dial.config)));
         config.transport_config(transport);
         let failed = |error: &dyn std::error::Error| match dial.refusal() {
@@ -182,8 +212,9 @@ impl Pool {
         let mut reader = ControlReader::new(reader);
         let hello = self.hello(&mut writer, &mut reader, key.pin);
         let peer_credit_bytes = hello.await.map_err(|e| failed(&e))?;
-        let session = self.session_of(connection, peer, peer_credit_bytes);
-        Ok((session, writer, reader))
+        let path_mtu = transport::mtu(path);
+        let terms = Terms { role: Role::Initiator, path_mtu, peer_credit_bytes };
+        Ok((self.session_of(connection, peer, terms), writer, reader))
     }
 
     /// Both say hello at once; returns the credit implied by the peer's.
@@ -199,16 +230,11 @@ impl Pool {
         Ok(reader.hello().await?.initial_credit_bytes.into())
     }
 
-    fn session_of(
-        &self,
-        connection: quinn::Connection,
-        peer: Peer,
-        peer_credit_bytes: u64,
-    ) -> Arc<Session> {
+    fn session_of(&self, connection: quinn::Connection, peer: Peer, terms: Terms) -> Arc<Session> {
         let surroundings = &self.config.surroundings;
         let budget = Arc::clone(&surroundings.budget);
         let counters = Arc::clone(&surroundings.counters);
-        Session::new(connection, peer, peer_credit_bytes, budget, counters)
+        Session::new(connection, peer, terms, budget, counters)
     }
 
     /// Who is at the other end, from the verified leaf.
@@ -272,9 +298,8 @@ impl Pool {
         let fib = self.fib();
         let crypto = Arc::new(quic_server(&self.config.tls.session_server()));
         let mut config = quinn::ServerConfig::with_crypto(crypto);
-        config
-            .migration(false)
-            .transport_config(transport::transport(Role::Responder, fib.path(handle, pin)));
+        let path = fib.path(handle, pin);
+        config.migration(false).transport_config(transport::transport(Role::Responder, path));
         let connecting = incoming.accept_with(Arc::new(config)).map_err(|e| failed(&e))?;
         let connection = connecting.await.map_err(|e| failed(&e))?;
         let peer = self.peer(&connection, handle, pin)?;
@@ -287,8 +312,9 @@ impl Pool {
         let mut reader = ControlReader::new(reader);
         let hello = self.hello(&mut writer, &mut reader, pin);
         let peer_credit_bytes = hello.await.map_err(|e| failed(&e))?;
-        let session = self.session_of(connection, peer, peer_credit_bytes);
-        Ok((session, writer, reader))
+        let path_mtu = transport::mtu(path);
+        let terms = Terms { role: Role::Responder, path_mtu, peer_credit_bytes };
+        Ok((self.session_of(connection, peer, terms), writer, reader))
     }
 
     async fn run(&self, session: Arc<Session>, writer: quinn::SendStream, reader: ControlReader) {
@@ -299,6 +325,9 @@ impl Pool {
             // The view changed during the handshake.
             session.close(Close::Stale);
         }
+        if session.terms.role == Role::Responder {
+            self.supersede(&session);
+        }
         let span =
             tracing::info_span!("session", peer = %session.peer.router, pin = session.peer.pin.0);
         let run = session.run(writer, reader, |flow| self.config.egress.serve(flow));
@@ -306,53 +335,31 @@ impl Pool {
         self.running.lock().remove(&id);
     }
 
+    /// The newest session of a peer and pin is the one for new flows, and of many the oldest goes.
+    fn supersede(&self, newest: &Arc<Session>) {
+        let mut older = self.sessions();
+        older.retain(|session| {
+            session.terms.role == Role::Responder
+                && session.peer.router == newest.peer.router
+                && !Arc::ptr_eq(session, newest)
+        });
+        for session in older.iter().filter(|session| session.peer == newest.peer) {
+            session.drain();
+        }
+        if older.len() >= ACCEPTED_PER_PEER_MAX
+            && let Some(oldest) = older.iter().min_by_key(|session| session.established)
+        {
+            oldest.close(Close::Superseded);
+        }
+    }
+
     pub(super) fn sessions(&self) -> Vec<Arc<Session>> {
         self.running.lock().values().cloned().collect()
-    }
-
-    /// Closes sessions at once when their peer's boot or site is gone from the view, and after a while when no path is left.
-    async fn enforce_view(self: Arc<Self>) {
-        let mut fib = self.config.surroundings.fib.clone();
-        let mut trust = self.config.surroundings.trust.clone();
-        let mut pathless = HashMap::<usize, Instant>::new();
-        loop {
-            let deadline = self.enforce(&mut pathless);
-            tokio::select! {
-                changed = fib.changed() => if changed.is_err() { return }, // cancel-safe
-                changed = trust.changed() => if changed.is_err() { return }, // cancel-safe
-                () = sleep_until(deadline.into()) => {}
-                () = self.stop.cancelled() => return,
-            }
-        }
-    }
-
-    /// One round; returns when the next is due at the latest. `pathless` tells since when sessions have had no path.
-    fn enforce(&self, pathless: &mut HashMap<usize, Instant>) -> Instant {
-        let (fib, trust, now) = (self.fib(), self.trust(), crate::clock::now());
-        let sessions = self.sessions();
-        pathless.retain(|id, _| sessions.iter().any(|s| s.connection.stable_id() == *id));
-        let mut due = now + NO_PATH_MAX;
-        for session in sessions {
-            let id = session.connection.stable_id();
-            if !is_current(&session.peer, &fib, &trust) {
-                session.close(Close::Stale);
-            } else if fib.routes.contains_key(&session.peer.router) {
-                pathless.remove(&id);
-            } else {
-                let deadline = *pathless.entry(id).or_insert(now) + NO_PATH_MAX;
-                if deadline <= now {
-                    session.close(Close::NoPath);
-                } else {
-                    due = due.min(deadline);
-                }
-            }
-        }
-        due
     }
 }
 
 /// Whether the peer's handle is still that of the same router, and its site trusted.
-fn is_current(peer: &Peer, fib: &Fib, trust: &TrustView) -> bool {
+pub(super) fn is_current(peer: &Peer, fib: &Fib, trust: &TrustView) -> bool {
     fib.handles.get(&peer.handle) == Some(&peer.router) && trust.site(peer.site).is_some()
 }
 

@@ -47,19 +47,23 @@ pub(super) enum Role {
     Responder,
 }
 
-/// Settings of one connection over `path`; without one, what every path can do.
-pub(super) fn transport(role: Role, path: Option<&Path>) -> Arc<TransportConfig> {
-    let mtu = path.map_or(MTU_MIN, |path| {
+/// Largest packet of a session over `path`; without one, what every path can do.
+pub(super) fn mtu(path: Option<&Path>) -> u16 {
+    path.map_or(MTU_MIN, |path| {
         // More labels take the long frame header.
         let longer = if path.labels.len() > LABELS_MAX { LONG_HEADER_EXTRA } else { 0 };
         path.mtu.saturating_sub(longer).clamp(MTU_MIN, MTU_MAX)
-    });
+    })
+}
+
+/// Settings of one connection over `path`.
+pub(super) fn transport(role: Role, path: Option<&Path>) -> Arc<TransportConfig> {
     let rtt = path.map_or(INITIAL_RTT_MAX, |path| Duration::from_micros(path.metric_us));
     let mut cubic = CubicConfig::default();
     cubic.initial_window(INITIAL_WINDOW_BYTES);
     let mut transport = TransportConfig::default();
     transport
-        .initial_mtu(mtu)
+        .initial_mtu(mtu(path))
         .min_mtu(MTU_MIN)
         .mtu_discovery_config(None)
         .initial_rtt(rtt.clamp(INITIAL_RTT_MIN, INITIAL_RTT_MAX))
@@ -69,7 +73,8 @@ pub(super) fn transport(role: Role, path: Option<&Path>) -> Arc<TransportConfig>
         .send_fairness(true)
         .persistent_congestion_threshold(PERSISTENT_CONGESTION_RTTS)
         .congestion_controller_factory(Arc::new(cubic))
-        .keep_alive_interval(Some(KEEP_ALIVE))
+        // One end suffices: its probes are acknowledged.
+        .keep_alive_interval((role == Role::Initiator).then_some(KEEP_ALIVE))
         .max_idle_timeout(IdleTimeout::try_from(IDLE_MAX).ok())
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .max_concurrent_bidi_streams(VarInt::from_u32(match role {

@@ -33,7 +33,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering},
     },
     task::{Context, Poll},
     time::Duration,
@@ -53,13 +53,24 @@ pub(crate) struct Wire {
     handle: Handle,
     peers: Mutex<HashMap<Handle, SocketAddr>>,
     cut: AtomicBool,
+    /// What its paths claim to carry.
+    mtu: AtomicU16,
+    /// Packets sent that were larger.
+    oversized: AtomicU64,
 }
 
 impl Wire {
     fn new(handle: Handle) -> Arc<Self> {
         let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
         let inner = quinn::TokioRuntime.wrap_udp_socket(socket).unwrap();
-        Arc::new(Self { inner, handle, peers: Mutex::default(), cut: AtomicBool::new(false) })
+        Arc::new(Self {
+            inner,
+            handle,
+            peers: Mutex::default(),
+            cut: AtomicBool::new(false),
+            mtu: AtomicU16::new(1_452),
+            oversized: AtomicU64::new(0),
+        })
     }
 
     fn handle_of(&self, from: SocketAddr) -> Option<Handle> {
@@ -78,6 +89,10 @@ impl AsyncUdpSocket for Wire {
         let (Some(destination), false) = (to, self.cut.load(Ordering::Relaxed)) else {
             return Ok(());
         };
+        let len = transmit.segment_size.unwrap_or(transmit.contents.len());
+        if len > self.mtu.load(Ordering::Relaxed).into() {
+            self.oversized.fetch_add(1, Ordering::Relaxed);
+        }
         self.inner.try_send(&Transmit { destination, src_ip: None, ..*transmit })
     }
 
@@ -211,7 +226,8 @@ impl Network {
                 });
             }
             if !is_local {
-                routes.insert(other.local.router, Arc::new(route(other)));
+                let mtu = edge.wire.mtu.load(Ordering::Relaxed);
+                routes.insert(other.local.router, Arc::new(route(other, mtu)));
             }
         }
         let local = skein_core::LocalRouter {
@@ -288,7 +304,7 @@ impl Network {
     }
 }
 
-fn route(other: &Edge) -> Route {
+fn route(other: &Edge, mtu: u16) -> Route {
     Route {
         router: other.local.router,
         site: other.local.site,
@@ -300,7 +316,7 @@ fn route(other: &Edge) -> Route {
             labels: Vec::new(),
             hops: vec![other.local.router],
             metric_us: 1_000,
-            mtu: 1_452,
+            mtu,
         }],
     }
 }
@@ -373,6 +389,16 @@ impl Edge {
     /// Nothing leaves or reaches this router any more.
     pub(crate) fn cut(&self) {
         self.wire.cut.store(true, Ordering::Relaxed);
+    }
+
+    /// Largest packet that its paths carry, from the next publication on.
+    pub(crate) fn set_mtu(&self, mtu: u16) {
+        self.wire.mtu.store(mtu, Ordering::Relaxed);
+    }
+
+    /// Packets sent so far that were larger than that.
+    pub(crate) fn oversized(&self) -> u64 {
+        self.wire.oversized.load(Ordering::Relaxed)
     }
 
     /// Undoes [`Edge::cut`].

@@ -1,0 +1,162 @@
+//! Which sessions stay: those that the network's view no longer supports are closed, as are unused ones, and those whose path has come to
+//! carry packets of another size get a successor.
+
+use super::{
+    connection::{Close, Session},
+    pool::{Pool, is_current},
+    transport::{self, Role},
+};
+use crate::clock;
+use std::{
+    collections::HashMap,
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+use tokio::time::sleep_until;
+
+/// Running flows wait so long for a path to come back.
+const NO_PATH_MAX: Duration = Duration::from_secs(30);
+/// A session without flows is kept so long for the next: a new one costs a round trip, an old one a probe every few seconds.
+const UNUSED_MAX: Duration = Duration::from_secs(120);
+/// The end that opens no flows waits for longer, since a flow may be on its way.
+const UNUSED_MAX_RESPONDER: Duration = Duration::from_secs(150);
+/// A session for which nothing may be opened any more goes as soon as what was about to be opened is.
+const UNUSED_MAX_DRAINING: Duration = Duration::from_secs(5);
+/// A session is so old before it gets a successor: a path that flaps must not make us dial all the time.
+const SUCCESSION_AGE_MIN: Duration = Duration::from_secs(2);
+/// Sessions are looked at so often when nothing changes: uses and packet sizes tell nobody when they change.
+const ROUND_MAX: Duration = Duration::from_secs(30);
+
+/// What earlier rounds saw of a session.
+#[derive(Clone, Copy, Debug, Default)]
+struct Seen {
+    pathless_since: Option<Instant>,
+    /// And how often it had been used by then.
+    unused_since: Option<(Instant, u64)>,
+}
+
+impl Seen {
+    /// When a session that is `unused` has been so for as long as it may.
+    fn unused_until(
+        &mut self,
+        (uses, is_unused): (u64, bool),
+        unused_max: Duration,
+        now: Instant,
+    ) -> Option<Instant> {
+        let before = self.unused_since.filter(|&(_, before)| before == uses);
+        self.unused_since = if is_unused { before.or(Some((now, uses))) } else { None };
+        self.unused_since.map(|(since, _)| since + unused_max)
+    }
+
+    /// When a session that has a path, or has none, has had none for as long as it may.
+    fn pathless_until(&mut self, has_path: bool, now: Instant) -> Option<Instant> {
+        self.pathless_since = if has_path { None } else { self.pathless_since.or(Some(now)) };
+        self.pathless_since.map(|since| since + NO_PATH_MAX)
+    }
+}
+
+impl Pool {
+    /// Looks at the sessions whenever the view of the network changes, and now and then.
+    pub(super) async fn upkeep(self: Arc<Self>) {
+        let mut fib = self.config.surroundings.fib.clone();
+        let mut trust = self.config.surroundings.trust.clone();
+        let mut seen = HashMap::new();
+        loop {
+            let due = self.round(&mut seen);
+            tokio::select! {
+                changed = fib.changed() => if changed.is_err() { return }, // cancel-safe
+                changed = trust.changed() => if changed.is_err() { return }, // cancel-safe
+                () = sleep_until(due.into()) => {} // cancel-safe
+                () = self.stop.cancelled() => return,
+            }
+        }
+    }
+
+    /// Returns when the next round is due at the latest.
+    fn round(self: &Arc<Self>, seen: &mut HashMap<usize, Seen>) -> Instant {
+        let (fib, trust, now) = (self.fib(), self.trust(), clock::now());
+        let sessions = self.sessions();
+        seen.retain(|id, _| sessions.iter().any(|s| s.connection.stable_id() == *id));
+        let mut due = now + ROUND_MAX;
+        for session in sessions {
+            let seen = seen.entry(session.connection.stable_id()).or_default();
+            if !is_current(&session.peer, &fib, &trust) {
+                session.close(Close::Stale);
+                continue;
+            }
+            let path = fib.path(session.peer.handle, session.peer.pin);
+            let uses = session.uses();
+            let unused = seen.unused_until(uses, unused_max(&session), now);
+            let pathless = seen.pathless_until(path.is_some(), now);
+            if unused.is_some_and(|until| until <= now) {
+                session.close(Close::Unused);
+            } else if pathless.is_some_and(|until| until <= now) {
+                session.close(Close::NoPath);
+            } else if let Some(path) = path
+                && session.is_usable()
+                && session.is_outgrown(transport::mtu(Some(path)))
+            {
+                due = due.min(self.outgrown(session, uses.1, now));
+            }
+            due =
+                [unused, pathless].into_iter().flatten().filter(|&at| at > now).fold(due, Ord::min);
+        }
+        due
+    }
+
+    /// Lets new flows have a session with packets of the right size; returns when to look again.
+    fn outgrown(self: &Arc<Self>, session: Arc<Session>, is_unused: bool, now: Instant) -> Instant {
+        let ripe = session.established + SUCCESSION_AGE_MIN;
+        if now < ripe {
+            return ripe;
+        }
+        match session.terms.role {
+            // The peer opens flows, so it dials.
+            Role::Responder => session.drain(),
+            // The next flow dials.
+            Role::Initiator if is_unused => session.set_draining(),
+            Role::Initiator => {
+                if !session.is_succeeded.swap(true, Ordering::Relaxed) {
+                    self.spawn(Arc::clone(self).succeed(session));
+                }
+                return now + SUCCESSION_AGE_MIN;
+            }
+        }
+        now + UNUSED_MAX_DRAINING
+    }
+}
+
+fn unused_max(session: &Session) -> Duration {
+    match session.terms.role {
+        Role::Initiator if !session.is_usable() => UNUSED_MAX_DRAINING,
+        Role::Initiator => UNUSED_MAX,
+        Role::Responder => UNUSED_MAX_RESPONDER,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn uses_between_rounds_count_as_well() {
+        let (mut seen, start) = (Seen::default(), clock::now());
+        let at = |s: u64| start + Duration::from_secs(s);
+        let max = Duration::from_secs(120);
+        assert_eq!(seen.unused_until((0, true), max, at(0)), Some(at(120)));
+        assert_eq!(seen.unused_until((0, true), max, at(30)), Some(at(120)));
+        assert_eq!(seen.unused_until((1, true), max, at(60)), Some(at(180)), "used since");
+        assert_eq!(seen.unused_until((2, false), max, at(90)), None);
+        assert_eq!(seen.unused_until((2, true), max, at(100)), Some(at(220)));
+    }
+
+    #[test]
+    fn a_path_that_comes_back_starts_the_wait_anew() {
+        let (mut seen, now) = (Seen::default(), clock::now());
+        let later = now + NO_PATH_MAX / 2;
+        assert_eq!(seen.pathless_until(false, now), Some(now + NO_PATH_MAX));
+        assert_eq!(seen.pathless_until(false, later), Some(now + NO_PATH_MAX));
+        assert_eq!(seen.pathless_until(true, later), None);
+        assert_eq!(seen.pathless_until(false, later), Some(later + NO_PATH_MAX));
+    }
+}
