@@ -211,6 +211,18 @@ impl Adjacency {
         }
     }
 
+    /// Pages of a router with a sequence below `sequence` became void: the neighbour will not send them any more.
+    pub(crate) fn forget_pages(&mut self, router: RouterId, sequence: u64) {
+        let of_router = RecordKey::page(router, 0)..=RecordKey::page(router, u8::MAX);
+        for awaited in [&mut self.wanted, &mut self.requested] {
+            let void = awaited.range(of_router.clone()).filter(|(_, at)| **at < sequence);
+            let void: Vec<RecordKey> = void.map(|(key, _)| *key).collect();
+            for key in void {
+                awaited.remove(&key);
+            }
+        }
+    }
+
     /// Remembers to ask again for a record once `origin` has told what it is verified with.
     pub(crate) fn park(&mut self, header: RecordHeader, origin: Origin) {
         if self.parked.len() < PARKED_MAX {

@@ -187,7 +187,8 @@ pub enum Input {
     Statements(Vec<Record>),
     /// Every address this router serves now.
     Addresses(Vec<AddressEntry>),
-    /// The key or certificate our records are sealed with is new.
+    /// The certificate our records are sealed under is new. The key stays the same for a boot: what it sealed must hold by
+    /// every LSA of the boot.
     IdentityRenewed,
     /// A link came up.
     LinkUp(LinkUp),
@@ -286,6 +287,7 @@ impl<N: Notary> Engine<N> {
 
     /// Takes an event in.
     pub fn handle_input(&mut self, input: Input, now: Instant, unix_s: i64) {
+        self.own.begin(unix_s);
         match input {
             Input::Settings(settings) => self.set(settings),
             Input::Statements(records) => self.take_statements(records, None, now, unix_s),

@@ -207,8 +207,10 @@ pub struct RouterLsa {
     pub role: Role,
     /// Names it in frame headers during this boot.
     pub handle: Handle,
-    /// Grows with every start; address pages of earlier boots are void.
+    /// Grows with every start.
     pub boot_epoch: u64,
+    /// The router's address pages with a lower sequence are void: those of earlier boots.
+    pub pages_since: u64,
     /// DER certificate whose key signs this router's records.
     pub certificate: Arc<[u8]>,
     /// Its links, ascending by label.

@@ -4,19 +4,32 @@ mod common;
 
 use common::{Network, entry, router_id};
 use proptest::{prelude::*, test_runner::FileFailurePersistence};
-use skein_core::{Input, Role, Settings};
+use skein_core::{Input, LinkId, RecordHeader, Role, Settings};
 use std::{collections::BTreeSet, time::Duration};
 
 #[derive(Clone, Debug)]
 enum Event {
     LinkUp(usize, usize, u16),
     LinkDown(usize),
+    /// Only one end learns of it for now.
+    HalfUp(usize, usize, u16, bool),
+    /// Only one end learns of it for now.
+    HalfDown(usize, bool),
+    /// All links of which only one end knows come up or go down.
+    FinishLinks,
     Restart(usize),
+    /// Neighbours do not learn of it for now.
+    Crash(usize),
+    /// The controller counts from here again.
+    LoseCount(usize, u64),
+    Renew(usize),
     Leave(usize),
     Role(usize, bool),
     Addresses(usize, BTreeSet<u8>),
     Deliver(usize),
     Wait(u64),
+    /// Long enough for records to age.
+    Age(u64),
 }
 
 fn event(routers: usize) -> impl Strategy<Value = Event> {
@@ -25,12 +38,20 @@ fn event(routers: usize) -> impl Strategy<Value = Event> {
     prop_oneof![
         8 => (router.clone(), router.clone(), 1..5_u16).prop_map(|(a, b, c)| Event::LinkUp(a, b, c)),
         3 => (0..20_usize).prop_map(Event::LinkDown),
+        3 => (router.clone(), router.clone(), 1..5_u16, any::<bool>())
+            .prop_map(|(a, b, c, first)| Event::HalfUp(a, b, c, first)),
+        2 => (0..20_usize, any::<bool>()).prop_map(|(nth, first)| Event::HalfDown(nth, first)),
+        2 => Just(Event::FinishLinks),
         1 => router.clone().prop_map(Event::Restart),
+        1 => router.clone().prop_map(Event::Crash),
+        1 => (router.clone(), 0..3_u64).prop_map(|(n, boot)| Event::LoseCount(n, boot)),
+        1 => router.clone().prop_map(Event::Renew),
         1 => router.clone().prop_map(Event::Leave),
         1 => (router.clone(), any::<bool>()).prop_map(|(n, edge)| Event::Role(n, edge)),
         4 => (router, addresses).prop_map(|(n, a)| Event::Addresses(n, a)),
         6 => (0..30_usize).prop_map(Event::Deliver),
         3 => (0..300_u64).prop_map(Event::Wait),
+        1 => prop_oneof![1..30_u64, 1_190..1_210_u64, 3_580..3_620_u64].prop_map(Event::Age),
     ]
 }
 
@@ -43,12 +64,32 @@ fn apply(network: &mut Network, event: &Event) {
             }
         }
         Event::LinkDown(nth) => {
-            let links: Vec<_> = network.links.keys().copied().collect();
-            if !links.is_empty() {
-                network.disconnect(links[nth % links.len()]);
+            if let Some(link) = nth_link(network, *nth) {
+                network.disconnect(link);
             }
         }
+        Event::HalfUp(a, b, cost, first) => {
+            if a != b {
+                network.endorse(*a, *b);
+                let link = network.begin(*a, *b, *cost);
+                network.tell_up(link, usize::from(*first));
+            }
+        }
+        Event::HalfDown(nth, first) => {
+            if let Some(link) = nth_link(network, *nth) {
+                network.tell_down(link, usize::from(*first));
+            }
+        }
+        Event::FinishLinks => network.finish_links(),
         Event::Restart(n) => network.restart(*n),
+        Event::Crash(n) => network.crash(*n),
+        Event::LoseCount(n, boot_epoch) => {
+            // Records are not issued faster than one a second in the long run.
+            age(network, Duration::from_secs(1_000));
+            network.routers[*n].boot_epoch = *boot_epoch;
+            network.restart(*n);
+        }
+        Event::Renew(n) => network.renew(*n),
         Event::Leave(n) => {
             network.routers[*n].left = true;
             network.input(*n, Input::Leave);
@@ -69,7 +110,19 @@ fn apply(network: &mut Network, event: &Event) {
             }
         }
         Event::Wait(ms) => network.run_for(Duration::from_millis(*ms)),
+        Event::Age(s) => age(network, Duration::from_secs(*s)),
     }
+}
+
+/// Both ends notice within seconds what became of a link.
+fn age(network: &mut Network, duration: Duration) {
+    network.finish_links();
+    network.run_for(duration);
+}
+
+fn nth_link(network: &Network, nth: usize) -> Option<LinkId> {
+    let links: Vec<_> = network.links.keys().copied().collect();
+    (!links.is_empty()).then(|| links[nth % links.len()])
 }
 
 fn check(network: &Network) -> Result<(), TestCaseError> {
@@ -77,8 +130,8 @@ fn check(network: &Network) -> Result<(), TestCaseError> {
     for n in 0..network.routers.len() {
         for &other in &network.component(n) {
             prop_assert_eq!(
-                network.live_headers(n),
-                network.live_headers(other),
+                lasting(network, n, other),
+                lasting(network, other, n),
                 "{}/{}",
                 n,
                 other
@@ -88,6 +141,17 @@ fn check(network: &Network) -> Result<(), TestCaseError> {
         check_addresses(network, n)?;
     }
     Ok(())
+}
+
+/// What `n` knows, but for what is about to age out and has done so at `other` already.
+fn lasting(network: &Network, n: usize, other: usize) -> Vec<RecordHeader> {
+    let other = network.routers[other].engine.lsdb();
+    let lsdb = network.routers[n].engine.lsdb();
+    let lasts = |header: &RecordHeader| {
+        let remaining_s = lsdb.get(&header.key).map_or(0, |entry| entry.remaining_s(network.now));
+        remaining_s > 60 || other.get(&header.key).is_some()
+    };
+    lsdb.headers().filter(lasts).collect()
 }
 
 fn check_routes(network: &Network, n: usize) -> Result<(), TestCaseError> {
@@ -132,11 +196,13 @@ fn check_addresses(network: &Network, n: usize) -> Result<(), TestCaseError> {
 }
 
 /// Lets a history happen, then the network come to rest.
-fn run(routers: usize, seed: u64, events: &[Event]) -> Result<(), TestCaseError> {
+fn run((routers, room): (usize, usize), seed: u64, events: &[Event]) -> Result<(), TestCaseError> {
     let mut network = Network::new(routers, seed);
+    network.room = room;
     for event in events {
         apply(&mut network, event);
     }
+    network.finish_links();
     network.run_for(Duration::from_secs(5));
     check(&network)?;
     // The refresh changes nothing.
@@ -155,10 +221,11 @@ proptest! {
     #[test]
     fn connected_routers_converge(
         seed: u64,
+        room in prop_oneof![1..4_usize, Just(usize::MAX)],
         events in (2..8_usize).prop_flat_map(|n| (Just(n), prop::collection::vec(event(n), 1..60))),
     ) {
         let (routers, events) = events;
-        run(routers, seed, &events)?;
+        run((routers, room), seed, &events)?;
     }
 }
 
@@ -173,5 +240,29 @@ fn known_histories_converge() {
         Event::LinkUp(1, 0, 1),
         Event::Addresses(1, BTreeSet::from([0])),
     ];
-    run(2, 6_404_701_020_999_200_149, &history).unwrap();
+    run((2, usize::MAX), 6_404_701_020_999_200_149, &history).unwrap();
+    // Records of a boot that the controller has forgotten, sealed with another key.
+    let history = vec![
+        Event::Restart(0),
+        Event::Restart(0),
+        Event::LinkUp(1, 0, 1),
+        Event::Addresses(0, BTreeSet::from([3])),
+        Event::Deliver(6),
+        Event::LinkDown(0),
+        Event::LoseCount(0, 0),
+        Event::HalfUp(0, 1, 1, false),
+        Event::Addresses(0, BTreeSet::new()),
+    ];
+    run((2, 1), 0, &history).unwrap();
+    // One of the same number.
+    let history = vec![
+        Event::Restart(1),
+        Event::LinkUp(0, 1, 1),
+        Event::Addresses(1, BTreeSet::from([0])),
+        Event::Addresses(1, BTreeSet::from([1])),
+        Event::Deliver(6),
+        Event::LoseCount(1, 1),
+        Event::LinkUp(0, 1, 1),
+    ];
+    run((2, 1), 0, &history).unwrap();
 }

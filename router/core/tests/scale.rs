@@ -6,7 +6,7 @@
 
 mod common;
 
-use common::{Network, endorsement, entry, router_id, seal, site_id, statement};
+use common::{Network, endorsement, entry, router_id, seal_as, site_id, statement};
 use skein_core::{
     AddressEntry, AddressPage, AgedRecord, Handle, Input, Label, LinkAdvert, LinkId, LinkUp,
     Membership, Message, Payload, Record, RecordDraft, RecordKey, Role, RouterLsa, Scope, page_of,
@@ -17,6 +17,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// As large as a real one.
+const CERTIFICATE: &[u8] = &[0; 600];
 const ADDRESSES_PER_ROUTER: usize = 100;
 /// Between router 1, an engine, and router 2, the first of those that exist as records only.
 const SEAM: LinkId = LinkId(1 << 40);
@@ -34,7 +36,8 @@ fn links(routers: usize) -> Vec<(usize, usize)> {
 }
 
 fn router_record(key: RecordKey, payload: Payload) -> Record {
-    seal(RecordDraft { key, sequence: (1 << 32) + 1, lifetime_s: 3_600, payload })
+    let draft = RecordDraft { key, sequence: (1 << 32) + 1, lifetime_s: 3_600, payload };
+    seal_as(draft, CERTIFICATE.into())
 }
 
 fn lsa(n: usize, links: Vec<LinkAdvert>) -> Record {
@@ -46,7 +49,8 @@ fn lsa(n: usize, links: Vec<LinkAdvert>) -> Record {
         role: Role::Interior,
         handle: Handle(u32::try_from(n).unwrap()),
         boot_epoch: 1,
-        certificate: vec![0; 600].into(),
+        pages_since: 0,
+        certificate: CERTIFICATE.into(),
         links,
         protocol_min: 1,
         protocol_max: 1,

@@ -54,6 +54,7 @@ fn topology(routers: usize, links: &[(usize, usize, u16)]) -> Topology {
             role: Role::Interior,
             handle: Handle(1),
             boot_epoch: 1,
+            pages_since: 0,
             certificate: Rc::from([1]),
             links: adverts,
             protocol_min: 1,

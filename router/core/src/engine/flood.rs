@@ -2,8 +2,8 @@
 
 use super::{Engine, Known, Message, Notary, Rejection};
 use crate::{
-    AgedRecord, LinkId, Origin, Payload, Record, RecordHeader, RecordKey, RecordKind, RouterLsa,
-    SiteId, lsdb::Standing,
+    AgedRecord, LinkId, Origin, Payload, Record, RecordHeader, RecordKey, RecordKind, SiteId,
+    lsdb::Standing,
 };
 use std::{
     cmp::Ordering,
@@ -95,7 +95,6 @@ impl<N: Notary> Engine<N> {
             return;
         }
         if record.key.origin == Origin::Router(self.identity.router) {
-            // Of an earlier boot, or of this one before its state was lost: outdo it.
             self.own.outdo(header);
             return;
         }
@@ -147,8 +146,9 @@ impl<N: Notary> Engine<N> {
         if let (RecordKind::AddressPage, Origin::Router(router)) =
             (record.key.kind, record.key.origin)
         {
-            let lsa = self.lsdb.lsa(router).ok_or(Rejection::Missing(record.key.origin))?;
-            if lsa.leaving || record.sequence < first_sequence(lsa) {
+            let missing = Rejection::Missing(record.key.origin);
+            let lsa = self.lsdb.get(&RecordKey::lsa(router)).ok_or(missing)?;
+            if record.sequence < void_below(&lsa.record) {
                 return Err(Rejection::Invalid("its router has restarted or left since"));
             }
         }
@@ -188,6 +188,7 @@ impl<N: Notary> Engine<N> {
         let standing = self.standing(&record);
         let (serial, old) = self.lsdb.insert(Arc::clone(&record), remaining, standing, now);
         for adjacency in self.adjacencies.values_mut() {
+            adjacency.arrived(record.header());
             if let Some(old) = &old {
                 adjacency.dequeue(key, old.serial);
             }
@@ -216,8 +217,7 @@ impl<N: Notary> Engine<N> {
             self.snapshot.mark();
         }
         if let Payload::RouterLsa(lsa) = &record.payload {
-            let live = if lsa.leaving { u64::MAX } else { first_sequence(lsa) };
-            self.drop_pages(lsa.router, live);
+            self.drop_pages(lsa.router, void_below(record));
         }
         let unparks = matches!(record.key.kind, RecordKind::SiteStatement | RecordKind::RouterLsa);
         if unparks && changed {
@@ -246,6 +246,9 @@ impl<N: Notary> Engine<N> {
 
     /// Addresses of an earlier boot, or of a router that left, are void.
     fn drop_pages(&mut self, router: crate::RouterId, below: u64) {
+        for adjacency in self.adjacencies.values_mut() {
+            adjacency.forget_pages(router, below);
+        }
         for key in self.lsdb.pages_below(router, below) {
             self.forget(key);
             self.snapshot.mark_addresses();
@@ -261,7 +264,8 @@ impl<N: Notary> Engine<N> {
         self.index(key, Some(&entry.record), None);
     }
 
-    /// Drops records whose lifetime is over, and with an LSA the pages that were verified with it.
+    /// Drops records whose lifetime is over. Pages may outlive their LSA, to no effect: were they dropped with it, a router
+    /// that comes back just then would have to repeat them to those who were a moment ahead of the others.
     pub(super) fn expire(&mut self, now: Instant) {
         while let Some(entry) = self.lsdb.expire(now) {
             let record = entry.record;
@@ -271,11 +275,6 @@ impl<N: Notary> Engine<N> {
             }
             self.trust_stale |= record.key.kind.is_statement();
             self.index(record.key, Some(&record), None);
-            if let (RecordKind::RouterLsa, Origin::Router(router)) =
-                (record.key.kind, record.key.origin)
-            {
-                self.drop_pages(router, u64::MAX);
-            }
             self.snapshot.mark();
         }
     }
@@ -286,7 +285,12 @@ impl<N: Notary> Engine<N> {
     }
 }
 
-/// The lowest sequence number of a router's present boot.
-fn first_sequence(lsa: &RouterLsa) -> u64 {
-    lsa.boot_epoch << 32
+/// Pages below this sequence number are void by an LSA of their router: those of earlier boots, and all that came before a
+/// farewell.
+fn void_below(lsa: &Record) -> u64 {
+    match &lsa.payload {
+        Payload::RouterLsa(farewell) if farewell.leaving => lsa.sequence,
+        Payload::RouterLsa(lsa) => lsa.pages_since,
+        _ => 0,
+    }
 }

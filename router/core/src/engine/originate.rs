@@ -2,8 +2,8 @@
 
 use super::{Engine, Notary, SealError};
 use crate::{
-    ADDRESS_PAGES, AddressEntry, AddressPage, Payload, ROUTER_RECORD_LIFETIME,
-    ROUTER_RECORD_REFRESH, RecordDraft, RecordHeader, RecordKey, RecordKind, RouterLsa,
+    AddressEntry, AddressPage, Payload, ROUTER_RECORD_LIFETIME, ROUTER_RECORD_REFRESH, RecordDraft,
+    RecordHeader, RecordKey, RouterLsa,
     adjacency::Adjacency,
     pages::{Pages, changed_pages, paginate},
     throttle::Throttle,
@@ -26,13 +26,13 @@ const PAGES_HOLD_MAX: Duration = Duration::from_millis(500);
 pub(super) struct OwnRecords {
     /// Last sequence number used or seen.
     sequence: u64,
+    /// Pages below are of earlier boots; 0 before the first event.
+    pages_since: u64,
     lsa_dirty: bool,
     lsa_throttle: Throttle,
     lsa_refresh: Option<Instant>,
     pages: Pages,
     pages_dirty: BTreeSet<u8>,
-    /// Pages somebody holds an edition of that we do not know.
-    pages_foreign: BTreeSet<u8>,
     pages_throttle: Throttle,
     pages_refresh: BTreeMap<u8, Instant>,
     leaving: bool,
@@ -43,12 +43,12 @@ impl OwnRecords {
     pub(super) fn new(boot_epoch: u64) -> Self {
         Self {
             sequence: boot_epoch << 32,
+            pages_since: 0,
             lsa_dirty: true,
             lsa_throttle: Throttle::new(LSA_HOLD_MIN, LSA_HOLD_MAX),
             lsa_refresh: None,
             pages: Pages::new(),
             pages_dirty: BTreeSet::new(),
-            pages_foreign: BTreeSet::new(),
             pages_throttle: Throttle::new(PAGES_HOLD_MIN, PAGES_HOLD_MAX),
             pages_refresh: BTreeMap::new(),
             leaving: false,
@@ -69,7 +69,7 @@ impl OwnRecords {
         self.pages = pages;
     }
 
-    /// Issues everything anew, e.g. under another key.
+    /// Issues everything anew.
     pub(super) fn reissue(&mut self) {
         self.lsa_dirty = true;
         self.pages_dirty.extend(self.pages.keys());
@@ -82,18 +82,15 @@ impl OwnRecords {
         self.pages.clear();
     }
 
-    /// A record of ours that we did not issue, or not in this boot: issue a newer one.
+    /// A record of ours that counts and that we do not know: whoever counts boots has forgotten one. Everything of it is
+    /// declared void.
     pub(super) fn outdo(&mut self, header: RecordHeader) {
-        tracing::debug!(kind = ?header.key.kind, sequence = header.sequence, "outdoing a record of an earlier boot");
-        self.sequence = self.sequence.max(header.sequence);
-        match (header.key.kind, header.key.subkey.as_bytes()) {
-            // Pages issued before were void in the eyes of whoever knew the other LSA.
-            (RecordKind::RouterLsa, _) => self.reissue(),
-            (RecordKind::AddressPage, &[page]) if page < ADDRESS_PAGES => {
-                self.pages_dirty.insert(page);
-                self.pages_foreign.insert(page);
-            }
-            _ => {}
+        if header.sequence >= self.pages_since {
+            tracing::warn!(kind = ?header.key.kind, sequence = header.sequence, "outdoing records of a forgotten boot");
+            // That boot may have issued more than this record, but not as many as the lower half counts.
+            self.sequence = self.sequence.max(header.sequence) | u64::from(u32::MAX);
+            self.pages_since = self.next_sequence();
+            self.reissue();
         }
     }
 
@@ -137,6 +134,15 @@ impl OwnRecords {
             }
             *at > now
         });
+    }
+
+    /// Begins to count at the time of day, in seconds: if this boot has the number of an earlier one, which its controller
+    /// has forgotten, no two records have the same sequence for all that.
+    pub(super) fn begin(&mut self, unix_s: i64) {
+        if self.pages_since == 0 {
+            self.sequence += u64::try_from(unix_s).unwrap_or(0) & u64::from(u32::MAX);
+            self.pages_since = self.next_sequence();
+        }
     }
 
     fn next_sequence(&mut self) -> u64 {
@@ -185,6 +191,7 @@ impl<N: Notary> Engine<N> {
             role: self.settings.role,
             handle: self.handle(),
             boot_epoch: self.identity.boot_epoch,
+            pages_since: self.own.pages_since,
             certificate,
             links,
             protocol_min,
@@ -202,17 +209,16 @@ impl<N: Notary> Engine<N> {
 
     fn issue_page(&mut self, page: u8, now: Instant) {
         let key = RecordKey::page(self.identity.router, page);
-        let is_held = self.own.pages_foreign.remove(&page) || self.has(&key);
         match self.own.pages.get(&page) {
             Some(entries) => {
                 self.own.pages_refresh.insert(page, now + ROUTER_RECORD_REFRESH);
                 let payload = Payload::AddressPage(AddressPage { entries: entries.clone() });
                 self.issue_record(key, payload, now);
             }
-            // An empty page is withdrawn; one nobody has heard of in this boot is void by its sequence number.
+            // An empty page is purged; one nobody has heard of in this boot is void by its sequence number.
             None => {
                 self.own.pages_refresh.remove(&page);
-                if is_held {
+                if self.has(&key) {
                     self.seal(key, 0, Payload::AddressPage(AddressPage::default()), now);
                 }
             }

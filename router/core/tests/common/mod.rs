@@ -16,18 +16,25 @@ use skein_core::{
 };
 use std::{
     collections::{BTreeMap, VecDeque},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 pub const EPOCH_UNIX_S: i64 = 1_800_000_000;
 const DAY_S: u32 = 24 * 60 * 60;
 
-/// Seals without signing and verifies that what a signature would be checked with is there.
+/// Signs with the name of its key, with which its certificates begin; what routers signed is verified with the LSA known of
+/// them.
 #[derive(Debug)]
 pub struct StubNotary {
     router: RouterId,
     boot_epoch: u64,
+    /// Another one for each process.
+    key: String,
+    renewals: Arc<AtomicU64>,
     /// Fewer than 32 bits provoke collisions.
     handle_bits: u32,
     pub verified: u64,
@@ -35,7 +42,8 @@ pub struct StubNotary {
 
 impl Notary for StubNotary {
     fn certificate(&self) -> Option<Arc<[u8]>> {
-        Some(Arc::from(&b"certificate"[..]))
+        let renewals = self.renewals.load(Ordering::Relaxed);
+        Some(format!("{}renewal {renewals}", self.key).into_bytes().into())
     }
 
     fn handle(&self, attempt: u32) -> Handle {
@@ -45,7 +53,7 @@ impl Notary for StubNotary {
     }
 
     fn seal(&mut self, draft: RecordDraft) -> Result<Record, SealError> {
-        Ok(seal(draft))
+        Ok(seal_as(draft, self.key.as_bytes().into()))
     }
 
     fn verify(&mut self, record: &Record, known: &Known<'_>) -> Result<(), Rejection> {
@@ -54,22 +62,34 @@ impl Notary for StubNotary {
         match (&record.payload, record.key.origin) {
             (Payload::SiteStatement(_), _) => Ok(()),
             (Payload::RouterLsa(lsa), _) => {
-                known.statement(lsa.site).map(|_| ()).ok_or_else(|| missing(lsa.site))
+                known.statement(lsa.site).ok_or_else(|| missing(lsa.site))?;
+                signed_by(record, &lsa.certificate)
             }
             (_, Origin::Site(site)) => {
                 known.statement(site).map(|_| ()).ok_or_else(|| missing(site))
             }
             (_, Origin::Router(router)) => {
-                known.lsa(router).map(|_| ()).ok_or(Rejection::Missing(record.key.origin))
+                let lsa = known.lsa(router).ok_or(Rejection::Missing(record.key.origin))?;
+                signed_by(record, &lsa.certificate)
             }
         }
     }
 }
 
+fn signed_by(record: &Record, certificate: &[u8]) -> Result<(), Rejection> {
+    let holds = certificate.starts_with(&record.sealed.signature);
+    holds.then_some(()).ok_or(Rejection::Invalid("signed with another key"))
+}
+
+/// As if signed by a site.
 pub fn seal(draft: RecordDraft) -> Record {
+    seal_as(draft, Arc::from(&b"identity key"[..]))
+}
+
+pub fn seal_as(draft: RecordDraft, signature: Arc<[u8]>) -> Record {
     let body = format!("{:?}/{}", draft.key, draft.sequence).into_bytes().into();
     let RecordDraft { key, sequence, lifetime_s, payload } = draft;
-    let sealed = Sealed { body, signature: Arc::from(&b"signature"[..]) };
+    let sealed = Sealed { body, signature };
     Record { key, sequence, lifetime_s, payload, sealed }
 }
 
@@ -146,6 +166,8 @@ pub struct Router {
     pub refused: Vec<LinkId>,
     pub role: Role,
     pub boot_epoch: u64,
+    /// Of its certificate, in whatever boot.
+    renewals: Arc<AtomicU64>,
     pub addresses: Vec<AddressEntry>,
     /// What the controller knows.
     pub statements: Vec<Record>,
@@ -155,8 +177,26 @@ pub struct Router {
 pub struct Link {
     pub ends: [usize; 2],
     pub cost: u16,
+    /// What `ends[0]` and `ends[1]` know of the link.
+    pub ups: [Up; 2],
     /// Messages to `ends[0]` and to `ends[1]`.
     pub queues: [VecDeque<Message>; 2],
+}
+
+/// Neither end learns of a link's beginning and end at the same time as the other.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Up {
+    /// Messages wait.
+    NotYet,
+    Now,
+    /// Messages are lost.
+    NoMore,
+}
+
+impl Link {
+    pub fn is_up(&self) -> bool {
+        self.ups == [Up::Now; 2]
+    }
 }
 
 /// Several routers, the time, and what is under way between them.
@@ -168,6 +208,8 @@ pub struct Network {
     pub rng: StdRng,
     last_link: u64,
     handle_bits: u32,
+    /// Messages that a link has room for, each way.
+    pub room: usize,
     pub messages: u64,
 }
 
@@ -184,6 +226,7 @@ impl Network {
             rng: StdRng::seed_from_u64(seed),
             last_link: 0,
             handle_bits: 32,
+            room: usize::MAX,
             messages: 0,
         };
         for n in 0..routers {
@@ -203,8 +246,10 @@ impl Network {
 
     fn add(&mut self, n: usize, role: Role) {
         let statements = vec![statement(site_id(n), site_id(0), 1)];
+        let renewals = Arc::new(AtomicU64::new(0));
         let router = Router {
-            engine: new_engine(n, 1, self.handle_bits),
+            engine: new_engine(n, 1, self.handle_bits, &renewals),
+            renewals,
             fib: Arc::default(),
             trust: Arc::new(TrustView::empty(site_id(n))),
             learned: Vec::new(),
@@ -242,19 +287,26 @@ impl Network {
     fn drain(&mut self, n: usize) {
         while let Some(output) = self.routers[n].engine.poll_output() {
             match output {
-                Output::SendReady(link) => {
-                    while let Some(message) = self.routers[n].engine.poll_send(link, self.now) {
-                        let Some(link) = self.links.get_mut(&link) else { continue };
-                        let to = if link.ends[0] == n { 1 } else { 0 };
-                        link.queues[to].push_back(message);
-                    }
-                }
+                Output::SendReady(link) => self.send(n, link),
                 Output::Publish(fib) => self.routers[n].fib = fib,
                 Output::Trust(trust) => self.routers[n].trust = trust,
                 Output::Learned(records) => self.learn(n, records),
                 Output::LinkRefused { link, .. } => {
                     self.routers[n].refused.push(link);
                 }
+            }
+        }
+    }
+
+    /// Sends while the link has room.
+    fn send(&mut self, n: usize, id: LinkId) {
+        let Some(link) = self.links.get_mut(&id) else { return };
+        let to = usize::from(link.ends[0] == n);
+        while link.queues[to].len() < self.room
+            && let Some(message) = self.routers[n].engine.poll_send(id, self.now)
+        {
+            if link.ups[to] != Up::NoMore {
+                link.queues[to].push_back(message);
             }
         }
     }
@@ -295,40 +347,104 @@ impl Network {
     }
 
     pub fn connect(&mut self, a: usize, b: usize, cost: u16) -> LinkId {
-        self.last_link += 1;
-        let link = LinkId(self.last_link);
-        self.links.insert(link, Link { ends: [a, b], cost, queues: Default::default() });
-        for (near, far) in [(a, b), (b, a)] {
-            let up = LinkUp {
-                link,
-                peer: router_id(far),
-                peer_site: site_id(far),
-                cost,
-                rtt_us: 0,
-                mtu: 1_400,
-                statements: Vec::new(),
-            };
-            self.input(near, Input::LinkUp(up));
-        }
+        let link = self.begin(a, b, cost);
+        self.tell_up(link, 0);
+        self.tell_up(link, 1);
         link
     }
 
+    /// A link of which neither end knows yet.
+    pub fn begin(&mut self, a: usize, b: usize, cost: u16) -> LinkId {
+        self.last_link += 1;
+        let link = LinkId(self.last_link);
+        let ups = [Up::NotYet; 2];
+        self.links.insert(link, Link { ends: [a, b], cost, ups, queues: Default::default() });
+        link
+    }
+
+    /// One end learns that the link is up.
+    pub fn tell_up(&mut self, id: LinkId, end: usize) {
+        let Some(link) = self.links.get_mut(&id).filter(|link| link.ups[end] == Up::NotYet) else {
+            return;
+        };
+        link.ups[end] = Up::Now;
+        let (near, far) = (link.ends[end], link.ends[1 - end]);
+        let up = LinkUp {
+            link: id,
+            peer: router_id(far),
+            peer_site: site_id(far),
+            cost: link.cost,
+            rtt_us: 0,
+            mtu: 1_400,
+            statements: Vec::new(),
+        };
+        self.input(near, Input::LinkUp(up));
+    }
+
     pub fn disconnect(&mut self, link: LinkId) {
-        let Some(gone) = self.links.remove(&link) else { return };
-        for n in gone.ends {
-            self.input(n, Input::LinkDown { link });
+        self.tell_down(link, 0);
+        self.tell_down(link, 1);
+    }
+
+    /// One end learns that the link is down; once both know it is gone.
+    pub fn tell_down(&mut self, id: LinkId, end: usize) {
+        let Some(link) = self.links.get_mut(&id) else { return };
+        let was = std::mem::replace(&mut link.ups[end], Up::NoMore);
+        link.queues[end].clear();
+        let n = link.ends[end];
+        if link.ups == [Up::NoMore; 2] {
+            self.links.remove(&id);
+        }
+        if was == Up::Now {
+            self.input(n, Input::LinkDown { link: id });
         }
     }
 
-    /// The process dies; another one starts with the next boot epoch and what the controller kept.
+    /// Links of which only one end knows come up or go down.
+    pub fn finish_links(&mut self) {
+        let ids: Vec<LinkId> = self.links.keys().copied().collect();
+        for id in ids {
+            if self.links[&id].ups.contains(&Up::NoMore) {
+                self.disconnect(id);
+            } else {
+                self.tell_up(id, 0);
+                self.tell_up(id, 1);
+            }
+        }
+    }
+
+    /// The process dies, as its neighbours will notice; another one starts with the next boot epoch and what the controller
+    /// kept.
+    pub fn crash(&mut self, n: usize) {
+        for id in self.links_of(n) {
+            let Some(link) = self.links.get(&id) else { continue };
+            let end = usize::from(link.ends[1] == n);
+            self.tell_down(id, end);
+        }
+        self.start(n);
+    }
+
+    /// The process ends, and neighbours know at once.
     pub fn restart(&mut self, n: usize) {
         for link in self.links_of(n) {
             self.disconnect(link);
         }
-        self.routers[n].boot_epoch += 1;
-        self.routers[n].left = false;
-        self.routers[n].engine = new_engine(n, self.routers[n].boot_epoch, self.handle_bits);
+        self.start(n);
+    }
+
+    fn start(&mut self, n: usize) {
+        let router = &mut self.routers[n];
+        router.boot_epoch += 1;
+        router.left = false;
+        router.engine = new_engine(n, router.boot_epoch, self.handle_bits, &router.renewals);
+        router.fib = Arc::default();
         self.boot(n);
+    }
+
+    /// A router has another certificate.
+    pub fn renew(&mut self, n: usize) {
+        self.routers[n].renewals.fetch_add(1, Ordering::Relaxed);
+        self.input(n, Input::IdentityRenewed);
     }
 
     pub fn links_of(&self, n: usize) -> Vec<LinkId> {
@@ -346,7 +462,7 @@ impl Network {
             .links
             .iter()
             .flat_map(|(id, link)| (0..2).map(move |to| (*id, to, link)))
-            .filter(|(_, to, link)| !link.queues[*to].is_empty())
+            .filter(|(_, to, link)| !link.queues[*to].is_empty() && link.ups[*to] == Up::Now)
             .map(|(id, to, _)| (id, to))
             .collect();
         if busy.is_empty() {
@@ -354,9 +470,11 @@ impl Network {
         }
         let (id, to) = busy[self.rng.random_range(0..busy.len())];
         let link = self.links.get_mut(&id).unwrap();
-        let (n, message) = (link.ends[to], link.queues[to].pop_front().unwrap());
+        let (n, sender) = (link.ends[to], link.ends[1 - to]);
+        let message = link.queues[to].pop_front().unwrap();
         self.messages += 1;
         self.input(n, Input::Message { link: id, message });
+        self.send(sender, id);
         true
     }
 
@@ -400,7 +518,7 @@ impl Network {
         let mut found = vec![n];
         let mut i = 0;
         while i < found.len() {
-            for link in self.links.values() {
+            for link in self.links.values().filter(|link| link.is_up()) {
                 for (near, far) in [(0, 1), (1, 0)] {
                     if link.ends[near] == found[i] && !found.contains(&link.ends[far]) {
                         found.push(link.ends[far]);
@@ -421,7 +539,7 @@ impl Network {
             return best;
         }
         for _ in 0..self.routers.len() {
-            for link in self.links.values() {
+            for link in self.links.values().filter(|link| link.is_up()) {
                 for (near, far) in [(0, 1), (1, 0)] {
                     let (near, far) = (link.ends[near], link.ends[far]);
                     let transit = near == n || self.routers[near].role == Role::Interior;
@@ -463,7 +581,12 @@ impl Network {
     }
 }
 
-fn new_engine(n: usize, boot_epoch: u64, handle_bits: u32) -> Engine<StubNotary> {
+fn new_engine(
+    n: usize,
+    boot_epoch: u64,
+    handle_bits: u32,
+    renewals: &Arc<AtomicU64>,
+) -> Engine<StubNotary> {
     let identity = Identity {
         router: router_id(n),
         site: site_id(n),
@@ -472,6 +595,9 @@ fn new_engine(n: usize, boot_epoch: u64, handle_bits: u32) -> Engine<StubNotary>
         version: "test".into(),
         protocol: (1, 1),
     };
-    let notary = StubNotary { router: router_id(n), boot_epoch, handle_bits, verified: 0 };
+    let key = format!("key {}/", renewals.fetch_add(1, Ordering::Relaxed));
+    let renewals = Arc::clone(renewals);
+    let router = router_id(n);
+    let notary = StubNotary { router, boot_epoch, key, renewals, handle_bits, verified: 0 };
     Engine::new(identity, notary)
 }

@@ -33,6 +33,7 @@ pub(super) fn parse_lsa(lsa: &wire::RouterLsa) -> Result<RouterLsa, ConvertError
         // A role of a later version is not one that may be transit.
         role: if lsa.role() == wire::Role::Interior { Role::Interior } else { Role::Edge },
         handle: Handle(lsa.handle),
+        pages_since: lsa.pages_since,
         boot_epoch: u32::try_from(lsa.boot_epoch)
             .map_err(|_| ConvertError::Field("boot epoch"))?
             .into(),
@@ -77,6 +78,7 @@ impl From<&RouterLsa> for wire::RouterLsa {
             role: wire::Role::from(lsa.role).into(),
             handle: lsa.handle.0,
             boot_epoch: lsa.boot_epoch,
+            pages_since: lsa.pages_since,
             certificate: lsa.certificate.to_vec(),
             links: lsa.links.iter().map(link).collect(),
             protocol_min: lsa.protocol_min,

@@ -88,6 +88,7 @@ fn lsa() -> impl Strategy<Value = RecordDraft> {
                 role: if handle % 2 == 0 { Role::Interior } else { Role::Edge },
                 handle: Handle(handle),
                 boot_epoch: boot_epoch.into(),
+                pages_since: u64::from(boot_epoch) << 32,
                 certificate: vec![7; 300].into(),
                 leaving: links.is_empty(),
                 links: links

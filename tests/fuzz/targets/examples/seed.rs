@@ -125,6 +125,7 @@ fn router_drafts(site: &SiteIdentity, leaf: &[u8]) -> [RecordDraft; 3] {
         role: Role::Interior,
         handle: Handle(42),
         boot_epoch: 1,
+        pages_since: 0,
         certificate: leaf.into(),
         links: vec![link],
         protocol_min: 1,
