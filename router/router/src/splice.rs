@@ -245,11 +245,14 @@ async fn pump_to_flow(
 ) -> Result<(), Outcome> {
     let mut chunk = first;
     loop {
-        if !chunk.is_empty() {
-            terms.progress.add_from_socket(chunk.len());
+        while !chunk.is_empty() {
+            // What was read before may be more than the credit now.
+            let credit = credit(socket, send).await?;
+            let part = chunk.split_to(chunk.len().min(credit));
+            terms.progress.add_from_socket(part.len());
             tokio::select! {
                 biased;
-                written = send.write(chunk) => written.map_err(outcome)?,
+                written = send.write(part) => written.map_err(outcome)?,
                 () = reset_of(socket) => return Err(Outcome::NearReset),
             }
         }
@@ -261,6 +264,17 @@ async fn pump_to_flow(
     }
 }
 
+/// What may be sent in one turn, once there is credit.
+async fn credit(socket: &TcpStream, send: &FlowSend) -> Result<usize, Outcome> {
+    tokio::select! {
+        biased;
+        credit = send.credit() => {
+            Ok(usize::try_from(credit).unwrap_or(TURN_BYTES).min(TURN_BYTES))
+        }
+        () = reset_of(socket) => Err(Outcome::NearReset),
+    }
+}
+
 /// One read within the credit; empty at the end of the stream.
 async fn read_turn(
     socket: &TcpStream,
@@ -268,12 +282,7 @@ async fn read_turn(
     buffer: &ReadBuffer,
 ) -> Result<Bytes, Outcome> {
     loop {
-        let credit = tokio::select! {
-            biased;
-            credit = send.credit() => credit,
-            () = reset_of(socket) => return Err(Outcome::NearReset),
-        };
-        let len_max = usize::try_from(credit).unwrap_or(TURN_BYTES).min(TURN_BYTES);
+        let len_max = credit(socket, send).await?;
         match buffer.try_read(socket, len_max) {
             Ok(read) => return Ok(read),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}

@@ -6,7 +6,7 @@ use crate::{
     egress::{Local, LocalFlow},
     flows::{FlowRecord, Outcome},
     net,
-    session::{Flow, FlowError, INITIAL_CREDIT_BYTES, ReceiveWindow, TURN_BYTES},
+    session::{Flow, FlowError},
     splice::{self, Progress, Terms},
 };
 use bytes::Bytes;
@@ -36,6 +36,9 @@ const NO_PATH_MAX: Duration = Duration::from_secs(5);
 const REPLY_TIMEOUT: Duration = Duration::from_secs(60);
 /// Candidates that were lost, not refused, are tried again after so long.
 const LOST_RETRY: Duration = Duration::from_millis(250);
+
+/// Of what a client says first, so much is read before an egress has accepted: a request, and what a flow that waits may hold.
+const FIRST_LEN_MAX: usize = 16 << 10;
 
 /// What a client that has just been accepted wants.
 #[derive(Clone, Debug)]
@@ -84,6 +87,7 @@ pub(super) async fn serve(
     let surroundings = &ingress.0.config.surroundings;
     let counters = &surroundings.counters;
     let progress = Progress::new(&counters.bytes_sent, &counters.bytes_received);
+    let opening_counted = ingress.count_opening(&opening.address);
     let attempt = Attempt {
         ingress: &ingress,
         opening: &opening,
@@ -92,6 +96,7 @@ pub(super) async fn serve(
         progress: &progress,
     };
     let opened = match net::tcp_flow_options(&client) {
+        Ok(()) if opening_counted.is_none() => Err(Outcome::Overloaded),
         Ok(()) => tokio::select! {
             opened = attempt.open(&mut record, draw) => opened,
             () = splice::reset_of(&client) => Err(Outcome::NearReset),
@@ -99,6 +104,7 @@ pub(super) async fn serve(
         },
         Err(_gone) => Err(Outcome::NearReset),
     };
+    drop(opening_counted);
     record.outcome = match opened {
         Ok((Opened::Remote(flow, first), _counted)) => {
             let buffer = &surroundings.buffer;
@@ -239,7 +245,7 @@ impl Attempt<'_> {
         if !first.is_empty() {
             return Ok(());
         }
-        match self.ingress.0.config.surroundings.buffer.try_read(self.client, TURN_BYTES) {
+        match self.ingress.0.config.surroundings.buffer.try_read(self.client, FIRST_LEN_MAX) {
             Ok(read) => *first = read,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(_reset) => return Err(Outcome::NearReset),
@@ -257,7 +263,7 @@ impl Attempt<'_> {
             if goes_along { (first.clone(), Bytes::new()) } else { (Bytes::new(), first.clone()) };
         let handed_over = AtomicBool::new(false);
         let opened = tokio::select! {
-            opened = self.exchange(candidate.router, &along, &handed_over) => opened,
+            opened = self.exchange(candidate, &along, &handed_over) => opened,
             () = self.path_gone(candidate, &handed_over) => Err(FlowError::SessionLost),
         };
         match opened {
@@ -276,14 +282,11 @@ impl Attempt<'_> {
 
     async fn exchange(
         &self,
-        router: RouterId,
+        candidate: &Candidate,
         along: &Bytes,
         handed_over: &AtomicBool,
     ) -> Result<Result<Flow, Failure>, FlowError> {
-        let surroundings = &self.ingress.0.config.surroundings;
-        let Some(reservation) = surroundings.budget.reserve(INITIAL_CREDIT_BYTES) else {
-            return Ok(Err(Failure::Fatal(Outcome::Overloaded)));
-        };
+        let router = candidate.router;
         let session = match self.ingress.0.config.sessions.session(router, Pin(0)).await {
             Ok(session) => session,
             Err(error) => {
@@ -291,7 +294,13 @@ impl Attempt<'_> {
                 return Ok(Err(Failure::Lost));
             }
         };
-        let window = ReceiveWindow::new(reservation, clock::now());
+        // Only now: a dial that takes long, or fails, must not use up the memory of flows that go elsewhere.
+        let Some(window) = session.window() else {
+            return Ok(Err(match candidate.has_alternative {
+                true => Failure::Refused(Reason::Overloaded),
+                false => Failure::Fatal(Outcome::Overloaded),
+            }));
+        };
         handed_over.store(!along.is_empty(), Ordering::Relaxed);
         let mut flow = Flow::open(&session, window, &self.head(), along.clone()).await?;
         let reply = timeout(REPLY_TIMEOUT, flow.reply()).await;

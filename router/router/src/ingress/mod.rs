@@ -13,7 +13,7 @@ use crate::{
 use listener::{Endpoint, Listener};
 use parking_lot::Mutex;
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
-use skein_core::RouterId;
+use skein_core::{Address, RouterId};
 use skein_wire::proto::control::{ListenerConfig, ListenerStatus};
 use std::{
     collections::{BTreeMap, HashMap},
@@ -26,6 +26,9 @@ use std::{
 use tokio::{net::TcpStream, time::timeout_at};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument as _;
+
+/// Flows of one address that may wait for an egress. At 16 KiB of credit each, a dead address takes a quarter of the default budget at most.
+const OPENING_MAX: usize = 4_096;
 
 /// What [`Ingress::start`] needs.
 #[derive(Debug)]
@@ -55,6 +58,8 @@ struct Inner {
     listeners: Mutex<BTreeMap<String, Configured>>,
     /// Flows that enter here and leave at each router.
     outstanding: Mutex<HashMap<RouterId, u64>>,
+    /// Flows that wait for an egress, by address.
+    opening: Mutex<HashMap<Address, usize>>,
     flows: TaskTracker,
     tasks: TaskTracker,
     /// Closes the listeners.
@@ -79,6 +84,7 @@ impl Ingress {
             config,
             listeners: Mutex::default(),
             outstanding: Mutex::default(),
+            opening: Mutex::default(),
             flows: TaskTracker::new(),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
@@ -182,6 +188,17 @@ impl Ingress {
         self.0.flows.spawn_on(flow, &surroundings.runtime);
     }
 
+    /// Counts a flow that waits for an egress until the guard is dropped; `None` when too many do.
+    fn count_opening(&self, address: &Address) -> Option<Waiting> {
+        let mut opening = self.0.opening.lock();
+        let count = opening.entry(address.clone()).or_default();
+        if *count >= OPENING_MAX {
+            return None;
+        }
+        *count += 1;
+        Some(Waiting { ingress: self.clone(), address: address.clone() })
+    }
+
     fn outstanding(&self, router: RouterId) -> u64 {
         self.0.outstanding.lock().get(&router).copied().unwrap_or(0)
     }
@@ -206,6 +223,24 @@ impl Drop for Outstanding {
             *count -= 1;
             if *count == 0 {
                 outstanding.remove(&self.router);
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Waiting {
+    ingress: Ingress,
+    address: Address,
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        let mut opening = self.ingress.0.opening.lock();
+        if let Some(count) = opening.get_mut(&self.address) {
+            *count -= 1;
+            if *count == 0 {
+                opening.remove(&self.address);
             }
         }
     }

@@ -1,4 +1,4 @@
-//! One ceiling for the memory that flows of this router may make us hold.
+//! One ceiling for the memory that flows of this router may make us hold, and a share of it for each site.
 
 use std::sync::{
     Arc,
@@ -44,8 +44,7 @@ impl Budget {
     /// Reserves `bytes` until the reservation is dropped; `None` at the ceiling.
     #[must_use]
     pub fn reserve(self: &Arc<Self>, bytes: u64) -> Option<Reservation> {
-        let mut reservation = Reservation { budget: Arc::clone(self), bytes: 0 };
-        reservation.try_grow(bytes).then_some(reservation)
+        Reservation { budget: Arc::clone(self), account: None, bytes: 0 }.grown(bytes)
     }
 
     fn try_take(&self, bytes: u64) -> bool {
@@ -58,14 +57,55 @@ impl Budget {
     }
 }
 
+/// One site may hold so many times what is left for everybody else: alone three quarters of the budget, beside others less. Whoever comes
+/// late finds room, and nobody needs to know how many there are.
+const SHARE: u64 = 3;
+
+/// What one site has made us promise.
+#[derive(Debug)]
+pub struct Account {
+    budget: Arc<Budget>,
+    used_bytes: AtomicU64,
+}
+
+impl Account {
+    /// An account that holds nothing yet.
+    #[must_use]
+    pub fn new(budget: Arc<Budget>) -> Arc<Self> {
+        Arc::new(Self { budget, used_bytes: AtomicU64::new(0) })
+    }
+
+    /// Reserves `bytes` until the reservation is dropped; `None` at the ceiling, or beyond the site's share.
+    #[must_use]
+    pub fn reserve(self: &Arc<Self>, bytes: u64) -> Option<Reservation> {
+        let budget = Arc::clone(&self.budget);
+        Reservation { budget, account: Some(Arc::clone(self)), bytes: 0 }.grown(bytes)
+    }
+
+    /// Counts `bytes` that the budget has just given; `false` when they are too much for one site.
+    fn try_take(&self, bytes: u64) -> bool {
+        let left = self.budget.ceiling_bytes().saturating_sub(self.budget.used_bytes());
+        self.used_bytes
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
+                used.checked_add(bytes).filter(|&used| used <= left.saturating_mul(SHARE))
+            })
+            .is_ok()
+    }
+}
+
 /// A part of the [`Budget`], given back on drop.
 #[derive(Debug)]
 pub struct Reservation {
     budget: Arc<Budget>,
+    account: Option<Arc<Account>>,
     bytes: u64,
 }
 
 impl Reservation {
+    fn grown(mut self, bytes: u64) -> Option<Self> {
+        self.try_grow(bytes).then_some(self)
+    }
+
     /// What is reserved.
     #[must_use]
     pub fn bytes(&self) -> u64 {
@@ -74,11 +114,15 @@ impl Reservation {
 
     /// Reserves `bytes` more, or nothing and `false` at the ceiling.
     pub fn try_grow(&mut self, bytes: u64) -> bool {
-        let taken = self.budget.try_take(bytes);
-        if taken {
-            self.bytes += bytes;
+        if !self.budget.try_take(bytes) {
+            return false;
         }
-        taken
+        if self.account.as_ref().is_some_and(|account| !account.try_take(bytes)) {
+            self.budget.used_bytes.fetch_sub(bytes, Ordering::Relaxed);
+            return false;
+        }
+        self.bytes += bytes;
+        true
     }
 
     /// Gives back `bytes`, at most what is reserved.
@@ -86,6 +130,9 @@ impl Reservation {
         let bytes = bytes.min(self.bytes);
         self.bytes -= bytes;
         self.budget.used_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        if let Some(account) = &self.account {
+            account.used_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        }
     }
 }
 
@@ -110,6 +157,22 @@ mod tests {
         assert_eq!((budget.used_bytes(), first.bytes()), (70, 70));
         drop(first);
         assert_eq!(budget.used_bytes(), 0);
+    }
+
+    #[test]
+    fn a_site_leaves_room_for_others() {
+        let budget = Budget::new(1_024);
+        let greedy = Account::new(Arc::clone(&budget));
+        let taken: Vec<_> = std::iter::from_fn(|| greedy.reserve(16)).collect();
+        assert_eq!(budget.used_bytes(), 768);
+        let late = Account::new(Arc::clone(&budget));
+        let others: Vec<_> = std::iter::from_fn(|| late.reserve(16)).collect();
+        assert_eq!(others.len(), 12);
+        assert!(greedy.reserve(1).is_none(), "its share has shrunk");
+        drop(taken);
+        assert!(greedy.reserve(512).is_some());
+        drop(others);
+        assert_eq!((budget.used_bytes(), greedy.used_bytes.load(Ordering::Relaxed)), (0, 0));
     }
 
     #[test]

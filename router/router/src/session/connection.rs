@@ -1,7 +1,7 @@
 //! One session: a connection, its control stream, its ring of writers and its flows.
 
 use super::{
-    Budget, SendCredit,
+    Account, INITIAL_CREDIT_BYTES, ReceiveWindow, SendCredit,
     control::{self, ControlError, ControlReader, Outbox},
     flow::FlowState,
     incoming::IncomingFlow,
@@ -112,7 +112,8 @@ pub(crate) struct Session {
     open_streams: AtomicUsize,
     /// Since when no flows are to be opened.
     draining: OnceLock<Instant>,
-    pub(super) budget: Arc<Budget>,
+    /// Pays for what the peer's site makes us hold.
+    pub(super) account: Arc<Account>,
     counters: Arc<FlowCounters>,
 }
 
@@ -121,7 +122,7 @@ impl Session {
         connection: quinn::Connection,
         peer: Peer,
         terms: Terms,
-        budget: Arc<Budget>,
+        account: Arc<Account>,
         counters: Arc<FlowCounters>,
     ) -> Arc<Self> {
         Arc::new(Self {
@@ -138,7 +139,7 @@ impl Session {
             flows: Mutex::default(),
             open_streams: AtomicUsize::new(0),
             draining: OnceLock::new(),
-            budget,
+            account,
             counters,
         })
     }
@@ -219,7 +220,7 @@ impl Session {
     pub(super) fn register(
         self: &Arc<Self>,
         index: u64,
-        window: super::ReceiveWindow,
+        window: ReceiveWindow,
         counted: Option<OpenStream>,
     ) -> Arc<FlowState> {
         let credit = SendCredit::new(self.terms.peer_credit_bytes);
@@ -230,6 +231,12 @@ impl Session {
 
     pub(super) fn unregister(&self, index: u64) {
         self.flows.lock().remove(&index);
+    }
+
+    /// Pays for the window of a new flow; `None` at the ceiling of memory.
+    pub(crate) fn window(&self) -> Option<ReceiveWindow> {
+        let reservation = self.account.reserve(INITIAL_CREDIT_BYTES)?;
+        Some(ReceiveWindow::new(reservation, clock::now()))
     }
 
     /// Runs the session until its connection is gone; incoming flows go to `accept`.
@@ -247,7 +254,7 @@ impl Session {
             ended = control::write(writer, &self.outbox) => ended,
             ended = control::read(reader, self) => ended,
             () = self.accept_flows(accept) => Ok(()),
-            () = window::follow(&self.connection, &self.meter) => Ok(()),
+            () = window::follow(&self.connection, &self.meter, &self.account) => Ok(()),
             _reason = self.connection.closed() => Ok(()),
         };
         match ended {

@@ -21,10 +21,16 @@ use skein_wire::{
     },
 };
 use std::sync::Arc;
-use tokio::sync::SetOnce;
+use tokio::{
+    sync::{Notify, SetOnce},
+    time::{Duration, sleep},
+};
 
 /// Largest reply to it.
 const REPLY_LEN_MAX: usize = 4 << 10;
+/// A flow whose target has not answered for so long gives its credit back: many that wait for a dead target must not use up the memory
+/// of all others.
+const CREDIT_UNOPENED: Duration = Duration::from_millis(100);
 /// Stream error code: the flow was aborted.
 const CODE_ABORTED: VarInt = VarInt::from_u32(1);
 
@@ -71,6 +77,8 @@ pub(super) struct FlowState {
     index: u64,
     credit: SendCredit,
     window: Mutex<ReceiveWindow>,
+    /// The peer has returned credit.
+    returned: Notify,
     /// The peer's socket was reset after it had sent so many bytes.
     aborted_after: SetOnce<u64>,
     /// For the limit of streams, where the peer opened it.
@@ -90,6 +98,7 @@ impl FlowState {
             index,
             credit,
             window: Mutex::new(window),
+            returned: Notify::new(),
             aborted_after: SetOnce::new(),
             _counted: counted,
         }
@@ -102,6 +111,7 @@ impl FlowState {
         }
         if return_bytes > 0 {
             self.window.lock().returned(return_bytes)?;
+            self.returned.notify_one();
         }
         Ok(())
     }
@@ -172,7 +182,7 @@ impl Flow {
         }
     }
 
-    /// Waits for the egress's answer.
+    /// Waits for the egress's answer; while that waits for its target, the flow holds little on either side.
     ///
     /// # Errors
     /// The flow or the session is gone, or the answer is none.
@@ -180,7 +190,17 @@ impl Flow {
     /// # Cancel safety
     /// Not cancel-safe: drop the flow then.
     pub(crate) async fn reply(&mut self) -> Result<Result<(), Refused>, FlowError> {
-        match self.recv.message::<FlowReply>(REPLY_LEN_MAX).await?.outcome {
+        let state = Arc::clone(&self.recv.state);
+        let mut reply = std::pin::pin!(self.recv.message::<FlowReply>(REPLY_LEN_MAX));
+        let reply = loop {
+            tokio::select! {
+                biased;
+                reply = &mut reply => break reply?,
+                // It has begun to wait for its target. Not earlier: a return must not overtake the stream it is about.
+                () = state.returned.notified() => drop(self.send.give_back()), // cancel-safe
+            }
+        };
+        match reply.outcome {
             Some(Reply::Accepted(Accepted {})) => Ok(Ok(())),
             Some(Reply::Refused(refused)) => Ok(Err(refused)),
             None => Err(FlowError::Malformed("a reply of an unknown kind")),
@@ -213,7 +233,8 @@ impl Flow {
         Ok(())
     }
 
-    /// Waits while chunks may arrive, taking what does, until `until` is done.
+    /// Waits while chunks may arrive, taking what does, until `until` is done. If that takes long, the flow gives its credit back, and the
+    /// peer does the same.
     ///
     /// # Errors
     /// What `until` says, or that the flow is gone.
@@ -225,11 +246,17 @@ impl Flow {
         until: impl Future<Output = T>,
     ) -> Result<T, FlowError> {
         let mut until = std::pin::pin!(until);
+        let mut patience = std::pin::pin!(sleep(CREDIT_UNOPENED));
+        let mut is_patient = true;
         loop {
             tokio::select! {
                 biased;
                 done = &mut until => return Ok(done),
                 filled = self.recv.fill(), if !self.recv.finished => filled?, // cancel-safe
+                () = &mut patience, if is_patient => { // cancel-safe
+                    is_patient = false;
+                    self.send.give_back();
+                }
             }
         }
     }

@@ -1,11 +1,9 @@
 //! Streams that a peer opens, until they are flows.
 
 use super::{
-    INITIAL_CREDIT_BYTES, ReceiveWindow,
     connection::{OpenStream, Session},
     flow::{Flow, FlowError},
 };
-use crate::clock;
 use bytes::BytesMut;
 use quinn::VarInt;
 use skein_wire::{
@@ -51,14 +49,13 @@ impl IncomingFlow {
     /// Not cancel-safe; dropping resets the stream.
     pub(crate) async fn open(mut self) -> Result<Option<(FlowOpen, Flow)>, FlowError> {
         let session = Arc::clone(self.session());
-        let Some(reservation) = session.budget.reserve(INITIAL_CREDIT_BYTES) else {
+        let Some(window) = session.window() else {
             let detail = "the egress router is at its ceiling of memory".into();
             refuse(&session, &mut self.send, Reason::Overloaded, detail).await?;
             // Already ended by the peer: nothing is left to stop.
             let _ = self.recv.stop(CODE_REFUSED);
             return Ok(None);
         };
-        let window = ReceiveWindow::new(reservation, clock::now());
         let mut flow = Flow::new(&session, self.send, self.recv, window, Some(self.counted));
         let head = tokio::time::timeout(OPEN_TIMEOUT, flow.recv.message(OPEN_LEN_MAX)).await;
         let head = head.map_err(|_elapsed| FlowError::Malformed("no head in time"))??;

@@ -16,7 +16,7 @@ mod transport;
 mod upkeep;
 mod window;
 
-pub use budget::{Budget, Reservation};
+pub use budget::{Account, Budget, Reservation};
 pub use credit::{
     CreditViolation, INITIAL_CREDIT_BYTES, ReceiveWindow, SendCredit, TURN_BYTES, WINDOW_BYTES_MAX,
 };

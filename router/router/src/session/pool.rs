@@ -1,7 +1,7 @@
 //! Which sessions there are: dialling single-flight, and accepting.
 
 use super::{
-    SessionsConfig,
+    Account, SessionsConfig,
     connection::{Close, Peer, Session, Terms},
     control::{self, ControlError, ControlReader},
     transport::{self, Role},
@@ -9,11 +9,11 @@ use super::{
 use parking_lot::Mutex;
 use quinn::crypto::rustls::{NoInitialCipherSuite, QuicClientConfig, QuicServerConfig};
 use rustls_pki_types::CertificateDer;
-use skein_core::{Fib, Handle, Pin, RouterId, TrustView, parse_vaddr, vaddr};
+use skein_core::{Fib, Handle, Pin, RouterId, SiteId, TrustView, parse_vaddr, vaddr};
 use skein_trust::{PeerError, SERVER_NAME, peer_identity};
 use std::{
     collections::HashMap,
-    sync::{Arc, atomic::Ordering},
+    sync::{Arc, Weak, atomic::Ordering},
     time::Duration,
 };
 use tokio::{
@@ -66,6 +66,7 @@ pub(super) struct Pool {
     dialled: Mutex<HashMap<Key, watch::Receiver<Dialled>>>,
     /// Every session, dialled or accepted, that runs.
     running: Mutex<HashMap<usize, Arc<Session>>>,
+    accounts: Mutex<HashMap<SiteId, Weak<Account>>>,
     handshakes: Arc<Semaphore>,
     pub(super) tasks: TaskTracker,
     pub(super) stop: CancellationToken,
@@ -80,6 +81,7 @@ impl Pool {
             config,
             dialled: Mutex::default(),
             running: Mutex::default(),
+            accounts: Mutex::default(),
             handshakes: Arc::new(Semaphore::new(HANDSHAKES_MAX)),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
@@ -232,9 +234,20 @@ impl Pool {
 
     fn session_of(&self, connection: quinn::Connection, peer: Peer, terms: Terms) -> Arc<Session> {
         let surroundings = &self.config.surroundings;
-        let budget = Arc::clone(&surroundings.budget);
+        let account = self.account(peer.site);
         let counters = Arc::clone(&surroundings.counters);
-        Session::new(connection, peer, terms, budget, counters)
+        Session::new(connection, peer, terms, account, counters)
+    }
+
+    /// One for all sessions with the routers of `site`.
+    fn account(&self, site: SiteId) -> Arc<Account> {
+        let mut accounts = self.accounts.lock();
+        accounts.retain(|_, account| account.strong_count() > 0);
+        accounts.get(&site).and_then(Weak::upgrade).unwrap_or_else(|| {
+            let account = Account::new(Arc::clone(&self.config.surroundings.budget));
+            accounts.insert(site, Arc::downgrade(&account));
+            account
+        })
     }
 
     /// Who is at the other end, from the verified leaf.

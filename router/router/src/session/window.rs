@@ -1,9 +1,13 @@
 //! The send window follows the path: small enough that the ring of writers, not quinn's queue, decides who sends.
 
-use super::transport::SEND_WINDOW_BYTES_MIN;
+use super::{Account, Reservation, transport::SEND_WINDOW_BYTES_MIN};
 use crate::clock;
 use std::{
-    sync::atomic::{AtomicU64, Ordering},
+    cmp::Ordering::{Equal, Greater, Less},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 use tokio::sync::Notify;
@@ -13,10 +17,10 @@ const SEND_WINDOW_BYTES_MAX: u64 = 256 << 20;
 /// The window is looked at once per round trip, within these bounds: shorter measures noise, longer reacts late.
 const STEP_MIN: Duration = Duration::from_millis(10);
 const STEP_MAX: Duration = Duration::from_millis(200);
-/// Down by a sixteenth per step: a pause of the application must not cost the window.
+/// Down by a sixteenth per step: a short pause of the application must not cost the window.
 const DECAY_DIVISOR: u64 = 16;
 
-/// Counts what a session writes, and wakes the follower after idleness, so that idle sessions have no timer.
+/// Counts what a session writes, and wakes the follower after idleness, so that sessions idle for long have no timer.
 #[derive(Debug, Default)]
 pub(super) struct WriteMeter {
     written_bytes: AtomicU64,
@@ -34,24 +38,43 @@ impl WriteMeter {
     }
 }
 
-/// Adjusts the send window of `connection` for as long as it is polled.
-pub(super) async fn follow(connection: &quinn::Connection, meter: &WriteMeter) {
-    let mut window = SEND_WINDOW_BYTES_MIN;
+/// Adjusts the send window of `connection` for as long as it is polled. What is above the least comes out of `account`.
+pub(super) async fn follow(
+    connection: &quinn::Connection,
+    meter: &WriteMeter,
+    account: &Arc<Account>,
+) {
+    let mut paid = account.reserve(0).expect("invariant: nothing always fits");
     let mut seen = 0;
     loop {
-        if meter.total() == seen {
+        let is_idle = meter.total() == seen;
+        if is_idle && paid.bytes() == 0 {
             meter.resumed.notified().await;
         }
         let (started, rtt) = (clock::now(), connection.rtt());
-        tokio::time::sleep(rtt.clamp(STEP_MIN, STEP_MAX)).await;
+        let step = if is_idle { STEP_MAX } else { rtt.clamp(STEP_MIN, STEP_MAX) };
+        tokio::time::sleep(step).await;
         let total = meter.total();
         let elapsed = clock::now().saturating_duration_since(started);
+        let window = SEND_WINDOW_BYTES_MIN + paid.bytes();
         let next = next_window(window, total - seen, elapsed, rtt);
         seen = total;
-        if next != window {
-            window = next;
-            connection.set_send_window(window);
+        if resize(&mut paid, next) {
+            connection.set_send_window(SEND_WINDOW_BYTES_MIN + paid.bytes());
         }
+    }
+}
+
+/// Pays for the `next` window or takes back what was paid too much; whether there is a change. At the ceiling there is no growth.
+fn resize(paid: &mut Reservation, next: u64) -> bool {
+    let (before, needed) = (paid.bytes(), next.saturating_sub(SEND_WINDOW_BYTES_MIN));
+    match needed.cmp(&before) {
+        Greater => paid.try_grow(needed - before),
+        Less => {
+            paid.shrink(before - needed);
+            true
+        }
+        Equal => false,
     }
 }
 
@@ -66,6 +89,7 @@ fn next_window(window: u64, written_bytes: u64, elapsed: Duration, rtt: Duration
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::session::Budget;
 
     #[test]
     fn the_window_follows_the_bandwidth_delay_product() {
@@ -76,5 +100,17 @@ mod tests {
         assert_eq!(next_window(1 << 20, 10, step, rtt), SEND_WINDOW_BYTES_MIN);
         assert_eq!(next_window(1 << 20, u64::MAX / 4, step, rtt), SEND_WINDOW_BYTES_MAX);
         assert_eq!(next_window(1 << 20, 10, Duration::ZERO, rtt), SEND_WINDOW_BYTES_MIN);
+    }
+
+    #[test]
+    fn growth_is_paid_for_and_decay_gives_back() {
+        let budget = Budget::new(8 << 20);
+        let mut paid = Account::new(Arc::clone(&budget)).reserve(0).unwrap();
+        assert!(resize(&mut paid, 4 << 20));
+        assert_eq!(budget.used_bytes(), 3 << 20);
+        assert!(!resize(&mut paid, 200 << 20));
+        assert_eq!(budget.used_bytes(), 3 << 20);
+        assert!(resize(&mut paid, SEND_WINDOW_BYTES_MIN));
+        assert_eq!(budget.used_bytes(), 0);
     }
 }

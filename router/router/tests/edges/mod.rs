@@ -264,14 +264,19 @@ impl Network {
 
     /// Listens for `address` at an edge, and returns where.
     pub(crate) async fn listen(&self, at: usize, address: &str) -> SocketAddr {
+        self.listen_all(at, &[address]).await[0]
+    }
+
+    /// Listens for `addresses`, which must be in order, at an edge, and returns where.
+    pub(crate) async fn listen_all(&self, at: usize, addresses: &[&str]) -> Vec<SocketAddr> {
         let ingress = &self.edges[at].ingress;
-        ingress.configure(vec![listener(address)]);
+        ingress.configure(addresses.iter().map(|address| listener(address)).collect());
         loop {
             let status = ingress.status();
-            let port = &status[0].ports[0];
-            assert_eq!(port.error, "");
-            if !port.bound.is_empty() {
-                return port.bound.parse().unwrap();
+            let ports = || status.iter().map(|listener| &listener.ports[0]);
+            assert!(ports().all(|port| port.error.is_empty()));
+            if ports().all(|port| !port.bound.is_empty()) {
+                return ports().map(|port| port.bound.parse().unwrap()).collect();
             }
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
