@@ -2,7 +2,7 @@
 
 use crate::{Address, AddressEntry, Handle, Label, LinkId, Pin, RouterId, SiteId};
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
 };
 
@@ -78,6 +78,8 @@ pub struct Fib {
     pub handles: HashMap<Handle, RouterId>,
     /// Our links by label: the transit look-up.
     pub labels: HashMap<Label, LinkId>,
+    /// Our links to guests who may not be served as transit: what comes from there goes no farther than [`Fib::may_pass`] says.
+    pub guests: HashSet<LinkId>,
     /// Reachable providers by address, in ascending order of (metric, router).
     pub addresses: BTreeMap<Address, Arc<[Provider]>>,
     /// Where each router's labels lead, dead links included: what a transit needs to find a detour.
@@ -96,6 +98,29 @@ impl Fib {
     #[must_use]
     pub fn is_local(&self, router: RouterId) -> bool {
         self.local.is_some_and(|local| local.router == router)
+    }
+
+    /// Whether a frame that came on `from` may be sent on along `label` and then `rest`.
+    ///
+    /// What comes from a guest stays within our own site and passes no router twice: a guest chooses the labels it writes, and
+    /// would otherwise have others carry its traffic, or the same frame over and over.
+    #[must_use]
+    pub fn may_pass(&self, from: LinkId, label: Label, rest: impl Iterator<Item = Label>) -> bool {
+        if !self.guests.contains(&from) {
+            return true;
+        }
+        let Some(local) = self.local else { return false };
+        let mut passed = vec![local.router];
+        for label in [label].into_iter().chain(rest) {
+            let at = passed.last().and_then(|&at| self.neighbors.get(&(at, label)));
+            let Some(&next) = at.filter(|next| !passed.contains(next)) else { return false };
+            let is_ours = self.routes.get(&next).is_some_and(|route| route.site == local.site);
+            if !is_ours {
+                return false;
+            }
+            passed.push(next);
+        }
+        true
     }
 
     /// A detour for a frame that came to this router and should leave on `label`, whose link is down.

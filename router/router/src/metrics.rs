@@ -273,6 +273,7 @@ impl Sources {
             ("oversize", &counters.dropped_oversize),
             ("fragments", &counters.dropped_fragments),
             ("unauthenticated", &counters.dropped_unauthenticated),
+            ("no_link", &counters.dropped_no_link),
             ("replayed", &counters.dropped_replayed),
             ("handshake", &counters.dropped_handshake),
         ] {

@@ -2,7 +2,7 @@
 
 use super::{Engine, Notary, addresses::Reach};
 use crate::{
-    Fib, LocalRouter, Path, Route, RouterId,
+    Fib, LinkId, LocalRouter, Path, Route, RouterId,
     adjacency::Adjacency,
     disjoint::Network,
     spf::{HOPS_MAX, NoPath, ShortestPaths, Topology},
@@ -10,7 +10,7 @@ use crate::{
 };
 use petgraph::{graph::EdgeIndex, visit::EdgeRef};
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -242,6 +242,7 @@ impl<N: Notary> Engine<N> {
             addresses,
             routes,
             handles: self.handles(),
+            guests: self.guests(),
             labels: self.adjacencies.values().map(|a| (a.label(), a.link)).collect(),
             neighbors: Arc::new(self.snapshot.topology.neighbors.clone()),
         };
@@ -250,6 +251,15 @@ impl<N: Notary> Engine<N> {
             self.snapshot.fib = Arc::clone(&fib);
             self.outputs.push_back(super::Output::Publish(fib));
         }
+    }
+
+    /// Links to guests who may not be served as transit.
+    fn guests(&self) -> HashSet<LinkId> {
+        let links = self.adjacencies.values();
+        let confined = links.filter(|adjacency| {
+            !self.trust.site(adjacency.peer_site).is_some_and(|site| site.may_transit())
+        });
+        confined.map(|adjacency| adjacency.link).collect()
     }
 
     fn handles(&self) -> HashMap<crate::Handle, RouterId> {

@@ -21,16 +21,17 @@ pub(crate) enum Carrier {
 }
 
 impl Carrier {
-    /// Sends sealed frames, each `stride` bytes long but the last, which may be shorter.
+    /// Sends sealed frames, each `stride` bytes long but the last, which may be shorter; returns how many bytes were taken. The
+    /// rest is lost.
     ///
     /// # Errors
-    /// Only `WouldBlock`. Anything else is loss, as on any network, and end-to-end recovery deals with it.
+    /// Only `WouldBlock`, when nothing was taken. Anything else is loss, as on any network, and end-to-end recovery deals with it.
     pub(crate) fn send(
         &self,
         frames: &[u8],
         stride: usize,
         ecn: Option<EcnCodepoint>,
-    ) -> io::Result<()> {
+    ) -> io::Result<usize> {
         match self {
             Self::Udp(carrier) => carrier.send(frames, stride, ecn),
         }

@@ -7,6 +7,7 @@ use crate::{
 };
 use parking_lot::{Mutex, RwLock};
 use quinn::udp::{EcnCodepoint, RecvMeta, Transmit, UdpSocketState};
+use skein_core::LinkId;
 use std::{
     collections::HashMap,
     io::{self, IoSliceMut},
@@ -32,9 +33,26 @@ pub(crate) struct UdpPort {
     socket: UdpSocket,
     state: UdpSocketState,
     hop: HopQueue,
-    /// Not owned: links own their port.
-    links: RwLock<HashMap<SocketAddr, Weak<FrameLink>>>,
+    links: RwLock<PortLinks>,
     trials: Mutex<Trials>,
+}
+
+/// The links of a port. Not owned: links own their port.
+#[derive(Debug, Default)]
+struct PortLinks {
+    /// All of them: whom a frame from an unexpected address may be from.
+    by_id: HashMap<LinkId, Weak<FrameLink>>,
+    /// Whom a frame from an address is from, most likely. Only a hint: whoever loses an address, to a neighbour that forges it
+    /// or to one that its NAT has given it to, is still found by its key.
+    by_addr: HashMap<SocketAddr, Weak<FrameLink>>,
+}
+
+impl PortLinks {
+    /// Whether `addr` leads to a link whose neighbour is there as far as is known.
+    fn is_held(&self, addr: &SocketAddr) -> bool {
+        let holder = self.by_addr.get(addr).and_then(Weak::upgrade);
+        holder.is_some_and(|link| link.is_up() && link.carrier().remote() == *addr)
+    }
 }
 
 impl UdpPort {
@@ -141,25 +159,49 @@ impl UdpPort {
 
     /// The link whose frames come from `addr`.
     pub(crate) fn link_from(&self, addr: &SocketAddr) -> Option<Arc<FrameLink>> {
-        self.links.read().get(addr)?.upgrade()
+        self.links.read().by_addr.get(addr)?.upgrade()
     }
 
-    /// Frames from `addr` belong to `link` from now on.
+    /// The neighbour of `link` has proven that it is at `addr`.
     pub(crate) fn attach(&self, addr: SocketAddr, link: &Arc<FrameLink>) {
-        self.links.write().insert(addr, Arc::downgrade(link));
+        let mut links = self.links.write();
+        links.by_id.insert(link.id(), Arc::downgrade(link));
+        links.by_addr.insert(addr, Arc::downgrade(link));
+    }
+
+    /// Frames of `link` come from `addr`, which proves nothing: nobody who is there is displaced.
+    pub(crate) fn suggest(&self, addr: SocketAddr, link: &Arc<FrameLink>) {
+        let mut links = self.links.write();
+        if !links.is_held(&addr) {
+            links.by_addr.insert(addr, Arc::downgrade(link));
+        }
     }
 
     /// Forgets every link. Links hold their port, so without this the two would keep each other, and the socket, alive.
     pub(crate) fn detach_all(&self) {
-        self.links.write().clear();
+        *self.links.write() = PortLinks::default();
     }
 
     /// Forgets `addr` if it still leads to `link`.
     pub(crate) fn detach(&self, addr: &SocketAddr, link: &FrameLink) {
         let mut links = self.links.write();
-        if links.get(addr).is_some_and(|attached| std::ptr::eq(attached.as_ptr(), link)) {
-            links.remove(addr);
+        if links.by_addr.get(addr).is_some_and(|attached| std::ptr::eq(attached.as_ptr(), link)) {
+            links.by_addr.remove(addr);
         }
+    }
+
+    /// Forgets a link that has ended; addresses are [detached](Self::detach).
+    pub(crate) fn remove(&self, link: &FrameLink) {
+        let mut links = self.links.write();
+        let known = links.by_id.get(&link.id());
+        if known.is_some_and(|known| std::ptr::eq(known.as_ptr(), link)) {
+            links.by_id.remove(&link.id());
+        }
+    }
+
+    /// Whether there are links whose frames could come here.
+    pub(crate) fn has_links(&self) -> bool {
+        !self.links.read().by_id.is_empty()
     }
 
     /// The link for which `opens` holds, tried on each: a neighbour whose address has changed is known by its key only.
@@ -169,11 +211,11 @@ impl UdpPort {
         opens: impl Fn(&FrameLink) -> bool,
     ) -> Option<Arc<FrameLink>> {
         let links = self.links.read();
-        if !self.trials.lock().allow(now, links.len()) {
+        if !self.trials.lock().allow(now, links.by_id.len()) {
             return None;
         }
         #[allow(clippy::iter_over_hash_type, reason = "at most one link opens the frame")]
-        for link in links.values() {
+        for link in links.by_id.values() {
             let link = link.upgrade();
             if link.as_deref().is_some_and(&opens) {
                 return link;
@@ -181,6 +223,23 @@ impl UdpPort {
         }
         None
     }
+}
+
+/// Sends batch after batch and returns how many bytes were taken. Once something was, what finds the socket full is lost:
+/// told to wait, the caller would send everything again.
+fn send_batches<'a>(
+    batches: impl Iterator<Item = &'a [u8]>,
+    mut send: impl FnMut(&[u8]) -> io::Result<()>,
+) -> io::Result<usize> {
+    let mut taken = 0;
+    for batch in batches {
+        match send(batch) {
+            Ok(()) => taken += batch.len(),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && taken > 0 => break,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(taken)
 }
 
 /// What strangers may cost us.
@@ -239,19 +298,18 @@ impl UdpCarrier {
         frames: &[u8],
         stride: usize,
         ecn: Option<EcnCodepoint>,
-    ) -> io::Result<()> {
+    ) -> io::Result<usize> {
         let Remote { addr, local_ip } = *self.remote.lock();
         let per_batch = self.port.segments_max().min(BATCH_BYTES_MAX / stride.max(1)).max(1);
-        for batch in frames.chunks(per_batch * stride) {
+        send_batches(frames.chunks(per_batch * stride), |batch| {
             self.port.try_send(&Transmit {
                 destination: addr,
                 ecn,
                 contents: batch,
                 segment_size: (batch.len() > stride).then_some(stride),
                 src_ip: local_ip,
-            })?;
-        }
-        Ok(())
+            })
+        })
     }
 
     /// Sends one frame to an address that is not (yet) the neighbour's.
@@ -266,5 +324,27 @@ impl UdpCarrier {
         if let Err(error) = self.port.try_send(&transmit) {
             tracing::trace!(%error, "challenge not sent");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_taken_in_part_is_not_sent_again() {
+        let frames = [7; 10];
+        let mut room = 2;
+        let mut send = |batch: &[u8]| {
+            assert!(batch.len() <= 4);
+            if room == 0 {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            room -= 1;
+            Ok(())
+        };
+        assert_eq!(send_batches(frames.chunks(4), &mut send).unwrap(), 8);
+        let error = send_batches(frames.chunks(4), &mut send).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock, "nothing was taken: wait");
     }
 }

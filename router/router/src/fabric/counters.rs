@@ -42,7 +42,7 @@ pub struct Counters {
     pub dropped_unknown_label: Counter,
     /// Dropped: the link is dead and there was no repair, or the frame had been repaired before.
     pub dropped_dead_link: Counter,
-    /// Dropped: this router is an edge and the frame is not for it.
+    /// Dropped: this router is an edge and the frame is not for it, or the frame asks for a way that its neighbour may not use.
     pub dropped_not_transit: Counter,
     /// Dropped: the source handle is of no router we trust.
     pub dropped_unknown_source: Counter,
@@ -54,6 +54,8 @@ pub struct Counters {
     pub dropped_fragments: Counter,
     /// Dropped: neither QUIC nor a frame of a known link: wrong authentication code, random bytes.
     pub dropped_unauthenticated: Counter,
+    /// Dropped: a frame on a port without links, e.g. before the keys of its first link are known.
+    pub dropped_no_link: Counter,
     /// Dropped: a counter seen before or too old.
     pub dropped_replayed: Counter,
     /// QUIC packets of hop connections dropped because their queue was full.

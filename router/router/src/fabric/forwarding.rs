@@ -11,8 +11,10 @@ pub(super) struct Forwarding {
     pub(super) generation: u64,
     pub(super) fib: Arc<Fib>,
     pub(super) links: HashMap<LinkId, Arc<FrameLink>>,
-    /// By label; labels are handed out from 1 upwards, so this stays short.
-    by_label: Vec<Option<Arc<FrameLink>>>,
+    /// Links that are there, ascending by label.
+    by_label: Vec<(Label, Arc<FrameLink>)>,
+    /// Packets one call may hand to any link's carrier; `None` without links.
+    pub(super) segments_max: Option<usize>,
 }
 
 /// How to reach a destination now.
@@ -30,18 +32,18 @@ impl Forwarding {
         fib: Arc<Fib>,
         links: HashMap<LinkId, Arc<FrameLink>>,
     ) -> Self {
-        let len = fib.labels.keys().map(|label| usize::from(label.0) + 1).max().unwrap_or(0);
-        let mut by_label = vec![None; len];
-        #[allow(clippy::iter_over_hash_type, reason = "each label has its own slot")]
-        for (label, id) in &fib.labels {
-            by_label[usize::from(label.0)] = links.get(id).cloned();
-        }
-        Self { generation, fib, links, by_label }
+        let labelled = fib.labels.iter();
+        let mut by_label: Vec<_> =
+            labelled.filter_map(|(&label, id)| Some((label, Arc::clone(links.get(id)?)))).collect();
+        by_label.sort_unstable_by_key(|(label, _)| *label);
+        let segments_max = links.values().map(|link| link.carrier().segments_max()).min();
+        Self { generation, fib, links, by_label, segments_max }
     }
 
     /// The link that `label` stands for, whether up or not.
     pub(super) fn by_label(&self, label: Label) -> Option<&Arc<FrameLink>> {
-        self.by_label.get(usize::from(label.0))?.as_ref()
+        let at = self.by_label.binary_search_by_key(&label, |(label, _)| *label).ok()?;
+        Some(&self.by_label[at].1)
     }
 
     /// The link of that id, if frames may be sent on it.

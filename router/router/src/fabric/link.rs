@@ -7,6 +7,7 @@ use crate::{
 };
 use parking_lot::Mutex;
 use quinn::udp::{EcnCodepoint, RecvMeta};
+use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use skein_core::{Handle, LinkId};
 use skein_wire::frame::{self, CONTROL_LEN, Control, HEADER_LEN, Header, Key, OpenError, Opener};
 use std::{
@@ -54,10 +55,17 @@ pub(crate) struct FrameLink {
     /// Copy of what `frame_size` has found, for the data path.
     frame_len_max: AtomicU16,
     rearm: Notify,
-    moving: Mutex<Option<Unproven>>,
-    nonce: [u8; CONTROL_LEN],
+    moving: Mutex<Moving>,
     bytes_sent: AtomicU64,
     bytes_received: AtomicU64,
+}
+
+/// Where the neighbour may have moved.
+#[derive(Debug)]
+struct Moving {
+    /// Of challenges: whoever has seen any number of them must not know the next.
+    random: StdRng,
+    unproven: Option<Unproven>,
 }
 
 /// An address from which authentic frames came, but which has not answered a challenge.
@@ -82,12 +90,12 @@ pub(crate) enum Attention {
 }
 
 impl FrameLink {
-    /// `nonce` is random: it makes challenges unpredictable.
+    /// `seed` is secret and used for nothing else: challenges are drawn from it.
     pub(crate) fn new(
         (id, source): (LinkId, Handle),
         carrier: Carrier,
         keys: LinkKeys,
-        nonce: [u8; CONTROL_LEN],
+        seed: [u8; 32],
         (now, rtt): (Instant, Duration),
     ) -> Arc<Self> {
         let frame_size = FrameSize::new(now, is_ipv6(carrier.remote()));
@@ -105,8 +113,7 @@ impl FrameLink {
             frame_len_max: AtomicU16::new(frame_size.current()),
             frame_size: Mutex::new(frame_size),
             rearm: Notify::new(),
-            moving: Mutex::default(),
-            nonce,
+            moving: Mutex::new(Moving { random: StdRng::from_seed(seed), unproven: None }),
             bytes_sent: AtomicU64::new(0),
             bytes_received: AtomicU64::new(0),
         })
@@ -176,21 +183,21 @@ impl FrameLink {
         self.opener.lock().open(frame)
     }
 
-    /// Sends sealed frames that carry data; see [`Carrier::send`].
+    /// Sends sealed frames that carry data and returns how many bytes of them; see [`Carrier::send`].
     ///
     /// # Errors
-    /// Only `WouldBlock`.
+    /// Only `WouldBlock`, when nothing was sent.
     pub(crate) fn send(
         &self,
         frames: &[u8],
         stride: usize,
         ecn: Option<EcnCodepoint>,
         now: Instant,
-    ) -> io::Result<()> {
-        self.carrier.send(frames, stride, ecn)?;
-        self.bytes_sent.fetch_add(frames.len() as u64, Ordering::Relaxed);
+    ) -> io::Result<usize> {
+        let sent = self.carrier.send(frames, stride, ecn)?;
+        self.bytes_sent.fetch_add(sent as u64, Ordering::Relaxed);
         self.data_moved(now);
-        Ok(())
+        Ok(sent)
     }
 
     /// Notes authentic frames of `bytes` in all, and whether there was data among them.
@@ -299,14 +306,14 @@ impl FrameLink {
     pub(crate) fn address_seen(self: &Arc<Self>, port: &UdpPort, bytes: usize, meta: &RecvMeta) {
         let Carrier::Udp(carrier) = &self.carrier;
         let mut moving = self.moving.lock();
-        if moving.as_ref().is_none_or(|unproven| unproven.addr != meta.addr) {
-            let unproven = self.unproven(meta);
-            if let Some(old) = moving.replace(unproven) {
+        let Moving { random, unproven } = &mut *moving;
+        if unproven.as_ref().is_none_or(|unproven| unproven.addr != meta.addr) {
+            if let Some(old) = unproven.replace(Unproven::new(meta, random)) {
                 port.detach(&old.addr, self);
             }
-            port.attach(meta.addr, self);
+            port.suggest(meta.addr, self);
         }
-        let Some(unproven) = moving.as_mut() else { return };
+        let Some(unproven) = unproven.as_mut() else { return };
         unproven.bytes_received = unproven.bytes_received.saturating_add(bytes as u64);
         let budget = UNPROVEN_FACTOR.saturating_mul(unproven.bytes_received);
         if unproven.bytes_sent + CONTROL_FRAME_LEN > budget {
@@ -317,39 +324,40 @@ impl FrameLink {
         carrier.send_to(&frame, unproven.addr, unproven.local_ip);
     }
 
-    /// A challenge of its own for each attempt: the link's secret nonce, mixed with a counter nobody else uses.
-    fn unproven(&self, meta: &RecvMeta) -> Unproven {
-        let mut nonce = self.nonce;
-        let counter = self.counter.fetch_add(1, Ordering::Relaxed).to_be_bytes();
-        for (byte, count) in nonce.iter_mut().zip(counter) {
-            *byte ^= count;
-        }
-        Unproven { addr: meta.addr, local_ip: meta.dst_ip, nonce, bytes_received: 0, bytes_sent: 0 }
-    }
-
-    fn prove(&self, port: &UdpPort, nonce: [u8; CONTROL_LEN], meta: &RecvMeta) {
+    fn prove(self: &Arc<Self>, port: &UdpPort, nonce: [u8; CONTROL_LEN], meta: &RecvMeta) {
         let mut moving = self.moving.lock();
         let proven = moving
+            .unproven
             .as_ref()
             .is_some_and(|unproven| unproven.addr == meta.addr && unproven.nonce == nonce);
         if !proven {
             return;
         }
-        *moving = None;
+        moving.unproven = None;
         let Carrier::Udp(carrier) = &self.carrier;
         let old = carrier.remote();
         carrier.set_remote(meta.addr, meta.dst_ip);
         port.detach(&old, self);
+        port.attach(meta.addr, self);
         tracing::info!(link = %self.id, "the neighbour's address changed");
     }
 
     /// Takes the link out of its port's tables.
     pub(crate) fn detach(&self) {
         let Carrier::Udp(carrier) = &self.carrier;
-        carrier.port().detach(&carrier.remote(), self);
-        if let Some(unproven) = self.moving.lock().take() {
-            carrier.port().detach(&unproven.addr, self);
+        let port = carrier.port();
+        port.remove(self);
+        port.detach(&carrier.remote(), self);
+        if let Some(unproven) = self.moving.lock().unproven.take() {
+            port.detach(&unproven.addr, self);
         }
+    }
+}
+
+impl Unproven {
+    fn new(meta: &RecvMeta, random: &mut StdRng) -> Self {
+        let nonce = random.random();
+        Self { addr: meta.addr, local_ip: meta.dst_ip, nonce, bytes_received: 0, bytes_sent: 0 }
     }
 }
 

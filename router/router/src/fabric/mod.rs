@@ -192,9 +192,7 @@ impl AsyncUdpSocket for Fabric {
     }
 
     fn max_transmit_segments(&self) -> usize {
-        let table = self.forwarding.read();
-        let segments = table.links.values().map(|link| link.carrier().segments_max());
-        segments.min().unwrap_or(TRANSMIT_SEGMENTS_MAX)
+        self.forwarding.read().segments_max.unwrap_or(TRANSMIT_SEGMENTS_MAX)
     }
 
     fn max_receive_segments(&self) -> usize {
@@ -205,3 +203,6 @@ impl AsyncUdpSocket for Fabric {
         false
     }
 }
+
+#[cfg(test)]
+mod tests;

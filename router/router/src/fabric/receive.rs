@@ -16,6 +16,8 @@ struct Sorting<'a> {
     now: Instant,
     /// The neighbour, once known.
     from: Option<Arc<FrameLink>>,
+    /// Found by its key, not by its address.
+    by_key: bool,
     authentic_bytes: usize,
     data: bool,
     local: VecDeque<Run>,
@@ -47,6 +49,7 @@ impl Fabric {
             meta,
             now,
             from: port.link_from(&meta.addr),
+            by_key: false,
             authentic_bytes: 0,
             data: false,
             local: VecDeque::new(),
@@ -57,11 +60,13 @@ impl Fabric {
             sorting.datagram(buffer, start, (start + stride).min(len));
         }
         sorting.flush(buffer);
-        let Sorting { from, authentic_bytes, data, mut local, .. } = sorting;
+        let Sorting { from, by_key, authentic_bytes, data, mut local, .. } = sorting;
         if let Some(link) = from.filter(|_| authentic_bytes > 0) {
             link.received(authentic_bytes, data, now);
             if link.carrier().remote() != meta.addr {
                 link.address_seen(port, authentic_bytes, meta);
+            } else if by_key {
+                port.suggest(meta.addr, &link);
             }
         }
         if !local.is_empty() {
@@ -141,9 +146,17 @@ impl<'a> Sorting<'a> {
         let header = Header::parse(frame).ok();
         let link = self.port.find_link(self.now, |link| link.open(frame).is_ok());
         if link.is_none() {
-            self.fabric.counters.dropped_unauthenticated.add(1);
+            let counters = &self.fabric.counters;
+            // A neighbour that has the keys first begins to probe before the handshake is done on our side.
+            let counter = if self.port.has_links() {
+                &counters.dropped_unauthenticated
+            } else {
+                &counters.dropped_no_link
+            };
+            counter.add(1);
         }
         self.from = Some(link?);
+        self.by_key = true;
         header
     }
 
@@ -213,11 +226,11 @@ impl<'a> Sorting<'a> {
         end: usize,
     ) {
         let fabric = self.fabric;
-        if !fabric.is_transit() {
+        let frame = &mut buffer[start..end];
+        if !fabric.is_transit() || !self.may_pass(header, label, frame) {
             fabric.counters.dropped_not_transit.add(1);
             return;
         }
-        let frame = &mut buffer[start..end];
         let link = match self.table.by_label(label) {
             Some(link) if link.is_up() => {
                 frame::advance(frame);
@@ -241,6 +254,14 @@ impl<'a> Sorting<'a> {
                 self.onward = Some(Onward { link, start, end });
             }
         }
+    }
+
+    /// Whether whoever wrote the labels may have us follow them. No way leads back over the link it came on, but for the detour of
+    /// a repair: two routers would throw the frame to and fro as often as there is room for labels.
+    fn may_pass(&self, header: &Header, label: Label, frame: &[u8]) -> bool {
+        let Some(from) = &self.from else { return false };
+        let is_back = self.table.by_label(label).is_some_and(|link| Arc::ptr_eq(link, from));
+        !is_back && self.table.fib.may_pass(from.id(), label, header.labels_after_next(frame))
     }
 
     /// Leads a frame round a dead link, once in its life.
@@ -268,11 +289,13 @@ impl<'a> Sorting<'a> {
         let Some(Onward { link, start, end }) = self.onward.take() else { return };
         let counters = &self.fabric.counters;
         let stride = self.meta.stride.max(1);
-        let (bytes, frames) = (end - start, (end - start).div_ceil(stride) as u64);
+        let frames = (end - start).div_ceil(stride) as u64;
         match link.send(&buffer[start..end], stride, self.meta.ecn, self.now) {
-            Ok(()) => {
-                counters.frames_forwarded.add(frames);
-                counters.bytes_forwarded.add(bytes as u64);
+            Ok(sent) => {
+                let forwarded = sent.div_ceil(stride) as u64;
+                counters.frames_forwarded.add(forwarded);
+                counters.bytes_forwarded.add(sent as u64);
+                counters.dropped_congestion.add(frames - forwarded);
             }
             Err(_) => counters.dropped_congestion.add(frames),
         }

@@ -81,7 +81,7 @@ impl Fabric {
         ecn: Option<EcnCodepoint>,
     ) -> io::Result<()> {
         let header = way.template.bytes();
-        SCRATCH.with_borrow_mut(|frames| {
+        let sent = SCRATCH.with_borrow_mut(|frames| {
             frames.clear();
             for packet in packets.chunks(stride) {
                 let start = frames.len();
@@ -91,7 +91,9 @@ impl Fabric {
             }
             way.link.send(frames, stride + header.len(), ecn, clock::now())
         })?;
-        self.counters.frames_sent.add(packets.len().div_ceil(stride) as u64);
+        let (sent, all) = (sent.div_ceil(stride + header.len()), packets.len().div_ceil(stride));
+        self.counters.frames_sent.add(sent as u64);
+        self.counters.dropped_congestion.add((all - sent) as u64);
         Ok(())
     }
 

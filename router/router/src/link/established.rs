@@ -14,7 +14,7 @@ use crate::{
 use quinn::{Connection, ConnectionError, SendStream};
 use skein_core::LinkId;
 use skein_wire::{
-    frame::{CONTROL_LEN, Key},
+    frame::Key,
     proto::routing::{LinkMessage, LinkParameters, link_message::Message},
 };
 use std::{sync::Arc, time::Duration};
@@ -74,7 +74,6 @@ impl Established {
         #[allow(clippy::cast_possible_truncation, reason = "two bits")]
         let epoch = (id.0 & 3) as u8;
         let keys = LinkKeys { send: Key::new(mine), receive: Key::new(theirs), epoch };
-        let nonce = inner.random_bytes::<CONTROL_LEN>();
         // A dialled link leaves the choice of the source address to the kernel, so that it survives a change of network.
         let local_ip = connection.local_ip().filter(|_| incoming);
         let carrier =
@@ -83,7 +82,7 @@ impl Established {
             (id, inner.fabric.source()),
             Carrier::Udp(carrier),
             keys,
-            nonce,
+            inner.random_bytes(),
             (clock::now(), connection.rtt()),
         );
         let up = LinkUp {
