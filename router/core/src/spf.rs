@@ -223,6 +223,52 @@ impl ShortestPaths {
     }
 }
 
+/// The shortest among the paths of at most [`HOPS_MAX`] links, for destinations whose shortest path of all is longer.
+#[derive(Debug)]
+pub(crate) struct LimitedPaths {
+    /// By number of links and node: the least metric of a walk of that many links, and its last one.
+    walks: Vec<Vec<Option<(u64, EdgeIndex)>>>,
+}
+
+impl LimitedPaths {
+    /// Bellman-Ford, a round for each link a path may have; `None` when the root is not in the topology.
+    pub(crate) fn new(topology: &Topology) -> Option<Self> {
+        let graph = &topology.graph;
+        let mut at = vec![None; graph.node_count()];
+        at[topology.root()?.index()] = Some(0);
+        let mut walks = Vec::with_capacity(HOPS_MAX);
+        for _ in 0..HOPS_MAX {
+            let mut walk: Vec<Option<(u64, EdgeIndex)>> = vec![None; at.len()];
+            for edge in graph.edge_references() {
+                let Some(before) = at[edge.source().index()] else { continue };
+                let metric: u64 = before + edge.weight().metric_us;
+                let best = &mut walk[edge.target().index()];
+                if best.is_none_or(|(least, _)| metric < least) {
+                    *best = Some((metric, edge.id()));
+                }
+            }
+            at = walk.iter().map(|best| best.map(|(metric, _)| metric)).collect();
+            walks.push(walk);
+        }
+        Some(Self { walks })
+    }
+
+    /// The links of the path. A walk that passed a router twice would be longer than one that does not, so the best is a path.
+    pub(crate) fn path(&self, topology: &Topology, to: NodeIndex) -> Option<Vec<EdgeIndex>> {
+        let metric = |links: &usize| Some(self.walks[links - 1][to.index()]?.0);
+        let reaching = (1..=self.walks.len()).filter(|links| metric(links).is_some());
+        let links = reaching.min_by_key(|links| (metric(links), *links))?;
+        let (mut edges, mut at) = (Vec::with_capacity(links), to);
+        for walk in self.walks[..links].iter().rev() {
+            let (_, edge) = walk[at.index()]?;
+            edges.push(edge);
+            at = topology.graph.edge_endpoints(edge)?.0;
+        }
+        edges.reverse();
+        Some(edges)
+    }
+}
+
 /// Router ids are hashes already.
 fn spread(router: RouterId) -> usize {
     router.0.iter().rev().take(4).fold(0, |sum, &byte| (sum << 8) | usize::from(byte))

@@ -56,6 +56,25 @@ fn a_path_may_have_24_hops_and_no_more() {
 }
 
 #[test]
+fn a_router_beyond_24_hops_is_reached_by_a_dearer_path_that_is_shorter() {
+    let mut network = line(HOPS_MAX + 5);
+    for (to, cost) in [(4, 200), (10, 100)] {
+        network.endorse(0, to);
+        network.connect(0, to, cost);
+    }
+    network.run_for(SECOND);
+    let path = |n| &network.routers[0].fib.routes[&router_id(n)].paths[0];
+    assert_eq!(
+        (path(24).hops.len(), path(24).metric_us),
+        (24, 24_000),
+        "the cheapest while it may"
+    );
+    // Over 10, as the way over 4 is dearer; 28 links would be cheapest.
+    assert_eq!((path(28).hops.len(), path(28).metric_us), (19, 118_000));
+    assert_eq!(network.forward(0, path(28)).last(), Some(&28));
+}
+
+#[test]
 fn pins_take_disjoint_paths() {
     let network = diamond();
     let route = &network.routers[0].fib.routes[&router_id(3)];

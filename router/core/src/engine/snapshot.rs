@@ -5,7 +5,7 @@ use crate::{
     Fib, LinkId, LocalRouter, Path, Route, RouterId,
     adjacency::Adjacency,
     disjoint::Network,
-    spf::{HOPS_MAX, NoPath, ShortestPaths, Topology},
+    spf::{HOPS_MAX, LimitedPaths, NoPath, ShortestPaths, Topology},
     throttle::Throttle,
 };
 use petgraph::{graph::EdgeIndex, visit::EdgeRef};
@@ -103,12 +103,30 @@ impl Snapshot {
                 }
             }
         }
+        self.detour(&topology);
         self.topology = topology;
         self.network = None;
         self.keep_valid_alternatives();
         self.queue = self.shortest.keys().copied().collect();
         self.queue.sort_by_key(|router| {
             std::cmp::Reverse(self.alternatives.get(router).map_or(0, Vec::len))
+        });
+    }
+
+    /// Finds routers whose shortest path has too many links by the best path that has not.
+    fn detour(&mut self, topology: &Topology) {
+        if self.too_long.is_empty() {
+            return;
+        }
+        let Some(limited) = LimitedPaths::new(topology) else { return };
+        let Self { too_long, shortest, .. } = self;
+        too_long.retain(|&router| {
+            let node = topology.node(router);
+            let Some(edges) = node.and_then(|node| limited.path(topology, node)) else {
+                return true;
+            };
+            shortest.insert(router, edges);
+            false
         });
     }
 
