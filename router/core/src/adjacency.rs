@@ -16,8 +16,12 @@ const HEADERS_PER_MESSAGE: usize = 512;
 const RECORDS_PER_MESSAGE: usize = 256;
 /// Bytes of records after which a message is full; one more record of at most 64 KiB may be in it.
 const RECORD_BYTES_PER_MESSAGE: usize = 64 * 1024;
-/// Most records asked of one neighbour and not sent yet: its whole database.
+/// Most records wanted of one neighbour that have not arrived: its whole database.
 const WANTED_MAX: usize = 200_000;
+/// The same of a guest, which has little to tell.
+const GUEST_WANTED_MAX: usize = 8_192;
+/// A neighbour that has sent no record for so long sends nothing more of what was asked: it had lost it by then.
+const ANSWER_MAX: Duration = Duration::from_secs(10);
 /// Most records of one neighbour remembered as not verifiable yet.
 const PARKED_MAX: usize = 4_096;
 /// RTT is advertised in these steps, so that links of one LAN are equally good.
@@ -62,6 +66,8 @@ pub(crate) struct Adjacency {
     pending: BTreeSet<(u32, u64)>,
     wanted: BTreeMap<RecordKey, u64>,
     requested: BTreeMap<RecordKey, u64>,
+    /// When something was last asked, or a record last came.
+    answered: Option<Instant>,
     peer_summary_done: bool,
     /// Records that wait for another one, whose origin is remembered.
     parked: BTreeMap<RecordKey, (u64, Origin)>,
@@ -103,6 +109,7 @@ impl Adjacency {
             pending: BTreeSet::new(),
             wanted: BTreeMap::new(),
             requested: BTreeMap::new(),
+            answered: None,
             peer_summary_done: false,
             parked: BTreeMap::new(),
             announced: false,
@@ -191,10 +198,32 @@ impl Adjacency {
         self.pending.remove(&(key.kind.number(), serial));
     }
 
-    /// The neighbour has an edition that we lack.
+    /// The neighbour has an edition that we lack, or says so: what it made up never comes.
     pub(crate) fn want(&mut self, header: RecordHeader) {
-        if self.wanted.len() < WANTED_MAX {
+        let wanted_max = match self.audience {
+            Audience::Member => WANTED_MAX,
+            Audience::Guest => GUEST_WANTED_MAX,
+        };
+        if self.wanted.len() + self.requested.len() < wanted_max {
             self.wanted.insert(header.key, header.sequence);
+        }
+    }
+
+    /// Records came.
+    pub(crate) fn answered(&mut self, now: Instant) {
+        self.answered = Some(now);
+    }
+
+    /// When what was asked for and has not come counts as gone.
+    pub(crate) fn answer_due(&self) -> Option<Instant> {
+        self.answered.map(|at| at + ANSWER_MAX).filter(|_| !self.requested.is_empty())
+    }
+
+    /// Gives up what the neighbour has left out of its answers.
+    pub(crate) fn give_up(&mut self, now: Instant) {
+        if self.answer_due().is_some_and(|due| due <= now) {
+            tracing::debug!(link = %self.link, records = self.requested.len(), "records asked for are gone");
+            self.requested.clear();
         }
     }
 
@@ -258,20 +287,21 @@ impl Adjacency {
         now: Instant,
     ) -> Option<Message> {
         let message = self
-            .next_request()
+            .next_request(now)
             .or_else(|| self.next_records(lsdb, now))
             .or_else(|| self.next_summary(lsdb, local));
         self.announced = message.is_some();
         message
     }
 
-    fn next_request(&mut self) -> Option<Message> {
+    fn next_request(&mut self, now: Instant) -> Option<Message> {
         let mut headers = Vec::new();
         while headers.len() < HEADERS_PER_MESSAGE
             && let Some((key, sequence)) = self.wanted.pop_first()
         {
             self.requested.insert(key, sequence);
             headers.push(RecordHeader { key, sequence });
+            self.answered = Some(now);
         }
         (!headers.is_empty()).then_some(Message::Request { headers })
     }

@@ -15,7 +15,7 @@ pub use view::{NetworkView, RouterView, SiteView};
 use crate::{
     AddressEntry, AgedRecord, Fib, Handle, LinkId, Lsdb, Origin, Record, RecordDraft, RecordHeader,
     RecordKey, Role, RouterId, RouterLsa, SiteId, SiteStatement, TrustView,
-    adjacency::{Adjacency, LinkFacts},
+    adjacency::{Adjacency, Audience, LinkFacts},
     labels::Labels,
 };
 use addresses::AddressIndex;
@@ -29,6 +29,17 @@ use std::{
 
 /// Most links of a router: its LSA has to fit into a record.
 const LINKS_MAX: usize = 1_024;
+
+/// Most links to one router: one for each pair of addresses a careful operator would configure, and then some.
+const LINKS_PER_ROUTER_MAX: usize = 16;
+/// Most links to one guest.
+const LINKS_PER_GUEST_MAX: usize = 64;
+/// Most links to one other site: some are left for others.
+const LINKS_PER_MEMBER_MAX: usize = 896;
+/// Most labels that mean routers of one guest, links of the last two hours included: a guest makes up routers as it likes.
+const LABELS_PER_GUEST_MAX: usize = 256;
+/// The same of a member.
+const LABELS_PER_MEMBER_MAX: usize = 16_384;
 
 /// Seals our records and checks those of others. Injected, because this crate knows neither encodings nor keys.
 pub trait Notary {
@@ -323,6 +334,7 @@ impl<N: Notary> Engine<N> {
             self.trust_stale = true;
         }
         for adjacency in self.adjacencies.values_mut() {
+            adjacency.give_up(now);
             if adjacency.republish_rtt(now) {
                 self.own.mark_lsa();
             }
@@ -334,12 +346,14 @@ impl<N: Notary> Engine<N> {
     #[must_use]
     pub fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
         let rtt = self.adjacencies.values().filter_map(Adjacency::rtt_due).min();
+        let answer = self.adjacencies.values().filter_map(Adjacency::answer_due).min();
         let can_issue = self.notary.certificate().is_some();
         let lsa_is_out = self.has(&RecordKey::lsa(self.identity.router));
         [
             self.lsdb.next_expiry().map(|at| (at, "record expires")),
             self.trust_due.map(|at| (at, "trust expires")),
             rtt.map(|at| (at, "changed RTT may be told")),
+            answer.map(|at| (at, "records asked for are gone")),
             self.own.due(lsa_is_out).filter(|_| can_issue),
             self.snapshot.due(),
         ]
@@ -402,18 +416,40 @@ impl<N: Notary> Engine<N> {
         };
         let audience = membership::audience(site);
         self.link_down(link, now);
-        let Some(label) = self.labels.assign(peer, link, now) else {
+        if let Some(why) = self.crowded(peer, peer_site, audience) {
+            return self.refuse(link, why);
+        }
+        let labels_max = match audience {
+            Audience::Member => LABELS_PER_MEMBER_MAX,
+            Audience::Guest => LABELS_PER_GUEST_MAX,
+        };
+        let Some(label) = self.labels.assign((peer, peer_site), link, labels_max, now) else {
             return self.refuse(link, "this router has no number left for another link");
         };
-        if self.adjacencies.len() >= LINKS_MAX {
-            self.labels.release(link, now);
-            return self.refuse(link, "this router has as many links as it can advertise");
-        }
         tracing::info!(%link, %peer, peer_site = %peer_site.short(), label = label.0, "adjacency up");
         let facts = LinkFacts { link, peer, peer_site, label, cost, rtt_us, mtu };
         self.adjacencies.insert(link, Adjacency::new(facts, audience));
         self.own.mark_lsa();
         self.snapshot.mark();
+    }
+
+    /// Why there may not be another link to that router, if so.
+    fn crowded(&self, peer: RouterId, site: SiteId, audience: Audience) -> Option<&'static str> {
+        let to_peer = self.adjacencies.values().filter(|a| a.peer == peer).count();
+        let to_site = self.adjacencies.values().filter(|a| a.peer_site == site).count();
+        let to_site_max = match audience {
+            Audience::Member => LINKS_PER_MEMBER_MAX,
+            Audience::Guest => LINKS_PER_GUEST_MAX,
+        };
+        if self.adjacencies.len() >= LINKS_MAX {
+            Some("this router has as many links as it can advertise")
+        } else if to_peer >= LINKS_PER_ROUTER_MAX {
+            Some("there are as many links between the two routers as there may be")
+        } else if to_site >= to_site_max {
+            Some("there are as many links to the site as there may be")
+        } else {
+            None
+        }
     }
 
     fn link_down(&mut self, link: LinkId, now: Instant) {

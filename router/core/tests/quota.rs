@@ -6,8 +6,8 @@ mod common;
 
 use common::{Network, endorsement, entry, router_id, seal, site_id, statement};
 use skein_core::{
-    AgedRecord, Input, LinkId, Membership, Message, Origin, Payload, Record, RecordDraft,
-    RecordKey, RecordKind, Revocation, Scope, Sealed, Subkey,
+    AdjacencyState, AgedRecord, Input, LinkId, LinkUp, Membership, Message, Origin, Payload,
+    Record, RecordDraft, RecordHeader, RecordKey, RecordKind, Revocation, Scope, Sealed, Subkey,
 };
 use std::{sync::Arc, time::Duration};
 
@@ -130,4 +130,60 @@ fn a_full_database_still_takes_a_revocation_which_makes_room() {
     assert!(network.routers[0].trust.revoked.contains(&site_id(1)));
     assert_eq!(kept(&network, 1), 0);
     assert!(bytes(&network) < full - (60 << 20));
+}
+
+#[test]
+fn records_that_do_not_exist_are_not_waited_for() {
+    let (mut network, link) = with_guest();
+    let state = |network: &Network| network.routers[1].engine.view().links[&link].1;
+    assert_eq!(state(&network), AdjacencyState::Full);
+    for page in 0..40_u16 {
+        let headers = (0..1_000_u16).map(|n| {
+            let subkey = Subkey::new(&(page * 1_000 + n).to_be_bytes()).unwrap();
+            let key = RecordKey {
+                kind: RecordKind::Unknown(77),
+                origin: Origin::Site(site_id(2)),
+                subkey,
+            };
+            RecordHeader { key, sequence: 1 }
+        });
+        let message = Message::Summary { headers: headers.collect(), last: false };
+        network.input(1, Input::Message { link, message });
+    }
+    let asked: usize = network.links[&link].queues.iter().flatten().map(headers_asked).sum();
+    assert!((1_000..=8_192).contains(&asked), "{asked}");
+    assert_eq!(state(&network), AdjacencyState::Exchange);
+    network.run_for(11 * SECOND);
+    assert_eq!(state(&network), AdjacencyState::Full, "what was left out is gone");
+}
+
+fn headers_asked(message: &Message) -> usize {
+    match message {
+        Message::Request { headers } => headers.len(),
+        _ => 0,
+    }
+}
+
+#[test]
+fn one_router_and_one_guest_have_so_many_links_and_no_more() {
+    let (mut network, _) = with_guest();
+    let mut up = |n: u64, peer: usize, site: usize| {
+        let before = network.routers[1].refused.len();
+        let up = LinkUp {
+            link: LinkId(1_000 + n),
+            peer: router_id(peer),
+            peer_site: site_id(site),
+            cost: 1,
+            rtt_us: 0,
+            mtu: 1_400,
+            statements: Vec::new(),
+        };
+        network.input(1, Input::LinkUp(up));
+        network.routers[1].refused.len() == before
+    };
+    let accepted = (0..100).filter(|&n| up(n, 2, 2)).count();
+    assert_eq!(accepted, 15, "one was there");
+    let accepted = (100..1_200_u64).filter(|&n| up(n, 1_000 + n as usize, 2)).count();
+    assert_eq!(accepted, 64 - 16);
+    assert!(up(5_000, 3_000, 0), "others have room");
 }

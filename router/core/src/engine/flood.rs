@@ -21,6 +21,9 @@ impl<N: Notary> Engine<N> {
             Message::Summary { headers, last } => self.take_summary(link, &headers, last),
             Message::Request { headers } => self.take_request(link, &headers),
             Message::Records { records } => {
+                if let Some(adjacency) = self.adjacencies.get_mut(&link) {
+                    adjacency.answered(now);
+                }
                 for aged in records {
                     self.take_record(aged, Some(link), now, unix_s);
                 }
