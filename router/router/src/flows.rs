@@ -64,7 +64,7 @@ pub enum Outcome {
     SessionLost,
     /// Nothing moved for the address's idle timeout.
     Idle,
-    /// This router reset it: shutdown, or its connector was withdrawn at once.
+    /// This router reset it: shutdown, its connector was withdrawn at once, or the site at the other end may not any more.
     Aborted,
     /// Every candidate refused.
     Refused,
@@ -140,6 +140,80 @@ impl FlowCounters {
     }
 }
 
+/// Whether flows to `address` may leave the network at `site`.
+pub(crate) fn may_provide(trust: &TrustView, site: SiteId, address: &Address) -> bool {
+    site == trust.local || trust.site(site).is_some_and(|site| site.may_provide(address))
+}
+
+/// Whether flows to `address` may enter the network at `site`.
+pub(crate) fn may_consume(trust: &TrustView, site: SiteId, address: &Address) -> bool {
+    site == trust.local || trust.site(site).is_some_and(|site| site.may_consume(address))
+}
+
+impl Surroundings {
+    /// Completes when `allowed` does not hold any more.
+    ///
+    /// # Cancel safety
+    /// Cancel-safe.
+    pub(crate) async fn revoked(&self, allowed: impl Fn(&TrustView) -> bool) {
+        let mut trust = self.trust.clone();
+        if trust.wait_for(|trust| !allowed(trust)).await.is_err() {
+            // Nobody says any more who is trusted: this router stops.
+            std::future::pending().await
+        }
+    }
+}
+
+/// Bytes of one flow so far.
+#[derive(Debug, Default)]
+struct Moved {
+    /// From client to target.
+    sent: AtomicU64,
+    /// From target to client.
+    received: AtomicU64,
+}
+
+/// Counts the bytes of one flow as they pass, from the point of view of the socket on this router's side.
+#[derive(Debug)]
+pub(crate) struct Progress {
+    counters: Arc<FlowCounters>,
+    moved: Arc<Moved>,
+    edge: Edge,
+}
+
+impl Progress {
+    /// All of them, in both directions.
+    pub(crate) fn total(&self) -> u64 {
+        self.moved.sent.load(Ordering::Relaxed) + self.moved.received.load(Ordering::Relaxed)
+    }
+
+    /// Counts what went on from the socket.
+    pub(crate) fn add_from_socket(&self, bytes: u64) {
+        match self.edge {
+            Edge::Ingress => self.add_sent(bytes),
+            Edge::Egress => self.add_received(bytes),
+        }
+    }
+
+    /// Counts what the socket took.
+    pub(crate) fn add_to_socket(&self, bytes: u64) {
+        match self.edge {
+            Edge::Ingress => self.add_received(bytes),
+            Edge::Egress => self.add_sent(bytes),
+        }
+    }
+
+    fn add_sent(&self, bytes: u64) {
+        self.moved.sent.fetch_add(bytes, Ordering::Relaxed);
+        self.counters.bytes_sent.add(bytes);
+    }
+
+    fn add_received(&self, bytes: u64) {
+        self.moved.received.fetch_add(bytes, Ordering::Relaxed);
+        self.counters.bytes_received.add(bytes);
+    }
+}
+
 /// One flow, from its first byte until its line in the access log, which is written when this is dropped.
 #[derive(Debug)]
 pub struct FlowRecord {
@@ -154,10 +228,7 @@ pub struct FlowRecord {
     pub egress_site: Option<SiteId>,
     /// The flow's name at both edges.
     pub flow_id: [u8; 16],
-    /// Bytes from client to target.
-    pub sent_bytes: u64,
-    /// Bytes from target to client.
-    pub received_bytes: u64,
+    moved: Arc<Moved>,
     /// How it ended.
     pub outcome: Outcome,
 }
@@ -181,8 +252,7 @@ impl FlowRecord {
             ingress_site,
             egress_site: None,
             flow_id,
-            sent_bytes: 0,
-            received_bytes: 0,
+            moved: Arc::default(),
             outcome: Outcome::Aborted,
         }
     }
@@ -191,6 +261,12 @@ impl FlowRecord {
     #[must_use]
     pub fn span(&self) -> tracing::Span {
         tracing::info_span!("flow", id = %hex(&self.flow_id))
+    }
+
+    /// What counts its bytes: the record knows them however the flow ends.
+    pub(crate) fn progress(&self) -> Progress {
+        let (counters, moved) = (Arc::clone(&self.counters), Arc::clone(&self.moved));
+        Progress { counters, moved, edge: self.edge }
     }
 
     fn duration(&self) -> Duration {
@@ -209,8 +285,8 @@ impl Drop for FlowRecord {
             address = self.address.as_ref().map_or("", Address::as_str),
             ingress_site = %self.ingress_site.short(),
             egress_site = self.egress_site.map(|site| site.short()),
-            sent_bytes = self.sent_bytes,
-            received_bytes = self.received_bytes,
+            sent_bytes = self.moved.sent.load(Ordering::Relaxed),
+            received_bytes = self.moved.received.load(Ordering::Relaxed),
             duration_ms = u64::try_from(self.duration().as_millis()).unwrap_or(u64::MAX),
             ended = self.outcome.as_str(),
             "flow ended"

@@ -4,17 +4,12 @@
 //! As with TCP itself, an abort is of the whole conversation, and what was sent before it is delivered before it.
 
 use crate::{
-    fabric::Counter,
-    flows::Outcome,
+    flows::{Outcome, Progress},
     session::{Flow, FlowError, FlowRecv, FlowSend, TURN_BYTES},
 };
 use bytes::{BufMut as _, Bytes, BytesMut};
 use parking_lot::Mutex;
-use std::{
-    io,
-    sync::atomic::{AtomicU64, Ordering},
-    time::Duration,
-};
+use std::{io, time::Duration};
 use tokio::{
     io::Interest,
     net::TcpStream,
@@ -51,45 +46,11 @@ impl ReadBuffer {
     }
 }
 
-/// Bytes of one flow as they pass, from the point of view of the local socket.
-#[derive(Debug)]
-pub(crate) struct Progress<'a> {
-    from_socket: AtomicU64,
-    to_socket: AtomicU64,
-    total_from_socket: &'a Counter,
-    total_to_socket: &'a Counter,
-}
-
-impl<'a> Progress<'a> {
-    pub(crate) fn new(total_from_socket: &'a Counter, total_to_socket: &'a Counter) -> Self {
-        let zero = AtomicU64::new;
-        Self { from_socket: zero(0), to_socket: zero(0), total_from_socket, total_to_socket }
-    }
-
-    pub(crate) fn read_bytes(&self) -> u64 {
-        self.from_socket.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn written_bytes(&self) -> u64 {
-        self.to_socket.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn add_from_socket(&self, bytes: usize) {
-        self.from_socket.fetch_add(bytes as u64, Ordering::Relaxed);
-        self.total_from_socket.add(bytes as u64);
-    }
-
-    fn add_to_socket(&self, bytes: usize) {
-        self.to_socket.fetch_add(bytes as u64, Ordering::Relaxed);
-        self.total_to_socket.add(bytes as u64);
-    }
-}
-
 /// What a splice needs besides its two ends.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Terms<'a> {
     pub(crate) buffer: &'a ReadBuffer,
-    pub(crate) progress: &'a Progress<'a>,
+    pub(crate) progress: &'a Progress,
     /// Reset when nothing moves for so long.
     pub(crate) idle_timeout: Option<Duration>,
     /// Resets the flow.
@@ -151,8 +112,8 @@ pub(crate) async fn with_socket(
 ) -> Outcome {
     let (near, far) = (AbortOnDrop(Some(near)), AbortOnDrop(Some(far)));
     let (near_eof, far_eof) = (SetOnce::new(), SetOnce::new());
-    let sent = |len| terms.progress.add_from_socket(len);
-    let received = |len| terms.progress.add_to_socket(len);
+    let sent = |len: usize| terms.progress.add_from_socket(len as u64);
+    let received = |len: usize| terms.progress.add_to_socket(len as u64);
     let ended = tokio::select! {
         biased;
         ended = async {
@@ -206,7 +167,7 @@ async fn interrupted(socket: &TcpStream, eof: &SetOnce<()>, terms: Terms<'_>) ->
 
 async fn idle(terms: Terms<'_>) {
     let Some(limit) = terms.idle_timeout else { return std::future::pending().await };
-    let moved = || terms.progress.read_bytes() + terms.progress.written_bytes();
+    let moved = || terms.progress.total();
     let (mut seen, mut quiet) = (moved(), 0);
     while quiet < IDLE_CHECKS {
         sleep(limit / IDLE_CHECKS).await;
@@ -249,12 +210,14 @@ async fn pump_to_flow(
             // What was read before may be more than the credit now.
             let credit = credit(socket, send).await?;
             let part = chunk.split_to(chunk.len().min(credit));
-            terms.progress.add_from_socket(part.len());
-            tokio::select! {
+            let before = send.sent_bytes();
+            let ended = tokio::select! {
                 biased;
-                written = send.write(part) => written.map_err(outcome)?,
-                () = reset_of(socket) => return Err(Outcome::NearReset),
-            }
+                written = send.write(part) => written.map_err(outcome),
+                () = reset_of(socket) => Err(Outcome::NearReset),
+            };
+            terms.progress.add_from_socket(send.sent_bytes() - before);
+            ended?;
         }
         chunk = read_turn(socket, send, terms.buffer).await?;
         if chunk.is_empty() {
@@ -303,7 +266,7 @@ async fn flow_to_socket(
     socket: &TcpStream,
     recv: &mut FlowRecv,
     delivered: &SetOnce<()>,
-    progress: &Progress<'_>,
+    progress: &Progress,
 ) -> Result<(), Outcome> {
     let aborted = recv.aborted();
     let mut aborted = std::pin::pin!(aborted);
@@ -332,11 +295,7 @@ async fn flow_to_socket(
 }
 
 /// Writes what is held until the socket takes no more.
-fn write_held(
-    socket: &TcpStream,
-    recv: &mut FlowRecv,
-    progress: &Progress<'_>,
-) -> Result<(), Outcome> {
+fn write_held(socket: &TcpStream, recv: &mut FlowRecv, progress: &Progress) -> Result<(), Outcome> {
     while !recv.queue().is_empty() {
         let written = {
             let (slices, count) = recv.queue().slices();
@@ -344,7 +303,7 @@ fn write_held(
         };
         match written {
             Ok(len) => {
-                progress.add_to_socket(len);
+                progress.add_to_socket(len as u64);
                 recv.consume(len);
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -399,10 +358,12 @@ async fn socket_to_socket(
 ) -> Result<(), Side> {
     let mut chunk = first;
     loop {
-        count(chunk.len());
         while !chunk.is_empty() {
             match to.try_write(&chunk) {
-                Ok(len) => drop(chunk.split_to(len)),
+                Ok(len) => {
+                    count(len);
+                    drop(chunk.split_to(len));
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => tokio::select! {
                     ready = to.writable() => ready.map_err(|_reset| Side::To)?,
                     () = reset_of(from) => return Err(Side::From),

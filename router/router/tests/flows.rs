@@ -477,6 +477,64 @@ async fn new_flows_get_packets_of_the_size_that_the_path_has_now() {
 }
 
 #[tokio::test]
+async fn a_reset_while_writes_are_blocked_arrives_without_waiting_for_what_was_never_sent() {
+    const FLOWS: usize = 8;
+    let (network, target, entrance) = Network::service().await;
+    let mut flows = Vec::new();
+    for _ in 0..FLOWS {
+        flows.push((connect(entrance).await, accept(&target).await));
+    }
+    // More than the session's send window takes.
+    network.edges[1].cut();
+    let chunk = vec![6; 256 << 10];
+    for (client, _) in &mut flows {
+        within(client.write_all(&chunk)).await.unwrap();
+    }
+    let sent = || network.edges[0].counters.bytes_sent.total();
+    within(eventually(|| sent() >= (1 << 20) - (64 << 10))).await;
+    let mut servers = Vec::new();
+    for (client, server) in flows {
+        client.set_zero_linger().unwrap();
+        drop(client);
+        servers.push(server);
+    }
+    network.edges[1].mend();
+    let mended = skein_router::clock::now();
+    for mut server in servers {
+        let mut sink = Vec::new();
+        let end = within(server.read_to_end(&mut sink)).await.unwrap_err();
+        assert_eq!(end.kind(), io::ErrorKind::ConnectionReset);
+    }
+    let took = mended.elapsed();
+    assert!(took < Duration::from_millis(1_900), "waited for bytes that never came: {took:?}");
+}
+
+#[tokio::test]
+async fn a_narrowed_scope_resets_the_flows_it_excludes_and_no_others() {
+    // The guest consumes, then provides.
+    for (guest, provider) in [(0, 1), (1, 1)] {
+        let mut network = Network::new(2);
+        network.trust_as_guest(guest, &["kept", "lost"]);
+        let targets = [listen_on_loopback(), listen_on_loopback()];
+        let at = targets.each_ref().map(|target| target.local_addr().unwrap());
+        let egress = network.edges[provider].egress.clone();
+        egress.configure(vec![connector("kept", at[0]), connector("lost", at[1])]);
+        egress.entries().wait_for(|entries| entries.len() == 2).await.unwrap();
+        network.publish();
+        let entrances = network.listen_all(0, &["kept", "lost"]).await;
+        let (mut kept, mut lost) = (connect(entrances[0]).await, connect(entrances[1]).await);
+        let mut server = accept(&targets[0]).await;
+        let mut gone = accept(&targets[1]).await;
+        network.trust_as_guest(guest, &["kept"]);
+        for stream in [&mut lost, &mut gone] {
+            let end = within(stream.read_u8()).await.unwrap_err();
+            assert_eq!(end.kind(), io::ErrorKind::ConnectionReset);
+        }
+        within(push(&mut kept, &mut server, 1)).await;
+    }
+}
+
+#[tokio::test]
 async fn flows_wait_for_a_path_and_listeners_close_without_one() {
     let (mut network, target, entrance) = Network::service().await;
     let router = network.edges[1].local.router;

@@ -6,9 +6,9 @@ use super::{
     proxy_protocol,
 };
 use crate::{
-    flows::{Edge, FlowRecord, Outcome},
+    flows::{Edge, FlowRecord, Outcome, Progress, may_consume},
     session::{Flow, FlowError, IncomingFlow},
-    splice::{self, Progress, Terms},
+    splice::{self, Terms},
 };
 use bytes::Bytes;
 use skein_core::{Address, SiteId};
@@ -83,7 +83,6 @@ async fn serve_opened(
     mut record: FlowRecord,
 ) {
     let surroundings = &egress.0.surroundings;
-    let counters = &surroundings.counters;
     record.egress_site = Some(surroundings.local.site);
     let asked = match asked(head, ingress_site) {
         Ok(asked) => asked,
@@ -99,18 +98,21 @@ async fn serve_opened(
         splice::reset(served.target);
         return note_loss(&mut record, &error);
     }
-    // At the egress the local socket is the target's: what comes from it goes to the client.
-    let progress = Progress::new(&counters.bytes_received, &counters.bytes_sent);
+    let progress = record.progress();
     let abort = served.counted.abort().clone();
     let idle_timeout = served.connector.idle_timeout();
     let terms =
         Terms { buffer: &surroundings.buffer, progress: &progress, idle_timeout, abort: &abort };
     record.outcome = tokio::select! {
+        // Polled first, because only then does dropping it reset both sides.
+        biased;
         outcome = splice::with_flow(served.target, flow, Bytes::new(), terms) => outcome,
         () = egress.0.abort.cancelled() => Outcome::Aborted,
+        () = surroundings.revoked(|trust| may_consume(trust, asked.site, &asked.address)) => {
+            tracing::debug!("flow reset: the site may not reach this address any more");
+            Outcome::Aborted
+        }
     };
-    record.sent_bytes = progress.written_bytes();
-    record.received_bytes = progress.read_bytes();
 }
 
 async fn refuse(flow: Flow, record: &mut FlowRecord, refusal: Refusal) {
@@ -147,12 +149,7 @@ async fn connect(egress: &Egress, asked: &Asked) -> Result<Served, Refusal> {
     if egress.is_draining() {
         return Err(Refusal::new(Reason::Draining, "the egress router is shutting down"));
     }
-    let allowed = {
-        let trust = egress.0.surroundings.trust.borrow();
-        trust.site(asked.site).is_some_and(|site| site.may_consume(&asked.address))
-    };
-    let is_ours = asked.site == egress.0.surroundings.local.site;
-    if !allowed && !is_ours {
+    if !may_consume(&egress.0.surroundings.trust.borrow(), asked.site, &asked.address) {
         return Err(Refusal::new(Reason::NotAllowed, "the site may not reach this address"));
     }
     let connectors = egress.connectors_for(&asked.address, asked.port);
@@ -233,7 +230,7 @@ impl LocalFlow {
         self,
         client: TcpStream,
         first: Bytes,
-        progress: &Progress<'_>,
+        progress: &Progress,
         abort: &CancellationToken,
     ) -> Outcome {
         let Self { served, egress } = self;
@@ -241,6 +238,8 @@ impl LocalFlow {
         let buffer = &egress.0.surroundings.buffer;
         let terms = Terms { buffer, progress, idle_timeout, abort };
         tokio::select! {
+            // Polled first, because only then does dropping it reset both sides.
+            biased;
             outcome = splice::with_socket(client, served.target, first, terms) => outcome,
             () = served.counted.abort().cancelled() => Outcome::Aborted,
             () = egress.0.abort.cancelled() => Outcome::Aborted,

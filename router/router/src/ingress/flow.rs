@@ -4,10 +4,10 @@ use super::{Ingress, Outstanding};
 use crate::{
     clock,
     egress::{Local, LocalFlow},
-    flows::{FlowRecord, Outcome},
+    flows::{FlowRecord, Outcome, Progress, may_provide},
     net,
     session::{Flow, FlowError},
-    splice::{self, Progress, Terms},
+    splice::{self, Terms},
 };
 use bytes::Bytes;
 use skein_core::{Address, Fib, Pin, Port, Provider, RouterId, SiteId, Verdict, Wanted, choose};
@@ -85,8 +85,7 @@ pub(super) async fn serve(
     draw: u64,
 ) {
     let surroundings = &ingress.0.config.surroundings;
-    let counters = &surroundings.counters;
-    let progress = Progress::new(&counters.bytes_sent, &counters.bytes_received);
+    let progress = record.progress();
     let opening_counted = ingress.count_opening(&opening.address);
     let attempt = Attempt {
         ingress: &ingress,
@@ -110,7 +109,18 @@ pub(super) async fn serve(
             let buffer = &surroundings.buffer;
             let abort = &ingress.0.abort;
             let terms = Terms { buffer, progress: &progress, idle_timeout: None, abort };
-            splice::with_flow(client, *flow, first, terms).await
+            let (egress_site, address) = (record.egress_site, &opening.address);
+            let allowed =
+                |trust: &_| egress_site.is_some_and(|site| may_provide(trust, site, address));
+            tokio::select! {
+                // Polled first, because only then does dropping it reset both sides.
+                biased;
+                outcome = splice::with_flow(client, *flow, first, terms) => outcome,
+                () = surroundings.revoked(allowed) => {
+                    tracing::debug!("flow reset: its egress may not serve the address any more");
+                    Outcome::Aborted
+                }
+            }
         }
         Ok((Opened::Local(flow, first), _counted)) => {
             flow.splice(client, first, &progress, &ingress.0.abort).await
@@ -120,8 +130,6 @@ pub(super) async fn serve(
             outcome
         }
     };
-    record.sent_bytes = progress.read_bytes();
-    record.received_bytes = progress.written_bytes();
 }
 
 /// What every attempt of one flow shares.
@@ -130,7 +138,7 @@ struct Attempt<'a> {
     opening: &'a Opening,
     client: &'a TcpStream,
     flow_id: [u8; 16],
-    progress: &'a Progress<'a>,
+    progress: &'a Progress,
 }
 
 impl Attempt<'_> {
@@ -199,9 +207,7 @@ impl Attempt<'_> {
     fn not_allowed(&self, fib: &Fib) -> Vec<RouterId> {
         let address = &self.opening.address;
         let trust = self.ingress.0.config.surroundings.trust.borrow();
-        let allowed = |site: SiteId| {
-            site == trust.local || trust.site(site).is_some_and(|site| site.may_provide(address))
-        };
+        let allowed = |site: SiteId| may_provide(&trust, site, address);
         let providers = fib.addresses.get(address).map_or(&[][..], |providers| providers);
         providers.iter().filter(|p| !allowed(p.site)).map(|p| p.router).collect()
     }
@@ -269,7 +275,7 @@ impl Attempt<'_> {
         match opened {
             Ok(Ok(flow)) => {
                 // Counted here what the splice does not see.
-                self.progress.add_from_socket(along.len());
+                self.progress.add_from_socket(flow.send.sent_bytes());
                 Ok(Opened::Remote(Box::new(flow), later))
             }
             Ok(Err(failure)) => Err(failure),

@@ -9,6 +9,7 @@ use super::{
     window::{self, WriteMeter},
 };
 use crate::{clock, flows::FlowCounters};
+use bytes::Bytes;
 use parking_lot::Mutex;
 use quinn::VarInt;
 use skein_core::{Handle, Pin, RouterId, SiteId};
@@ -199,16 +200,21 @@ impl Session {
         }
     }
 
-    /// Writes in turn: at most one writer per session at a time, in the order of asking.
+    /// Writes in turn: at most one writer per session at a time, in the order of asking. `written` is told what quinn has accepted, which
+    /// counts also where the rest fails or is cancelled.
     pub(super) async fn write(
         &self,
         stream: &mut quinn::SendStream,
-        chunks: &mut [bytes::Bytes],
+        mut chunks: &mut [Bytes],
+        mut written: impl FnMut(usize),
     ) -> Result<(), quinn::WriteError> {
         let _turn = self.ring.acquire().await.expect("invariant: the ring is never closed");
-        let len = chunks.iter().map(bytes::Bytes::len).sum();
-        stream.write_all_chunks(chunks).await?;
-        self.meter.add(len);
+        while !chunks.is_empty() {
+            let accepted = stream.write_chunks(chunks).await?;
+            self.meter.add(accepted.bytes);
+            written(accepted.bytes);
+            chunks = &mut chunks[accepted.chunks..];
+        }
         Ok(())
     }
 

@@ -32,7 +32,7 @@ const REPLY_LEN_MAX: usize = 4 << 10;
 /// of all others.
 const CREDIT_UNOPENED: Duration = Duration::from_millis(100);
 /// Stream error code: the flow was aborted.
-const CODE_ABORTED: VarInt = VarInt::from_u32(1);
+pub(super) const CODE_ABORTED: VarInt = VarInt::from_u32(1);
 
 /// Why a flow cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -174,8 +174,11 @@ impl Flow {
         let mut flow = Self::new(session, send, recv, window, None);
         let mut buffer = BytesMut::with_capacity(head.encoded_len() + 4);
         framing::encode(head, &mut buffer);
-        flow.send.sent_bytes = first.len() as u64;
-        match session.write(&mut flow.send.stream, &mut [buffer.freeze(), first]).await {
+        let (head_len, mut written) = (buffer.len(), 0);
+        let mut chunks = [buffer.freeze(), first];
+        let sent = session.write(&mut flow.send.stream, &mut chunks, |len| written += len).await;
+        flow.send.sent_bytes = written.saturating_sub(head_len) as u64;
+        match sent {
             // Refused before all of it was written: the reply says why.
             Ok(()) | Err(quinn::WriteError::Stopped(_)) => Ok(flow),
             Err(error) => Err(error.into()),
@@ -286,10 +289,16 @@ impl FlowSend {
     /// The flow or the session is gone.
     ///
     /// # Cancel safety
-    /// Not cancel-safe: drop the flow then.
+    /// Not cancel-safe: abort the flow then; [`FlowSend::sent_bytes`] tells what was sent.
     pub(crate) async fn write(&mut self, chunk: Bytes) -> Result<(), FlowError> {
-        self.sent_bytes += chunk.len() as u64;
-        Ok(self.state.session.write(&mut self.stream, &mut [chunk]).await?)
+        let Self { state, stream, sent_bytes, .. } = self;
+        let written = |len: usize| *sent_bytes += len as u64;
+        Ok(state.session.write(stream, &mut [chunk], written).await?)
+    }
+
+    /// Payload that was sent.
+    pub(crate) fn sent_bytes(&self) -> u64 {
+        self.sent_bytes
     }
 
     /// Whether the flow has never needed more credit than an idle one keeps.
@@ -342,7 +351,7 @@ impl FlowSend {
     async fn write_reply(&mut self, reply: &FlowReply) -> Result<(), FlowError> {
         let mut buffer = BytesMut::new();
         framing::encode(reply, &mut buffer);
-        Ok(self.state.session.write(&mut self.stream, &mut [buffer.freeze()]).await?)
+        Ok(self.state.session.write(&mut self.stream, &mut [buffer.freeze()], |_| {}).await?)
     }
 }
 

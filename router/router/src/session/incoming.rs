@@ -2,7 +2,7 @@
 
 use super::{
     connection::{OpenStream, Session},
-    flow::{Flow, FlowError},
+    flow::{CODE_ABORTED, Flow, FlowError},
 };
 use bytes::BytesMut;
 use quinn::VarInt;
@@ -19,12 +19,11 @@ const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 /// Stream error code: the flow was refused, as the reply says.
 pub(super) const CODE_REFUSED: VarInt = VarInt::from_u32(2);
 
-/// A stream that a peer has just opened.
+/// A stream that a peer has just opened. It is reset unless it becomes a flow.
 #[derive(Debug)]
 pub(crate) struct IncomingFlow {
-    counted: OpenStream,
-    send: quinn::SendStream,
-    recv: quinn::RecvStream,
+    session: Arc<Session>,
+    stream: Option<(OpenStream, quinn::SendStream, quinn::RecvStream)>,
 }
 
 impl IncomingFlow {
@@ -33,11 +32,12 @@ impl IncomingFlow {
         send: quinn::SendStream,
         recv: quinn::RecvStream,
     ) -> Self {
-        Self { counted, send, recv }
+        let session = Arc::clone(counted.session());
+        Self { session, stream: Some((counted, send, recv)) }
     }
 
     pub(crate) fn session(&self) -> &Arc<Session> {
-        self.counted.session()
+        &self.session
     }
 
     /// Reserves the flow's window and reads its head. `None` when the flow was refused at the ceiling of memory.
@@ -48,18 +48,39 @@ impl IncomingFlow {
     /// # Cancel safety
     /// Not cancel-safe; dropping resets the stream.
     pub(crate) async fn open(mut self) -> Result<Option<(FlowOpen, Flow)>, FlowError> {
-        let session = Arc::clone(self.session());
+        let session = Arc::clone(&self.session);
         let Some(window) = session.window() else {
-            let detail = "the egress router is at its ceiling of memory".into();
-            refuse(&session, &mut self.send, Reason::Overloaded, detail).await?;
-            // Already ended by the peer: nothing is left to stop.
-            let _ = self.recv.stop(CODE_REFUSED);
+            self.refuse().await?;
             return Ok(None);
         };
-        let mut flow = Flow::new(&session, self.send, self.recv, window, Some(self.counted));
+        let Some((counted, send, recv)) = self.stream.take() else { return Ok(None) };
+        let mut flow = Flow::new(&session, send, recv, window, Some(counted));
         let head = tokio::time::timeout(OPEN_TIMEOUT, flow.recv.message(OPEN_LEN_MAX)).await;
         let head = head.map_err(|_elapsed| FlowError::Malformed("no head in time"))??;
         Ok(Some((head, flow)))
+    }
+
+    async fn refuse(mut self) -> Result<(), FlowError> {
+        if let Some((_, send, recv)) = &mut self.stream {
+            let detail = "the egress router is at its ceiling of memory".into();
+            refuse(&self.session, send, Reason::Overloaded, detail).await?;
+            // Already ended by the peer: nothing is left to stop.
+            let _ = recv.stop(CODE_REFUSED);
+        }
+        // Ended cleanly; a reset would overtake the reply.
+        self.stream = None;
+        Ok(())
+    }
+}
+
+impl Drop for IncomingFlow {
+    fn drop(&mut self) {
+        // Left to itself, quinn would finish the one half.
+        if let Some((_, send, recv)) = &mut self.stream {
+            // Either fails when the peer has ended that half already.
+            let _ = send.reset(CODE_ABORTED);
+            let _ = recv.stop(CODE_ABORTED);
+        }
     }
 }
 
@@ -73,6 +94,6 @@ pub(super) async fn refuse(
     let reply = FlowReply { outcome: Some(Reply::Refused(refused)) };
     let mut buffer = BytesMut::new();
     framing::encode(&reply, &mut buffer);
-    session.write(stream, &mut [buffer.freeze()]).await?;
+    session.write(stream, &mut [buffer.freeze()], |_| {}).await?;
     stream.finish().map_err(|_closed| FlowError::Reset)
 }

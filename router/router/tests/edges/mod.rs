@@ -10,8 +10,8 @@ use quinn::{
 };
 use rustls::time_provider::DefaultTimeProvider;
 use skein_core::{
-    Address, Fib, Handle, LinkId, Membership, Path, Pin, Provider, Route, RouterId, Scope, SiteId,
-    TrustView, TrustedSite, parse_vaddr, vaddr,
+    Address, Fib, Handle, LinkId, Membership, Path, Pattern, Pin, Provider, Route, RouterId, Scope,
+    SiteId, TrustView, TrustedSite, parse_vaddr, vaddr,
 };
 use skein_router::{
     clock,
@@ -185,12 +185,23 @@ impl Network {
 
     /// Everybody trusts everybody, except these.
     pub(crate) fn trust_all_but(&self, untrusted: &[SiteId]) {
-        let sites: BTreeMap<_, _> = self
-            .edges
-            .iter()
-            .filter(|edge| !untrusted.contains(&edge.local.site))
-            .map(|edge| (edge.local.site, Arc::clone(&edge.trusted)))
-            .collect();
+        let trusted = self.edges.iter().filter(|edge| !untrusted.contains(&edge.local.site));
+        self.trust(trusted.map(|edge| (edge.local.site, Arc::clone(&edge.trusted))).collect());
+    }
+
+    /// Everybody trusts everybody, the site of this edge as a guest that may reach and serve these.
+    pub(crate) fn trust_as_guest(&self, guest: usize, addresses: &[&str]) {
+        let patterns: BTreeSet<_> = addresses.iter().map(|&a| Pattern(a.into())).collect();
+        let scope = Scope { consume: patterns.clone(), provide: patterns, transit: false };
+        let mut sites: BTreeMap<_, _> =
+            self.edges.iter().map(|edge| (edge.local.site, Arc::clone(&edge.trusted))).collect();
+        let site = (*self.edges[guest].trusted).clone();
+        let site = TrustedSite { membership: Membership::Guest, scope, ..site };
+        sites.insert(site.site, Arc::new(site));
+        self.trust(sites);
+    }
+
+    fn trust(&self, sites: BTreeMap<SiteId, Arc<TrustedSite>>) {
         for edge in &self.edges {
             let view =
                 Arc::new(TrustView { sites: sites.clone(), ..TrustView::empty(edge.local.site) });
