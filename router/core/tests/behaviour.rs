@@ -199,6 +199,22 @@ fn addresses_that_overtake_the_lsa_of_a_router_that_came_back_wait_for_it() {
 }
 
 #[test]
+fn pages_that_became_void_are_not_awaited() {
+    let mut network = line(2);
+    network.set_addresses(0, vec![entry("backend")]);
+    network.run_for(SECOND);
+    // 0 has sent its summary over a second link, of which 1 learns only after the farewell.
+    let link = network.begin(0, 1, 1);
+    network.tell_up(link, 0);
+    network.input(0, Input::Leave);
+    network.run_for(SECOND);
+    network.tell_up(link, 1);
+    network.run_for(SECOND);
+    let links = network.routers[1].engine.view().links;
+    assert!(links.values().all(|(_, state)| *state == AdjacencyState::Full), "{links:?}");
+}
+
+#[test]
 fn links_to_strangers_and_to_oneself_are_refused() {
     let mut network = Network::new(2, 1);
     let link = network.connect(0, 1, 1);

@@ -2,7 +2,7 @@
 
 use super::{Engine, Known, Message, Notary, Rejection};
 use crate::{
-    AgedRecord, LinkId, Origin, Payload, Record, RecordHeader, RecordKey, RecordKind, SiteId,
+    AgedRecord, LinkId, Lsdb, Origin, Payload, Record, RecordHeader, RecordKey, RecordKind, SiteId,
     lsdb::Standing,
 };
 use std::{
@@ -52,7 +52,8 @@ impl<N: Notary> Engine<N> {
     fn take_summary(&mut self, link: LinkId, headers: &[RecordHeader], last: bool) {
         let Some(adjacency) = self.adjacencies.get_mut(&link) else { return };
         for &header in headers {
-            if self.lsdb.compare(header) == Ordering::Greater {
+            // What is void by now would never come.
+            if self.lsdb.compare(header) == Ordering::Greater && !is_void(&self.lsdb, header) {
                 adjacency.want(header);
             }
         }
@@ -146,14 +147,8 @@ impl<N: Notary> Engine<N> {
 
     /// Whether a record holds by what is known now.
     fn verify(&mut self, record: &Record, unix_s: i64) -> Result<(), Rejection> {
-        if let (RecordKind::AddressPage, Origin::Router(router)) =
-            (record.key.kind, record.key.origin)
-        {
-            let missing = Rejection::Missing(record.key.origin);
-            let lsa = self.lsdb.get(&RecordKey::lsa(router)).ok_or(missing)?;
-            if record.sequence < void_below(&lsa.record) {
-                return Err(Rejection::Invalid("its router has restarted or left since"));
-            }
+        if is_void(&self.lsdb, record.header()) {
+            return Err(Rejection::Invalid("its router has restarted or left since"));
         }
         let known = Known { lsdb: &self.lsdb, trust: &self.trust, unix_s };
         self.notary.verify(record, &known)
@@ -286,6 +281,16 @@ impl<N: Notary> Engine<N> {
     pub(super) fn has(&self, key: &RecordKey) -> bool {
         self.lsdb.get(key).is_some_and(|entry| !entry.record.is_purge())
     }
+}
+
+/// Whether a page is void by the LSA of its router.
+fn is_void(lsdb: &Lsdb, header: RecordHeader) -> bool {
+    let (RecordKind::AddressPage, Origin::Router(router)) = (header.key.kind, header.key.origin)
+    else {
+        return false;
+    };
+    let lsa = lsdb.get(&RecordKey::lsa(router));
+    lsa.is_some_and(|lsa| header.sequence < void_below(&lsa.record))
 }
 
 /// Pages below this sequence number are void by an LSA of their router: those of earlier boots, and all that came before a
