@@ -1,37 +1,33 @@
 //! A site's processes on this machine: what works before there is a controller, and after it is gone.
 
+mod end;
+mod foreground;
+
 use std::{
     io,
-    os::unix::{fs::OpenOptionsExt as _, process::CommandExt as _},
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     process::Stdio,
     time::Duration,
 };
 
-use rustix::process::{Pid, test_kill_process};
-use skein_api::{
-    Service,
-    status::{RouterStatus, SiteStatus},
-};
+use rustix::process::Signal;
+use skein_api::{Service, status::SiteStatus};
 use skein_controller::{
-    Paths,
-    platform::linux::{self, Units},
-    site::{self, InitOptions},
+    LockError, Paths, StateLock,
+    platform::linux::{self, Processes, Units},
+    store::{HostRecord, Store, StoreError},
 };
 
-use crate::{
-    client::Client,
-    clock,
-    command::logs,
-    error::{Exit, Failure},
-    input,
-    progress::Progress,
-};
+pub(crate) use end::{controller_replaced, disable_units, remove, stop};
+pub(crate) use foreground::run_here;
+
+use crate::{client::Client, clock, command::logs, error::Failure, input, progress::Progress};
 
 /// How long processes may take to start on a busy machine.
 pub(crate) const START_TIMEOUT: Duration = Duration::from_secs(30);
 /// How often a starting or ending process is looked at.
-const POLL: Duration = Duration::from_millis(50);
+pub(crate) const POLL: Duration = Duration::from_millis(50);
 
 /// Where a site's logs are.
 #[derive(Debug)]
@@ -100,24 +96,76 @@ pub(crate) async fn journal(units: Vec<String>, lines: u32, follow: bool) -> Res
     }
 }
 
-/// Installs the site's own copies of the executable and starts its processes; the notes say what the user should know.
+/// Starts the processes under what the site wants to keep them running; the notes say what the user should know. A site
+/// whose controller runs already is left to it.
 ///
 /// # Errors
 /// The executable cannot be copied or started.
 pub(crate) async fn start(paths: &Paths) -> Result<Vec<String>, Failure> {
+    let of_site = paths.clone();
+    let prepared = input::blocking(move || Ok(prepare(&of_site, wanted_service))).await?;
+    let service = match prepared {
+        // The router was faster in restarting its controller.
+        Err(Prepare::Running(_)) => return Ok(Vec::new()),
+        Err(Prepare::Failed(failure)) => return Err(failure),
+        Ok(service) => service,
+    };
     let paths = paths.clone();
-    input::blocking(move || {
-        install(&paths)?;
-        remove_if_there(&paths.stopped_file())
-            .map_err(|error| Failure::new("cannot start the site").because(error))?;
-        match service(&paths)? {
-            Service::Systemd => {
-                Units::of(&paths).and_then(|units| units.start()).map_err(Failure::new)
-            }
-            Service::Auto | Service::None => spawn(&paths).map(|()| Vec::new()),
+    input::blocking(move || match service {
+        Service::Systemd => {
+            // One of before the service was changed; systemd starts another.
+            Processes::of(&paths).signal(Signal::TERM);
+            Units::of(&paths).and_then(|units| units.start()).map_err(Failure::new)
         }
+        Service::Auto | Service::None => spawn(&paths).map(|()| Vec::new()),
     })
     .await
+}
+
+/// Why processes cannot be started.
+enum Prepare {
+    Running(Failure),
+    Failed(Failure),
+}
+
+/// Makes ready for a start: executables, no mark of a stopped site, and the record of what will run the processes, as
+/// `choose` says.
+fn prepare(
+    paths: &Paths,
+    choose: impl FnOnce(&Store, Option<Service>) -> Result<Service, StoreError>,
+) -> Result<Service, Prepare> {
+    let failed = |failure: Failure| Prepare::Failed(failure);
+    paths.create().map_err(Failure::new).map_err(failed)?;
+    let _lock = StateLock::acquire(paths).map_err(|error| match error {
+        LockError::Held(_) => Prepare::Running(Failure::new(error)),
+        other => failed(Failure::new(other)),
+    })?;
+    if !linux::is_installed(paths) {
+        install(paths).map_err(failed)?;
+    }
+    let store = Store::new(paths.clone());
+    let record = store.host_record().map_err(Failure::new).map_err(failed)?;
+    let service = choose(&store, record.service).map_err(Failure::new).map_err(failed)?;
+    if service != Service::Systemd {
+        // They would go on restarting processes that somebody else looks after from now on.
+        Units::of(paths).and_then(|units| units.remove()).map_err(Failure::new).map_err(failed)?;
+    }
+    if record.service != Some(service) {
+        let record = HostRecord { service: Some(service) };
+        store.save_host_record(&record).map_err(Failure::new).map_err(failed)?;
+    }
+    remove_if_there(&paths.stopped_file())
+        .map_err(|error| failed(Failure::new("cannot start the site").because(error)))?;
+    Ok(service)
+}
+
+/// What shall run the processes. `auto` is decided once: the environment of whoever asks may be another one every time.
+fn wanted_service(store: &Store, recorded: Option<Service>) -> Result<Service, StoreError> {
+    let wanted = store.site_manifest()?.map(|site| site.spec.service).unwrap_or_default();
+    Ok(match (wanted, recorded) {
+        (Service::Auto, Some(recorded)) => recorded,
+        (wanted, _) => linux::chosen_service(wanted),
+    })
 }
 
 /// Puts this executable under the names of the site's processes into the site's directory, so that replacing skctl
@@ -134,11 +182,26 @@ pub(crate) fn install(paths: &Paths) -> Result<(), Failure> {
     })
 }
 
-/// What keeps the site's processes running.
-fn service(paths: &Paths) -> Result<Service, Failure> {
-    // Without options this finds the site that is there and changes nothing.
-    let found = site::create(paths, &InitOptions::default()).map_err(Failure::new)?;
-    Ok(linux::chosen_service(found.site.spec.service))
+/// What keeps the site's processes running since they were last started. Reads only.
+///
+/// # Errors
+/// The state of the site cannot be read.
+pub(crate) fn service(paths: &Paths) -> Result<Service, Failure> {
+    let record = Store::new(paths.clone()).host_record().map_err(Failure::new)?;
+    Ok(record.service.unwrap_or_else(|| {
+        let has_units = Units::of(paths).is_ok_and(|units| units.are_installed());
+        if has_units { Service::Systemd } else { Service::None }
+    }))
+}
+
+/// Whether the processes run under something else than the site wants by now.
+///
+/// # Errors
+/// The state of the site cannot be read.
+pub(crate) fn is_under_other_service(paths: &Paths) -> Result<bool, Failure> {
+    let runs = service(paths)?;
+    let wanted = wanted_service(&Store::new(paths.clone()), Some(runs)).map_err(Failure::new)?;
+    Ok(wanted != runs)
 }
 
 fn remove_if_there(path: &Path) -> io::Result<()> {
@@ -175,79 +238,6 @@ fn controller(paths: &Paths) -> std::process::Command {
     command
 }
 
-/// Ends controller and router; flows are drained first.
-///
-/// # Errors
-/// The controller does not end.
-pub(crate) async fn stop(paths: &Paths, progress: &mut Progress) -> Result<(), Failure> {
-    progress.step("draining");
-    let of_site = paths.clone();
-    if input::blocking(move || service(&of_site)).await? == Service::Systemd {
-        let paths = paths.clone();
-        return input::blocking(move || {
-            Units::of(&paths).and_then(|units| units.stop()).map_err(Failure::new)
-        })
-        .await;
-    }
-    let routers = routers(paths).await?;
-    Client::connect_to(paths).await?.shutdown(true).await?;
-    ended(paths, &routers, progress).await
-}
-
-/// Process ids of the site's routers.
-///
-/// # Errors
-/// The controller does not answer.
-pub(crate) async fn routers(paths: &Paths) -> Result<Vec<Pid>, Failure> {
-    let routers = status(paths).await?.routers;
-    let pid = |router: RouterStatus| i32::try_from(router.pid).ok().and_then(Pid::from_raw);
-    Ok(routers.into_iter().filter_map(pid).collect())
-}
-
-/// Waits until the controller no longer answers and the `routers` are gone.
-///
-/// # Errors
-/// Some are still there after [`START_TIMEOUT`].
-pub(crate) async fn ended(
-    paths: &Paths,
-    routers: &[Pid],
-    progress: &mut Progress,
-) -> Result<(), Failure> {
-    progress.step("waiting for the processes to end");
-    let deadline = clock::instant() + START_TIMEOUT;
-    while clock::instant() < deadline {
-        let controller = crate::net::connect_unix(&paths.site_socket()).await.is_ok();
-        let router = routers.iter().any(|&pid| test_kill_process(pid).is_ok());
-        if !controller && !router {
-            return Ok(());
-        }
-        clock::sleep(POLL).await;
-    }
-    Err(Failure::timeout("the processes of the site do not end").next("see `skctl logs`"))
-}
-
-/// Removes everything the site has on this machine; its processes must have ended.
-///
-/// # Errors
-/// The file system or systemd refuses.
-pub(crate) async fn remove(paths: &Paths) -> Result<(), Failure> {
-    let paths = paths.clone();
-    input::blocking(move || {
-        Units::of(&paths).and_then(|units| units.remove()).map_err(Failure::new)?;
-        for dir in [paths.runtime(), paths.state()] {
-            match std::fs::remove_dir_all(dir) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    let what = format_args!("cannot remove {}", dir.display());
-                    return Err(Failure::new(what).because(error));
-                }
-                _ => {}
-            }
-        }
-        Ok(())
-    })
-    .await
-}
-
 /// Where the site's logs are.
 ///
 /// # Errors
@@ -260,36 +250,4 @@ pub(crate) fn logs(paths: &Paths) -> Result<LogSource, Failure> {
         }
         Service::Auto | Service::None => LogSource::Files(logs::files(paths)),
     })
-}
-
-/// Runs the controller under this process, its log on standard error, until it ends or this process is told to end;
-/// then controller and router end in order.
-///
-/// # Errors
-/// The controller cannot be started, fails, or does not end.
-pub(crate) async fn run_here(paths: &Paths) -> Result<(), Failure> {
-    let failed = |error: io::Error| Failure::new("cannot run the controller").because(error);
-    install(paths)?;
-    remove_if_there(&paths.stopped_file()).map_err(failed)?;
-    let mut command = controller(paths);
-    // Ctrl-C is meant for this process, which ends the router too.
-    command.stdin(Stdio::null()).process_group(0);
-    let mut child = tokio::process::Command::from(command).spawn().map_err(failed)?;
-    let status = tokio::select! {
-        status = child.wait() => status.map_err(failed)?, // cancel-safe
-        failure = crate::interrupted() => { // cancel-safe
-            Client::connect_to(paths).await?.shutdown(true).await?;
-            let ended = tokio::time::timeout(START_TIMEOUT, child.wait()).await;
-            ended.map_err(|_| Failure::timeout("the controller does not end"))?.map_err(failed)?;
-            return match failure {
-                // That is how it is meant to end.
-                Err(failure) if failure.exit() == Exit::Interrupted => Ok(()),
-                other => other,
-            };
-        }
-    };
-    if status.success() {
-        return Ok(());
-    }
-    Err(Failure::new(format_args!("the controller ended with {status}")))
 }

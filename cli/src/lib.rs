@@ -18,6 +18,7 @@ mod render;
 use std::{ffi::OsString, io::Write as _, process::ExitCode};
 
 use clap::{CommandFactory as _, Parser as _};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::{
     args::{Cli, Command},
@@ -75,13 +76,33 @@ fn run_parsed(cli: Cli) -> Result<(), Failure> {
     result
 }
 
-async fn interrupted() -> Result<(), Failure> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let handler = |error| Failure::new("cannot wait for signals").because(error);
-    let mut terminate = signal(SignalKind::terminate()).map_err(handler)?;
-    tokio::select! {
-        result = tokio::signal::ctrl_c() => result.map_err(handler)?,
-        _ = terminate.recv() => {}
+/// Ctrl-C and SIGTERM, from the moment it is made.
+pub(crate) struct Interrupt {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Interrupt {
+    /// # Errors
+    /// The system refuses.
+    pub(crate) fn new() -> Result<Self, Failure> {
+        let handler = |error| Failure::new("cannot wait for signals").because(error);
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt()).map_err(handler)?,
+            terminate: signal(SignalKind::terminate()).map_err(handler)?,
+        })
     }
+
+    /// Waits for either.
+    pub(crate) async fn recv(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {} // cancel-safe
+            _ = self.terminate.recv() => {} // cancel-safe
+        }
+    }
+}
+
+async fn interrupted() -> Result<(), Failure> {
+    Interrupt::new()?.recv().await;
     Err(Failure::interrupted())
 }

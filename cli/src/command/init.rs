@@ -5,16 +5,18 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 use skein_api::{
-    AutoListen, DEFAULT_PORT, HostPort, Platform, Resource, Role, Service, status::SiteStatus,
+    AutoListen, DEFAULT_PORT, HostPort, Manifest, Platform, Resource, Role, Service,
+    status::SiteStatus,
 };
 use skein_controller::{
-    Paths,
+    LockError, Paths,
     site::{self, Created, InitOptions},
 };
 
 use crate::{
     args::Global,
     client::{self, Client},
+    clock,
     error::Failure,
     host, input,
     output::{self, Show, note, printable},
@@ -57,9 +59,9 @@ pub(crate) struct Init {
     /// What keeps the processes running. Default: systemd where it runs this machine, else none
     #[arg(long, value_enum)]
     service: Option<ServiceArg>,
-    /// Keeps a block with the local endpoints in /etc/hosts (needs root)
-    #[arg(long)]
-    manage_hosts: bool,
+    /// Keeps a block with the local endpoints in /etc/hosts (needs root); `--manage-hosts=false` takes it out again
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    manage_hosts: Option<bool>,
     /// Rebuilds the site whose identity was exported to this file
     #[arg(long, value_name = "FILE")]
     identity: Option<String>,
@@ -140,7 +142,7 @@ impl Init {
                 ServiceArg::Systemd => Service::Systemd,
                 ServiceArg::None => Service::None,
             }),
-            manage_hosts: self.manage_hosts.then_some(true),
+            manage_hosts: self.manage_hosts,
             ..InitOptions::default()
         }
     }
@@ -153,13 +155,34 @@ fn given<T: Clone>(values: &[T]) -> Option<Vec<T>> {
 pub(crate) async fn run(global: &Global, args: Init) -> Result<(), Failure> {
     let paths = client::paths(global)?;
     let mut progress = Progress::start(global, "creating the site");
-    let created = create(&paths, &args).await?;
-    for text in &created.notes {
+    let found = find_or_create(&paths, &args, &mut progress).await?;
+    let (created, client) = match found {
+        Found::Running(client) if !args.foreground => (None, Some(client)),
+        Found::Running(_) => {
+            return Err(
+                Failure::new("the site is running already").next("stop it first with `skctl stop`")
+            );
+        }
+        Found::Stopped(created) => (Some(created), None),
+    };
+    let mut changes = Vec::new();
+    let mut notes = Vec::new();
+    if let Some(client) = client {
+        progress.step("applying");
+        (changes, notes) = apply(client, &args).await?;
+    }
+    notes.extend(created.iter().flat_map(|created| created.notes.clone()));
+    for text in notes {
         note(global, format_args!("note: {text}"));
     }
     if args.foreground {
-        progress.finish();
-        return host::run_here(&paths).await;
+        return host::run_here(&paths, &mut progress).await;
+    }
+    let is_new = created.as_ref().is_some_and(|created| created.is_new);
+    let of_site = paths.clone();
+    if created.is_none() && input::blocking(move || host::is_under_other_service(&of_site)).await? {
+        progress.step("restarting under another service manager");
+        host::stop(&paths, &mut progress).await?;
     }
     if Client::connect_to(&paths).await.is_err() {
         progress.step("starting");
@@ -167,33 +190,73 @@ pub(crate) async fn run(global: &Global, args: Init) -> Result<(), Failure> {
             note(global, format_args!("note: {text}"));
         }
     }
-    let mut status = host::ready(&paths, &mut progress).await?;
-    let mut changes = Vec::new();
-    if !created.is_new {
-        progress.step("applying");
-        let mut client = Client::connect_to(&paths).await?;
-        changes = client.apply(&[Resource::Site(created.site.clone())], false).await?;
-        status = client.query("status").await?;
-    }
+    let status = host::ready(&paths, &mut progress).await?;
     progress.finish();
-    let detail = |change: skein_wire::proto::site::Change| match change.action.as_str() {
-        "unchanged" => None,
-        _ => Some(change.detail),
-    };
-    let changes = changes.into_iter().filter_map(detail).collect();
-    output::show(global, &Outcome { new: created.is_new, changes, status })
+    if global.quiet && !global.structured() {
+        return Ok(());
+    }
+    output::show(global, &Outcome { new: is_new, changes, status })
 }
 
-async fn create(paths: &Paths, args: &Init) -> Result<Created, Failure> {
+/// What there is of the site before it is started.
+enum Found {
+    /// A controller, which changes its state itself.
+    Running(Client),
+    /// Files, with the options merged in.
+    Stopped(Box<Created>),
+}
+
+async fn find_or_create(
+    paths: &Paths,
+    args: &Init,
+    progress: &mut Progress,
+) -> Result<Found, Failure> {
+    let deadline = clock::instant() + host::START_TIMEOUT;
+    loop {
+        if let Ok(client) = Client::connect_to(paths).await {
+            if args.identity.is_some() {
+                return Err(Failure::new("this namespace already has a site, which is running")
+                    .next("use another namespace (-n NS), or `skctl delete` first"));
+            }
+            return Ok(Found::Running(client));
+        }
+        match create(paths, args).await? {
+            Ok(created) => return Ok(Found::Stopped(Box::new(created))),
+            // A controller that starts or ends; in a moment it answers or is gone.
+            Err(site::CreateError::Lock(LockError::Held(_))) if clock::instant() < deadline => {
+                progress.step("waiting for the controller");
+                clock::sleep(host::POLL).await;
+            }
+            Err(site::CreateError::Invalid(invalids)) => return Err(Failure::usage(invalids)),
+            Err(other) => return Err(Failure::new(other)),
+        }
+    }
+}
+
+/// Changes a running site; what changed and what the user should know.
+async fn apply(mut client: Client, args: &Init) -> Result<(Vec<String>, Vec<String>), Failure> {
+    let found = client.get("Site", "").await?;
+    let before = found.into_iter().find_map(|resource| match resource {
+        Resource::Site(site) => Some(Manifest { status: None, ..site }),
+        _ => None,
+    });
     let options = args.options();
-    let paths = paths.clone();
-    let refused = |error: site::CreateError| match error {
+    let merged = input::blocking(move || Ok(site::merged(before, &options))).await?;
+    let (site, notes) = merged.map_err(|error| match error {
         site::CreateError::Invalid(invalids) => Failure::usage(invalids),
         other => Failure::new(other),
-    };
+    })?;
+    let changes = client.apply(&[Resource::Site(site)], false).await?;
+    let changed = changes.into_iter().filter(|change| change.action != "unchanged");
+    Ok((changed.map(|change| change.detail).collect(), notes))
+}
+
+async fn create(paths: &Paths, args: &Init) -> Result<Result<Created, site::CreateError>, Failure> {
+    let options = args.options();
+    let paths = paths.clone();
     let Some(file) = args.identity.clone() else {
         // Keys and files: nothing for the thread that waits for Ctrl-C.
-        return input::blocking(move || site::create(&paths, &options).map_err(refused)).await;
+        return input::blocking(move || Ok(site::create(&paths, &options))).await;
     };
     let archive = {
         let file = file.clone();
@@ -203,7 +266,7 @@ async fn create(paths: &Paths, args: &Init) -> Result<Created, Failure> {
     input::blocking(move || {
         let rebuilt = skein_controller::open_identity(&archive, &passphrase)
             .map_err(|error| Failure::new(error).within(&file))?;
-        site::create_with(&paths, &options, Some(rebuilt)).map_err(refused)
+        Ok(site::create_with(&paths, &options, Some(rebuilt)))
     })
     .await
 }

@@ -1,7 +1,10 @@
 //! `skctl start|stop|restart|upgrade`, and `skctl delete` of the site
 
 use clap::Args;
-use skein_controller::Paths;
+use skein_controller::{
+    Paths,
+    platform::linux::{Processes, Units},
+};
 use skein_wire::proto::site::{LeaveRequest, RestartRouterRequest};
 
 use crate::{
@@ -67,10 +70,11 @@ pub(crate) async fn stop(global: &Global) -> Result<(), Failure> {
 pub(crate) async fn restart(global: &Global) -> Result<(), Failure> {
     let paths = site(global)?;
     let mut progress = Progress::start(global, "stopping");
-    if Client::connect_to(&paths).await.is_ok() {
-        host::stop(&paths, &mut progress).await?;
+    // Also where the controller is gone: its router is to start anew too.
+    host::stop(&paths, &mut progress).await?;
+    for text in host::start(&paths).await? {
+        note(global, format_args!("note: {text}"));
     }
-    host::start(&paths).await?;
     host::ready(&paths, &mut progress).await?;
     progress.finish();
     note(global, "The site is running.");
@@ -83,9 +87,10 @@ pub(crate) async fn upgrade(global: &Global, _: Upgrade) -> Result<(), Failure> 
     let mut client = Client::connect_to(&paths).await?;
     host::install(&paths)?;
     progress.step("replacing the controller");
+    let before = Processes::of(&paths).controller;
     client.shutdown(false).await?;
     // The routers stay: flows go on while the controller is replaced.
-    host::ended(&paths, &[], &mut progress).await?;
+    host::controller_replaced(&paths, before).await?;
     host::start(&paths).await?;
     host::ready(&paths, &mut progress).await?;
     progress.step("replacing the router");
@@ -100,7 +105,7 @@ pub(crate) async fn upgrade(global: &Global, _: Upgrade) -> Result<(), Failure> 
 
 /// `skctl delete` without a resource.
 pub(crate) async fn delete_site(global: &Global, yes: bool) -> Result<(), Failure> {
-    let paths = site(global)?;
+    let paths = remains(global)?;
     let namespace = paths.namespace();
     let question = format!("Remove the site of namespace {namespace:?} and its identity for good?");
     if !yes && !input::confirm(&question).await? {
@@ -108,22 +113,35 @@ pub(crate) async fn delete_site(global: &Global, yes: bool) -> Result<(), Failur
             .next("add --yes to remove it without asking"));
     }
     let mut progress = Progress::start(global, "saying farewell");
-    match Client::connect_to(&paths).await {
-        Ok(mut client) => {
-            let routers = host::routers(&paths).await?;
-            let stream = client.raw().leave(LeaveRequest {}).await?.into_inner();
-            follow(stream, &mut progress).await?;
-            host::ended(&paths, &routers, &mut progress).await?;
-        }
-        Err(_) => note(
+    // First, so that systemd does not go on starting what is gone, wherever this is interrupted.
+    host::disable_units(&paths).await?;
+    if let Err(failure) = leave(&paths, &mut progress).await {
+        note(
             global,
-            "note: the controller is not running, so nobody is told; others forget the site in an hour",
-        ),
+            format_args!("note: nobody is told, so others forget the site in an hour ({failure})"),
+        );
     }
+    host::stop(&paths, &mut progress).await?;
+    progress.step("removing the state of the site");
     host::remove(&paths).await?;
     progress.finish();
     note(global, format_args!("Removed the site of namespace {namespace:?}."));
     Ok(())
+}
+
+async fn leave(paths: &Paths, progress: &mut Progress) -> Result<(), Failure> {
+    let mut client = Client::connect_to(paths).await?;
+    let stream = client.raw().leave(LeaveRequest {}).await?.into_inner();
+    follow(stream, progress).await.map(drop)
+}
+
+/// A site, or what is left of one.
+fn remains(global: &Global) -> Result<Paths, Failure> {
+    let paths = client::paths(global)?;
+    let is_there = paths.state().exists()
+        || paths.runtime().exists()
+        || Units::of(&paths).is_ok_and(|units| units.are_installed());
+    if is_there { Ok(paths) } else { site(global) }
 }
 
 fn site(global: &Global) -> Result<Paths, Failure> {

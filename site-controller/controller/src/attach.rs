@@ -77,6 +77,10 @@ impl Control for ControlService {
         if !skein_trust::router_name_is_valid(&attach.router_name) {
             return Err(Status::invalid_argument("the router's name is not valid"));
         }
+        if self.0.is_stopped() {
+            // systemd restarts a router that said farewell before it is told to stop.
+            return Err(Status::unavailable("the site is being stopped"));
+        }
         let (outbound, queue) = mpsc::channel(OUTBOUND_QUEUE);
         let welcome = self.0.welcome(&attach)?;
         let message = ToRouter { message: Some(to_router::Message::Welcome(welcome.clone())) };

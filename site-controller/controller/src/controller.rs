@@ -5,7 +5,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use aws_lc_rs::rand::SystemRandom;
@@ -32,7 +35,7 @@ use crate::{
     learned::LearnedRecords,
     platform::linux,
     record,
-    store::{Loaded, SiteState, Store, StoreError},
+    store::{Loaded, SetAside, SiteState, Store, StoreError},
 };
 
 /// An address that nobody serves any more keeps its listener this long: a router that restarts learns the network anew, and its
@@ -66,7 +69,8 @@ pub(crate) struct State {
     pub(crate) learned: LearnedRecords,
     pub(crate) epochs: BTreeMap<String, u64>,
     pub(crate) endpoints: AutoEndpoints,
-    pub(crate) problems: Vec<String>,
+    /// Damaged files that were set aside and are still there.
+    pub(crate) problems: Vec<SetAside>,
     pub(crate) draining: Vec<DrainingUntil>,
     pub(crate) routers: BTreeMap<String, RouterEntry>,
     /// Ports of each address and when it was last served, Unix time.
@@ -94,6 +98,8 @@ pub(crate) struct Controller {
     state: Mutex<State>,
     config: watch::Sender<Versioned>,
     changed: watch::Sender<u64>,
+    /// The site is being stopped by this process.
+    is_stopping: AtomicBool,
     /// Ends the process, in order.
     pub(crate) shutdown: CancellationToken,
     /// Owns every task.
@@ -133,6 +139,7 @@ impl Controller {
             state: Mutex::new(state),
             config: watch::Sender::default(),
             changed: watch::Sender::new(0),
+            is_stopping: AtomicBool::new(false),
             shutdown: CancellationToken::new(),
             tasks: TaskTracker::new(),
         })
@@ -201,6 +208,9 @@ impl Controller {
             self.config.send_replace(state.config.clone());
             state.hosts_due = true;
         }
+        let manages_hosts =
+            state.resources.site.as_ref().is_some_and(|site| site.spec.manage_hosts);
+        state.hosts_due |= manages_hosts != state.hosts_managed;
         self.touch();
     }
 
@@ -340,6 +350,10 @@ impl Controller {
             state.host = host;
             state.interfaces = interfaces;
             changed |= state.learned.expire(now);
+            let known = std::mem::take(&mut state.problems);
+            let aside = self.store.still_aside(known.clone());
+            changed |= aside.as_ref().is_ok_and(|aside| *aside != known);
+            state.problems = aside.unwrap_or(known);
         }
         if let Err(error) = self.save_what_was_learned(&mut state) {
             tracing::error!(%error, "statements of other sites are not saved");
@@ -360,20 +374,21 @@ impl Controller {
 
     /// Keeps the block in `/etc/hosts`, if the site is to have one.
     fn name_endpoints(&self, state: &mut State) {
-        let namespace = self.store.paths().namespace();
+        let label = self.store.paths().label();
         let wanted = state.resources.site.as_ref().is_some_and(|site| site.spec.manage_hosts);
         let done = if wanted {
             let services = state.known_services();
             let mut named = state.endpoints.clone();
             named.retain(|address, _| services.contains_key(address));
-            hosts::update(hosts::FILE.as_ref(), namespace, &named)
-        } else if state.hosts_managed {
-            hosts::remove(hosts::FILE.as_ref(), namespace)
+            hosts::update(hosts::FILE.as_ref(), &label, &named)
         } else {
-            Ok(())
+            // Also one that an earlier controller left.
+            hosts::remove(hosts::FILE.as_ref(), &label)
         };
         match done {
             Ok(()) => state.hosts_managed = wanted,
+            // Another site writes its block at this moment.
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => state.hosts_due = true,
             Err(error) => {
                 tracing::error!(%error, file = hosts::FILE, "local endpoints are not named")
             }
@@ -402,22 +417,18 @@ impl Controller {
         saved
     }
 
-    /// From now on nobody restarts anybody.
-    ///
-    /// # Errors
-    /// The mark cannot be written.
-    pub(crate) fn mark_stopped(&self) -> Result<(), StoreError> {
-        self.store.mark_stopped()
+    /// From now on nobody restarts anybody, and no router attaches. A full disk does not keep a site from being stopped: what cannot be
+    /// written is in the answer, for the user.
+    pub(crate) fn mark_stopped(&self) -> Option<StoreError> {
+        self.is_stopping.store(true, Ordering::Release);
+        let error = self.store.mark_stopped().err()?;
+        tracing::warn!(%error, "the mark of a stopped site is not kept");
+        Some(error)
     }
 
     /// Whether the site is meant to be stopped.
     pub(crate) fn is_stopped(&self) -> bool {
-        self.store.paths().stopped_file().exists()
-    }
-
-    /// Whether `/etc/hosts` names the local endpoints.
-    pub(crate) fn manages_hosts(&self) -> bool {
-        self.state().resources.site.as_ref().is_some_and(|site| site.spec.manage_hosts)
+        self.is_stopping.load(Ordering::Acquire) || self.store.paths().stopped_file().exists()
     }
 
     /// Remembers what this site says of another, before anything relies on it.

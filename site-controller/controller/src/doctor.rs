@@ -42,7 +42,7 @@ pub(crate) async fn run(
             now_unix_s: clock::unix_s(),
             socket_buffers: socket_buffers(),
             host: state.host.clone(),
-            problems: state.problems.clone(),
+            problems: state.problems.iter().map(ToString::to_string).collect(),
         })
     };
     for finding in found {

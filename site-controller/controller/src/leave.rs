@@ -8,7 +8,6 @@ use skein_wire::proto::site::Progress;
 
 use crate::{
     controller::Controller,
-    hosts,
     service::{DRAIN_TIMEOUT, ProgressSender, drain},
 };
 
@@ -89,27 +88,15 @@ pub(crate) async fn restart_routers(controller: Arc<Controller>, progress: Progr
     end(&progress, error, !is_back).await;
 }
 
-/// Leaves the network: a signed farewell, then everything of the site on this host is removed, and the process ends.
+/// Leaves the network: a signed farewell, then the process ends. The state stays until `skctl` has seen every process end, so that a
+/// departure that was interrupted can be repeated.
 pub(crate) async fn run(controller: Arc<Controller>, progress: ProgressSender) {
-    if let Err(error) = controller.mark_stopped() {
-        end(&progress, &error.to_string(), false).await;
-        return;
+    if let Some(error) = controller.mark_stopped() {
+        step(&progress, &format!("going on although {error}")).await;
     }
     step(&progress, "saying farewell to the network").await;
     drain_routers(&controller, true).await;
-    step(&progress, "removing the state of the site").await;
-    let mut errors = Vec::new();
-    if controller.manages_hosts()
-        && let Err(error) =
-            hosts::remove(hosts::FILE.as_ref(), controller.store.paths().namespace())
-    {
-        errors.push(format!("{}: {error}", hosts::FILE));
-    }
-    if let Err(error) = std::fs::remove_dir_all(controller.store.paths().state()) {
-        errors.push(format!("{}: {error}", controller.store.paths().state().display()));
-    }
-    end(&progress, &errors.join(", "), false).await;
-    // Sockets are removed by whoever made the runtime directory; nothing listens there any more.
+    end(&progress, "", false).await;
     controller.shutdown.cancel();
 }
 

@@ -11,6 +11,7 @@ mod doctor;
 mod hosts;
 mod learned;
 mod leave;
+mod lock;
 mod net;
 mod observed;
 pub mod paths;
@@ -22,6 +23,7 @@ pub mod site;
 pub mod store;
 
 pub use archive::{ArchiveError, PASSPHRASE_LEN_MIN, open as open_identity};
+pub use lock::{LockError, StateLock};
 pub use paths::{DEFAULT_NAMESPACE, Environment, PathError, Paths};
 pub use process::run;
 

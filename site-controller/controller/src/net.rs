@@ -1,22 +1,34 @@
 //! The only place in this crate that makes sockets.
 
 use std::{
+    future::poll_fn,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     os::unix::fs::PermissionsExt as _,
-    path::Path,
+    path::{Path, PathBuf},
+    pin::Pin,
+    task::{Context, Poll},
     time::Duration,
 };
 
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::net::{TcpStream, UnixListener};
+use tokio::{
+    net::{TcpStream, UnixListener, UnixStream},
+    time::{Interval, MissedTickBehavior},
+};
+use tokio_stream::Stream;
+
+use crate::paths::Paths;
 
 /// Ports tried from the wanted one upwards before giving up.
 const PORTS_TRIED: u16 = 100;
 
+/// How often a Unix socket is looked for.
+const SOCKET_CHECK: Duration = Duration::from_secs(1);
+
 /// Listens on a Unix socket that only this user can reach. A socket left by a process that is gone is replaced; the caller holds the lock
 /// that says there is no other.
-pub(crate) fn listen_unix(path: &Path) -> io::Result<UnixListener> {
+fn listen_unix(path: &Path) -> io::Result<UnixListener> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
@@ -25,6 +37,69 @@ pub(crate) fn listen_unix(path: &Path) -> io::Result<UnixListener> {
     // The directory is private already; this is for whoever moves it.
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
     Ok(listener)
+}
+
+/// Connections to a Unix socket that is made anew when somebody removed it: `/tmp` is swept, a directory is moved and restored.
+#[derive(Debug)]
+pub(crate) struct Acceptor {
+    paths: Paths,
+    path: PathBuf,
+    listener: UnixListener,
+    check: Interval,
+    is_gone: bool,
+}
+
+impl Acceptor {
+    /// Listens at `path`, which is in the runtime directory of `paths`; must be called inside the runtime.
+    pub(crate) fn open(paths: &Paths, path: PathBuf) -> io::Result<Self> {
+        let listener = listen_unix(&path)?;
+        let mut check = tokio::time::interval(SOCKET_CHECK);
+        check.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Ok(Self { paths: paths.clone(), path, listener, check, is_gone: false })
+    }
+
+    /// The next connection.
+    ///
+    /// # Cancel safety
+    /// No connection is lost when the future is dropped.
+    pub(crate) async fn accept(&mut self) -> io::Result<UnixStream> {
+        poll_fn(|cx| self.poll_accept(cx)).await
+    }
+
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<UnixStream>> {
+        while self.check.poll_tick(cx).is_ready() {
+            self.restore();
+        }
+        self.listener.poll_accept(cx).map_ok(|(stream, _)| stream)
+    }
+
+    fn restore(&mut self) {
+        match std::fs::symlink_metadata(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            _ => return,
+        }
+        let directory = self.paths.create_runtime().map_err(io::Error::other);
+        match directory.and_then(|()| listen_unix(&self.path)) {
+            Ok(listener) => {
+                self.listener = listener;
+                self.is_gone = false;
+                tracing::warn!(socket = %self.path.display(), "somebody removed the socket; it is back");
+            }
+            Err(error) if !self.is_gone => {
+                self.is_gone = true;
+                tracing::error!(%error, socket = %self.path.display(), "the socket is gone and cannot be made");
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+impl Stream for Acceptor {
+    type Item = io::Result<UnixStream>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.poll_accept(cx).map(Some)
+    }
 }
 
 /// Connects to one address within `timeout`.
@@ -99,6 +174,23 @@ fn bound(addr: SocketAddr, kind: Type, protocol: Protocol) -> io::Result<Socket>
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_socket_that_was_removed_is_made_anew() {
+        let (_dir, paths) = crate::store::tests::site();
+        let mut acceptor = Acceptor::open(&paths, paths.site_socket()).unwrap();
+        std::fs::remove_dir_all(paths.runtime()).unwrap();
+        let connected = async {
+            loop {
+                tokio::time::sleep(SOCKET_CHECK).await;
+                if let Ok(stream) = UnixStream::connect(paths.site_socket()).await {
+                    return stream;
+                }
+            }
+        };
+        let (accepted, _client) = tokio::join!(acceptor.accept(), connected);
+        accepted.unwrap();
+    }
 
     #[test]
     fn a_taken_port_is_passed_over() {

@@ -1,7 +1,8 @@
 //! Where a site keeps its state and its sockets.
 //!
 //! State: `$SKEIN_HOME/NS`, else `/var/lib/skein/NS` (root), else `$XDG_DATA_HOME/skein/NS` or `~/.local/share/skein/NS`.
-//! Sockets: beside the state under `SKEIN_HOME`, else `/run/skein/NS` (root), `$XDG_RUNTIME_DIR/skein/NS` or `/tmp/skein-UID/NS`.
+//! Sockets: `/run/skein/NS` (root, without `SKEIN_HOME`), else `run` in the state. They follow from the place of the state alone: logging out
+//! removes `$XDG_RUNTIME_DIR`, and cron, sudo and systemd do not have it, so it must not decide where a running controller is looked for.
 //! A Unix socket's path has at most 107 bytes; where the regular place is longer, a short directory named by its hash is used.
 
 use std::{
@@ -81,8 +82,6 @@ pub struct Environment {
     pub skein_home: Option<OsString>,
     /// `XDG_DATA_HOME`.
     pub xdg_data_home: Option<OsString>,
-    /// `XDG_RUNTIME_DIR`.
-    pub xdg_runtime_dir: Option<OsString>,
     /// `HOME`.
     pub home: Option<OsString>,
     /// Effective user id.
@@ -97,7 +96,6 @@ impl Environment {
         Self {
             skein_home: var("SKEIN_HOME"),
             xdg_data_home: var("XDG_DATA_HOME"),
-            xdg_runtime_dir: var("XDG_RUNTIME_DIR"),
             home: var("HOME"),
             uid: rustix::process::geteuid().as_raw(),
         }
@@ -121,16 +119,6 @@ impl Environment {
         };
         Ok(data.join("skein"))
     }
-
-    fn runtime_root(&self) -> PathBuf {
-        if self.uid == 0 {
-            return "/run/skein".into();
-        }
-        match &self.xdg_runtime_dir {
-            Some(dir) if Path::new(dir).is_absolute() => Path::new(dir).join("skein"),
-            _ => format!("/tmp/skein-{}", self.uid).into(),
-        }
-    }
 }
 
 impl Paths {
@@ -151,21 +139,13 @@ impl Paths {
             return Err(PathError::Namespace(namespace.to_owned()));
         }
         let state = environment.state_root()?.join(namespace);
-        let runtime = if environment.skein_home.is_some() {
-            state.join("run")
-        } else {
-            environment.runtime_root().join(namespace)
-        };
+        let is_system = environment.uid == 0 && environment.skein_home.is_none();
+        let runtime =
+            if is_system { Path::new("/run/skein").join(namespace) } else { state.join("run") };
         if runtime.as_os_str().len() + SOCKET_NAME_LEN_MAX <= SOCKET_PATH_LEN_MAX {
             return Ok(Self { state, runtime });
         }
-        let hash = digest::digest(&digest::SHA256, state.as_os_str().as_bytes());
-        let short = HEXLOWER.encode(&hash.as_ref()[..8]);
-        let runtime = environment.runtime_root().join(&short);
-        if runtime.as_os_str().len() + SOCKET_NAME_LEN_MAX <= SOCKET_PATH_LEN_MAX {
-            return Ok(Self { state, runtime });
-        }
-        let runtime = PathBuf::from(format!("/tmp/skein-{}", environment.uid)).join(short);
+        let runtime = PathBuf::from(format!("/tmp/skein-{}", environment.uid)).join(hash(&state));
         Ok(Self { state, runtime })
     }
 
@@ -220,6 +200,18 @@ impl Paths {
         self.state.file_name().and_then(|name| name.to_str()).unwrap_or(DEFAULT_NAMESPACE)
     }
 
+    /// Names the site among all of this host, for what is shared: units, blocks in `/etc/hosts`. That is the namespace in the regular
+    /// places; elsewhere two sites could have the same, so a hash of the place is added.
+    #[must_use]
+    pub fn label(&self) -> String {
+        let namespace = self.namespace();
+        let root = self.state.parent().unwrap_or(&self.state);
+        if root == Path::new("/var/lib/skein") || root.ends_with(".local/share/skein") {
+            return namespace.to_owned();
+        }
+        format!("{namespace}-{}", &hash(&self.state)[..8])
+    }
+
     /// Directory of everything that must survive a reboot.
     #[must_use]
     pub fn state(&self) -> &Path {
@@ -248,6 +240,18 @@ impl Paths {
     #[must_use]
     pub fn claim_socket(&self) -> PathBuf {
         self.runtime.join("claim.sock")
+    }
+
+    /// Process id of the router that the controller started.
+    #[must_use]
+    pub fn router_pid_file(&self) -> PathBuf {
+        self.runtime.join("router.pid")
+    }
+
+    /// How this host runs the site.
+    #[must_use]
+    pub fn host_file(&self) -> PathBuf {
+        self.state.join("host.json")
     }
 
     /// One YAML file for each resource.
@@ -299,6 +303,12 @@ impl Paths {
     }
 }
 
+/// 16 characters that stand for a path.
+fn hash(path: &Path) -> String {
+    let hash = digest::digest(&digest::SHA256, path.as_os_str().as_bytes());
+    HEXLOWER.encode(&hash.as_ref()[..8])
+}
+
 /// Makes `path` and its missing parents with mode 0700; an existing one must be a directory of `uid` that nobody else can write to or read.
 fn create_private(path: &Path, uid: u32) -> Result<(), PathError> {
     let io = |source| PathError::Io { path: path.to_owned(), source };
@@ -336,14 +346,10 @@ mod tests {
         let of = |environment: &Environment| Paths::resolve("ns", environment).unwrap();
         let paths = of(&user());
         assert_eq!(paths.state(), Path::new("/home/u/.local/share/skein/ns"));
-        assert_eq!(paths.runtime(), Path::new("/tmp/skein-1000/ns"));
-        let paths = of(&Environment {
-            xdg_data_home: Some("/data".into()),
-            xdg_runtime_dir: Some("/run/user/1000".into()),
-            ..user()
-        });
+        assert_eq!(paths.runtime(), Path::new("/home/u/.local/share/skein/ns/run"));
+        let paths = of(&Environment { xdg_data_home: Some("/data".into()), ..user() });
         assert_eq!(paths.state(), Path::new("/data/skein/ns"));
-        assert_eq!(paths.runtime(), Path::new("/run/user/1000/skein/ns"));
+        assert_eq!(paths.runtime(), Path::new("/data/skein/ns/run"));
         let paths = of(&Environment { uid: 0, ..user() });
         assert_eq!(paths.state(), Path::new("/var/lib/skein/ns"));
         assert_eq!(paths.runtime(), Path::new("/run/skein/ns"));
@@ -356,17 +362,20 @@ mod tests {
     fn socket_paths_stay_within_the_limit() {
         let long = "x".repeat(63);
         for home in ["/s".to_owned(), format!("/{}", "d".repeat(200))] {
-            for runtime in [None, Some(OsString::from(format!("/{}", "r".repeat(150))))] {
-                let environment = Environment {
-                    skein_home: Some(home.clone().into()),
-                    xdg_runtime_dir: runtime,
-                    ..user()
-                };
-                let paths = Paths::resolve(&long, &environment).unwrap();
-                let len = paths.control_socket().as_os_str().len();
-                assert!(len <= SOCKET_PATH_LEN_MAX, "{len}");
-            }
+            let environment = Environment { skein_home: Some(home.into()), ..user() };
+            let paths = Paths::resolve(&long, &environment).unwrap();
+            let len = paths.control_socket().as_os_str().len();
+            assert!(len <= SOCKET_PATH_LEN_MAX, "{len}");
         }
+    }
+
+    #[test]
+    fn sites_of_different_places_have_different_labels() {
+        let label = |state: &str| Paths::new(state.into(), "/run/x".into()).label();
+        assert_eq!(label("/var/lib/skein/default"), "default");
+        assert_eq!(label("/home/u/.local/share/skein/default"), "default");
+        let (one, two) = (label("/srv/a/default"), label("/srv/b/default"));
+        assert!(one.starts_with("default-") && one.len() == 16 && one != two, "{one} {two}");
     }
 
     #[test]

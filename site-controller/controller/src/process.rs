@@ -2,7 +2,6 @@
 
 use std::{
     ffi::OsString,
-    fs::File,
     io,
     path::{Path, PathBuf},
     process::ExitCode,
@@ -11,21 +10,21 @@ use std::{
 };
 
 use clap::Parser as _;
-use rustix::{fs::FlockOperation, io::Errno};
 use skein_wire::proto::{control::control_server::ControlServer, site::site_server::SiteServer};
 use tokio::{
-    net::{UnixListener, UnixStream},
+    net::UnixStream,
     signal::unix::{SignalKind, signal},
     time::MissedTickBehavior,
 };
-use tokio_stream::{Stream, StreamExt as _, wrappers::UnixListenerStream};
+use tokio_stream::{Stream, StreamExt as _};
 use tracing_subscriber::EnvFilter;
 
 use crate::{
     attach::{ControlService, MESSAGE_LEN_MAX},
     claim,
     controller::Controller,
-    net,
+    lock::{LockError, StateLock},
+    net::Acceptor,
     paths::{PathError, Paths},
     platform::linux::supervise,
     service::SiteService,
@@ -81,10 +80,8 @@ pub(crate) enum StartError {
     Path(#[from] PathError),
     #[error(transparent)]
     Store(#[from] StoreError),
-    #[error("another controller runs for {} already; see `skctl status`", .0.display())]
-    Running(PathBuf),
-    #[error("cannot lock {}: {source}", path.display())]
-    Lock { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Lock(#[from] LockError),
     #[error("cannot listen on {}: {source}", path.display())]
     Listen { path: PathBuf, source: io::Error },
     #[error("cannot start: {0}")]
@@ -148,7 +145,14 @@ fn start(args: Args) -> Result<(), StartError> {
         return Err(StoreError::NoSite { path: paths.state().to_owned() }.into());
     }
     paths.create()?;
-    let _lock = lock(&paths)?;
+    let lock = StateLock::acquire(&paths)?;
+    lock.sign();
+    // Whoever starts a controller means the site to run.
+    if let Err(error) = std::fs::remove_file(paths.stopped_file())
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        tracing::warn!(%error, "the mark of a stopped site stays");
+    }
     let store = Store::new(paths.clone());
     let loaded = store.load()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -157,19 +161,6 @@ fn start(args: Args) -> Result<(), StartError> {
         let sockets = Sockets::open(&paths)?;
         serve(controller, sockets, &args).await
     })
-}
-
-/// One controller for a state directory; the lock goes with the process.
-pub(crate) fn lock(paths: &Paths) -> Result<File, StartError> {
-    let path = paths.lock_file();
-    let failed = |source: io::Error| StartError::Lock { path: path.clone(), source };
-    let file =
-        File::options().create(true).truncate(false).write(true).open(&path).map_err(failed)?;
-    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(Errno::WOULDBLOCK) => Err(StartError::Running(paths.state().to_owned())),
-        Err(errno) => Err(failed(errno.into())),
-    }
 }
 
 /// Each `skctl` and each claim takes a descriptor; the soft limit is often 1,024.
@@ -185,16 +176,17 @@ fn raise_file_limit() {
 /// The three sockets of a controller.
 #[derive(Debug)]
 pub(crate) struct Sockets {
-    site: UnixListener,
-    control: UnixListener,
-    claim: UnixListener,
+    site: Acceptor,
+    control: Acceptor,
+    claim: Acceptor,
 }
 
 impl Sockets {
     /// Binds them; must run inside the runtime.
     pub(crate) fn open(paths: &Paths) -> Result<Self, StartError> {
         let listen = |path: PathBuf| {
-            net::listen_unix(&path).map_err(|source| StartError::Listen { path, source })
+            Acceptor::open(paths, path.clone())
+                .map_err(|source| StartError::Listen { path, source })
         };
         Ok(Self {
             site: listen(paths.site_socket())?,
@@ -213,7 +205,7 @@ pub(crate) async fn serve(
     controller.tick(0);
     controller.refresh(&mut controller.state());
     for problem in &controller.state().problems {
-        tracing::warn!(problem, "state");
+        tracing::warn!(%problem, "state");
     }
     let shutdown = controller.shutdown.clone();
     let tasks = &controller.tasks;
@@ -270,9 +262,9 @@ async fn report(
 }
 
 /// Connections of this user and of root; file modes already keep others out, this says who it was.
-fn own_connections(listener: UnixListener) -> impl Stream<Item = io::Result<UnixStream>> {
+fn own_connections(acceptor: Acceptor) -> impl Stream<Item = io::Result<UnixStream>> {
     let uid = rustix::process::geteuid().as_raw();
-    UnixListenerStream::new(listener).filter(move |connection| {
+    acceptor.filter(move |connection| {
         let Ok(connection) = connection else { return true };
         match connection.peer_cred() {
             Ok(peer) if peer.uid() == uid || peer.uid() == 0 => true,
@@ -323,14 +315,5 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Args::command().debug_assert();
-    }
-
-    #[test]
-    fn one_controller_for_one_state() {
-        let (_dir, paths) = crate::store::tests::site();
-        let first = lock(&paths).unwrap();
-        assert!(matches!(lock(&paths), Err(StartError::Running(_))));
-        drop(first);
-        lock(&paths).unwrap();
     }
 }

@@ -1,6 +1,6 @@
 //! The birth of a site: identity, CA, secret and the `Site` resource, before any process runs.
 
-use std::{io, net::SocketAddr};
+use std::{collections::BTreeMap, io, net::SocketAddr};
 
 use aws_lc_rs::rand::{SecureRandom, SystemRandom};
 use skein_api::{AutoListen, Limits, Manifest, Platform, Resource, Role, Service, SiteSpec};
@@ -10,7 +10,9 @@ use skein_trust::{CaError, IdentityError, SiteCa, SiteIdentity};
 use zeroize::Zeroizing;
 
 use crate::{
-    clock, net,
+    clock,
+    lock::{LockError, StateLock},
+    net,
     paths::{PathError, Paths},
     store::{Change, SiteState, Store, StoreError},
 };
@@ -47,8 +49,10 @@ pub struct Created {
     pub site: Manifest<SiteSpec>,
     /// Its id.
     pub site_id: SiteId,
-    /// Whether it was made just now. If not, `site` is what to apply through the controller.
+    /// Whether it was made just now.
     pub is_new: bool,
+    /// Whether the resource of a site that was there has changed.
+    pub is_changed: bool,
     /// What the user should know, such as another port than the one asked for.
     pub notes: Vec<String>,
 }
@@ -71,6 +75,14 @@ pub enum CreateError {
     /// The options break a rule.
     #[error("{0}")]
     Invalid(#[from] skein_api::Invalids),
+    /// Its controller runs, or somebody else changes it at this moment.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// There is another site where one was to be rebuilt.
+    #[error(
+        "this namespace already has the site {0}, which is not the one to rebuild; use another namespace (-n NS), or `skctl delete` first"
+    )]
+    OtherIdentity(SiteId),
     /// No socket for links can be made.
     #[error("cannot listen on {addr}: {source}; choose another --listen ADDR:PORT, or --no-listen")]
     Listen {
@@ -86,7 +98,7 @@ pub enum CreateError {
     OtherName(String),
 }
 
-/// Makes the site, or finds the one that is there and merges the options into its resource. Starts nothing.
+/// Makes the site, or merges the options into the resource of the one that is there. Starts nothing; the controller must not run.
 ///
 /// # Errors
 /// See [`CreateError`]; a site that could not be completed is not there afterwards, because the identity is written last.
@@ -103,14 +115,26 @@ pub fn create_with(
     options: &InitOptions,
     rebuilt: Option<Rebuilt>,
 ) -> Result<Created, CreateError> {
+    if !paths.has_site() {
+        // Before anything is written: wrong options leave nothing behind.
+        new_manifest(options)?.0.validate()?;
+    }
+    paths.create()?;
+    let _lock = StateLock::acquire(paths)?;
     let store = Store::new(paths.clone());
     if paths.has_site() {
-        paths.create()?;
-        return existing(&store, options);
+        existing(&store, options, rebuilt.as_ref())
+    } else {
+        make(&store, options, rebuilt)
     }
+}
+
+fn make(
+    store: &Store,
+    options: &InitOptions,
+    rebuilt: Option<Rebuilt>,
+) -> Result<Created, CreateError> {
     let (site, notes) = new_manifest(options)?;
-    site.validate()?;
-    paths.create()?;
     let now = clock::unix_s();
     let random = SystemRandom::new();
     let Rebuilt { identity, ca, network, authorities } = match rebuilt {
@@ -137,7 +161,7 @@ pub fn create_with(
     store.commit(&[Change::put(Resource::Site(site.clone()))])?;
     // Last: from here on there is a site.
     store.save_identity(&identity)?;
-    Ok(Created { site, site_id: identity.site_id(), is_new: true, notes })
+    Ok(Created { site, site_id: identity.site_id(), is_new: true, is_changed: false, notes })
 }
 
 /// What a back-up brings along.
@@ -153,26 +177,47 @@ pub struct Rebuilt {
     pub authorities: Vec<SiteId>,
 }
 
-fn existing(store: &Store, options: &InitOptions) -> Result<Created, CreateError> {
+fn existing(
+    store: &Store,
+    options: &InitOptions,
+    rebuilt: Option<&Rebuilt>,
+) -> Result<Created, CreateError> {
     let loaded = store.load()?;
-    let Resources { site, .. } = loaded.resources;
-    let (site, is_lost) = match site {
-        Some(site) => (site, false),
-        None => (new_manifest(options)?.0, true),
+    let site_id = loaded.identity.site_id();
+    if rebuilt.is_some_and(|rebuilt| rebuilt.identity.site_id() != site_id) {
+        return Err(CreateError::OtherIdentity(site_id));
+    }
+    let Resources { site: before, .. } = loaded.resources;
+    let (site, moved) = merged(before.clone(), options)?;
+    let is_changed = before.as_ref() != Some(&site);
+    if is_changed {
+        store.commit(&[Change::put(Resource::Site(site.clone()))])?;
+    }
+    let notes = loaded.problems.iter().map(ToString::to_string).chain(moved).collect();
+    Ok(Created { site, site_id, is_new: false, is_changed, notes })
+}
+
+/// The resource of a site with the options merged in, to be applied, and what the user should know. A site whose resource was lost gets a
+/// new one.
+///
+/// # Errors
+/// The options break a rule, name another site, or a socket cannot be made.
+pub fn merged(
+    site: Option<Manifest<SiteSpec>>,
+    options: &InitOptions,
+) -> Result<(Manifest<SiteSpec>, Vec<String>), CreateError> {
+    let (site, mut notes) = match site {
+        Some(site) => (site, Vec::new()),
+        None => new_manifest(options)?,
     };
     if let Some(name) = &options.name
         && *name != site.metadata.name
     {
         return Err(CreateError::OtherName(site.metadata.name));
     }
-    let mut notes = loaded.problems;
-    let merged = merge(site, options, &mut notes)?;
-    merged.validate()?;
-    if is_lost {
-        store.commit(&[Change::put(Resource::Site(merged.clone()))])?;
-    }
-    let site_id = loaded.identity.site_id();
-    Ok(Created { site: merged, site_id, is_new: false, notes })
+    let site = merge(site, options, &mut notes)?;
+    site.validate()?;
+    Ok((site, notes))
 }
 
 fn new_manifest(options: &InitOptions) -> Result<(Manifest<SiteSpec>, Vec<String>), CreateError> {
@@ -194,17 +239,10 @@ fn merge(
     options: &InitOptions,
     notes: &mut Vec<String>,
 ) -> Result<Manifest<SiteSpec>, CreateError> {
-    let spec = &mut site.spec;
     if let Some(listen) = &options.listen {
-        let known = std::mem::take(&mut spec.listen);
-        for addr in listen {
-            spec.listen.push(if known.contains(&addr.to_string()) {
-                addr.to_string()
-            } else {
-                chosen_socket(*addr, notes)?.to_string()
-            });
-        }
+        choose_sockets(&mut site, listen, notes)?;
     }
+    let spec = &mut site.spec;
     if let Some(advertise) = &options.advertise {
         spec.advertise.clone_from(advertise);
     }
@@ -220,6 +258,42 @@ fn merge(
     }
     spec.limits = options.limits.unwrap_or(spec.limits);
     Ok(site)
+}
+
+/// Sockets that were asked for and moved because the port was taken, so that asking again changes nothing: `ASKED=CHOSEN,…`.
+const MOVED: &str = "skein.dev/moved-sockets";
+
+fn choose_sockets(
+    site: &mut Manifest<SiteSpec>,
+    wanted: &[SocketAddr],
+    notes: &mut Vec<String>,
+) -> Result<(), CreateError> {
+    let moved = site.metadata.annotations.remove(MOVED).unwrap_or_default();
+    let moved: BTreeMap<SocketAddr, SocketAddr> = moved
+        .split(',')
+        .filter_map(|pair| pair.split_once('='))
+        .filter_map(|(asked, chosen)| Some((asked.parse().ok()?, chosen.parse().ok()?)))
+        .collect();
+    let known: Vec<SocketAddr> =
+        site.spec.listen.iter().filter_map(|text| text.parse().ok()).collect();
+    let mut still_moved = Vec::new();
+    site.spec.listen.clear();
+    for &asked in wanted {
+        let chosen = match moved.get(&asked) {
+            Some(chosen) if known.contains(chosen) => *chosen,
+            // The port is the site's own, so whether somebody holds it says nothing.
+            _ if known.iter().any(|own| own.port() == asked.port()) => asked,
+            _ => chosen_socket(asked, notes)?,
+        };
+        if chosen != asked {
+            still_moved.push(format!("{asked}={chosen}"));
+        }
+        site.spec.listen.push(chosen.to_string());
+    }
+    if !still_moved.is_empty() {
+        site.metadata.annotations.insert(MOVED.to_owned(), still_moved.join(","));
+    }
+    Ok(())
 }
 
 fn chosen_socket(addr: SocketAddr, notes: &mut Vec<String>) -> Result<SocketAddr, CreateError> {
@@ -316,6 +390,44 @@ mod tests {
         let made = create(&paths, &options).unwrap();
         assert_ne!(made.site.spec.listen, [taken.to_string()]);
         assert_eq!(made.notes.len(), 1);
+    }
+
+    #[test]
+    fn asking_again_for_a_port_that_was_taken_changes_nothing() {
+        let (_dir, paths) = places();
+        let holder = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let options = InitOptions { listen: Some(vec![holder.local_addr().unwrap()]), ..quiet() };
+        let made = create(&paths, &options).unwrap();
+        // The site's own router holds what was chosen.
+        let chosen: SocketAddr = made.site.spec.listen[0].parse().unwrap();
+        let own = std::net::UdpSocket::bind(chosen).unwrap();
+        for _ in 0..2 {
+            let again = create(&paths, &options).unwrap();
+            assert_eq!(again.site, made.site);
+            assert!(!again.is_changed && again.notes.is_empty(), "{:?}", again.notes);
+        }
+        // Also when the port has become free: others know the chosen one by now.
+        drop(holder);
+        assert_eq!(create(&paths, &options).unwrap().site, made.site);
+        drop(own);
+    }
+
+    #[test]
+    fn nothing_is_written_while_a_controller_runs() {
+        let (_dir, paths) = places();
+        create(&paths, &quiet()).unwrap();
+        let lock = StateLock::acquire(&paths).unwrap();
+        let site = paths.resources_dir().join("site.hub.yaml");
+        std::fs::write(&site, "kind: [").unwrap();
+        let changed = InitOptions { advertise: Some(vec!["h.example".into()]), ..quiet() };
+        assert!(matches!(create(&paths, &changed), Err(CreateError::Lock(LockError::Held(_)))));
+        assert_eq!(std::fs::read_to_string(&site).unwrap(), "kind: [");
+        drop(lock);
+        let mended = create(&paths, &changed).unwrap();
+        assert_eq!(mended.notes.len(), 1, "{:?}", mended.notes);
+        let again = create(&paths, &InitOptions::default()).unwrap();
+        assert_eq!(again.site.spec.advertise, ["h.example"]);
+        assert_eq!(again.notes.len(), 1, "damage is named until the file is gone");
     }
 
     #[test]

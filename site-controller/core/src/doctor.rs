@@ -56,7 +56,11 @@ pub fn diagnose(seen: &Observations<'_>) -> Vec<DoctorFinding> {
     if seen.address.is_empty() {
         out.push(processes(seen));
         out.extend(seen.problems.iter().map(|text| {
-            bad("state files", text.clone(), "apply the lost resource again, or restore the file")
+            bad(
+                "state files",
+                text.clone(),
+                "apply the lost resource again or restore the file, then remove the damaged one",
+            )
         }));
         out.extend(sockets(seen));
         out.push(clock(seen));

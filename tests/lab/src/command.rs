@@ -242,6 +242,14 @@ impl Process {
         Ok(kill_process(self.pid, Signal::TERM)?)
     }
 
+    /// SIGINT, as Ctrl-C does.
+    ///
+    /// # Errors
+    /// When it has ended already.
+    pub fn interrupt(&self) -> Result<()> {
+        Ok(kill_process(self.pid, Signal::INT)?)
+    }
+
     /// SIGSTOP: it stays, and does nothing.
     ///
     /// # Errors

@@ -14,17 +14,14 @@ use skein_trust::{
 use skein_wire::proto::claim::{
     ClaimAccepted, ClaimRefused, ClaimResponse, claim_refused::Reason, claim_response::Outcome,
 };
-use tokio::{
-    net::{UnixListener, UnixStream},
-    sync::Semaphore,
-    time::Instant,
-};
+use tokio::{net::UnixStream, sync::Semaphore, time::Instant};
 use tokio_rustls::TlsAcceptor;
 
 use crate::{
     claim::{read_delimited, time, write_delimited},
     clock,
     controller::{Controller, State},
+    net::Acceptor,
     record,
     store::StoreError,
 };
@@ -42,7 +39,7 @@ const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 ///
 /// # Cancel safety
 /// Dropping it ends claims that are under way; what was consumed is persisted, and the redeemer asks again.
-pub(crate) async fn serve(controller: Arc<Controller>, listener: UnixListener) {
+pub(crate) async fn serve(controller: Arc<Controller>, mut listener: Acceptor) {
     let permits = Arc::new(Semaphore::new(CLAIMS_MAX));
     let certificate = Arc::new(Certificate::default());
     loop {
@@ -52,7 +49,7 @@ pub(crate) async fn serve(controller: Arc<Controller>, listener: UnixListener) {
             accepted = listener.accept() => accepted, // cancel-safe
         };
         match accepted {
-            Ok((stream, _)) => {
+            Ok(stream) => {
                 let (controller, certificate) = (Arc::clone(&controller), Arc::clone(&certificate));
                 let tasks = controller.tasks.clone();
                 tasks.spawn(async move {

@@ -1,5 +1,6 @@
 //! Processes of a site on a Linux host: executables, supervision, systemd units.
 
+mod processes;
 mod supervise;
 mod units;
 
@@ -11,8 +12,9 @@ use std::{
 
 use skein_api::Service;
 
-use crate::paths::Paths;
+use crate::{hosts, paths::Paths};
 
+pub use processes::Processes;
 pub(crate) use supervise::supervise;
 pub use units::{UnitError, Units};
 
@@ -66,6 +68,20 @@ pub fn install(paths: &Paths, executable: &Path) -> io::Result<()> {
     }
     fs::remove_file(&fresh)?;
     fs::File::open(&bin)?.sync_all()
+}
+
+/// Whether the site has executables of its own.
+#[must_use]
+pub fn is_installed(paths: &Paths) -> bool {
+    PROGRAMS.iter().all(|name| paths.bin_dir().join(name).exists())
+}
+
+/// Takes the site's block out of `/etc/hosts`, if there is one.
+///
+/// # Errors
+/// The file system's; the file is as before then.
+pub fn forget_in_hosts(paths: &Paths) -> io::Result<()> {
+    hosts::remove(hosts::FILE.as_ref(), &paths.label())
 }
 
 fn remove_if_there(path: &Path) -> io::Result<()> {

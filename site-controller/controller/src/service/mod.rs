@@ -167,7 +167,7 @@ impl Site for SiteService {
         request: Request<ShutdownRequest>,
     ) -> Result<Response<ShutdownReply>, Status> {
         if request.into_inner().router_too {
-            self.0.mark_stopped().map_err(failed)?;
+            self.0.mark_stopped();
             leave::drain_routers(&self.0, false).await;
         }
         self.0.shutdown.cancel();

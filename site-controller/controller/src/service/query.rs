@@ -153,11 +153,11 @@ fn problems(state: &State) -> Vec<Problem> {
     let mut out: Vec<Problem> = state
         .problems
         .iter()
-        .map(|text| {
+        .map(|aside| {
             problem(
                 "a state file was damaged",
-                text,
-                "apply the lost resource again, or restore the file",
+                &aside.to_string(),
+                "apply the lost resource again or restore the file, then remove the damaged one",
             )
         })
         .collect();

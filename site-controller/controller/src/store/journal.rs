@@ -65,7 +65,10 @@ impl Store {
     }
 
     /// Finishes what a crash interrupted.
-    pub(super) fn finish_journal(&self, problems: &mut Vec<String>) -> Result<(), StoreError> {
+    pub(super) fn finish_journal(
+        &self,
+        problems: &mut Vec<super::SetAside>,
+    ) -> Result<(), StoreError> {
         let journal: Option<Journal> = self.optional(JOURNAL, problems)?;
         match journal {
             Some(journal) => self.play(&journal),

@@ -11,16 +11,18 @@
 //! | `grants/NAME.json` | tokens made here, codes hashed |
 //! | `trust/endorsed/SITE.json` | what this site says of another |
 //! | `trust/learned.pb` | statements heard of others |
+//! | `host.json` | what runs the processes on this host |
 //!
-//! A damaged file is set aside under another name and reported; it is never overwritten. Identity and CA are different: without them
+//! A damaged file is set aside under another name and reported until somebody removes it; it is never overwritten. Identity and CA are different: without them
 //! there is no site, so a damaged one stops the controller.
 
 mod disk;
+mod host;
 mod journal;
 
 use std::{
     collections::BTreeMap,
-    io,
+    fmt, io,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -35,12 +37,16 @@ use skein_wire::proto::{control::Learned, routing::Record};
 use zeroize::Zeroizing;
 
 pub use disk::{Disk, HostDisk};
+pub use host::HostRecord;
 pub use journal::Change;
 
 use crate::{clock, paths::Paths};
 
 /// Most a controller keeps of what it heard; more is an attack, not a network (1,000 sites have a few thousand statements).
 pub const LEARNED_MAX: usize = 20_000;
+
+/// Between the name of a damaged file and the time it was set aside.
+const ASIDE: &str = ".corrupt-";
 
 /// Why state could not be read or written. Every variant names the file.
 #[derive(Debug, thiserror::Error)]
@@ -135,8 +141,29 @@ pub struct Loaded {
     pub epochs: BTreeMap<String, u64>,
     /// Automatic endpoints handed out.
     pub endpoints: AutoEndpoints,
-    /// What was set aside, for people.
-    pub problems: Vec<String>,
+    /// What was set aside, now or earlier, and is still there.
+    pub problems: Vec<SetAside>,
+}
+
+/// A damaged file that was moved out of the way, kept for whoever wants to look.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SetAside {
+    /// Where it was.
+    pub file: PathBuf,
+    /// Where it is.
+    pub aside: PathBuf,
+    /// What is wrong with it, as far as this process has seen.
+    pub why: Option<String>,
+}
+
+impl fmt::Display for SetAside {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} was damaged", self.file.display())?;
+        if let Some(why) = &self.why {
+            write!(f, " ({why})")?;
+        }
+        write!(f, " and set aside as {}", self.aside.display())
+    }
 }
 
 /// Reads and writes the state of one site.
@@ -192,6 +219,8 @@ impl Store {
             .into_iter()
             .filter_map(|(address, endpoint)| Some((address.parse::<Address>().ok()?, endpoint)))
             .collect();
+        self.finish_host_record(&mut problems)?;
+        let problems = self.still_aside(problems)?;
         Ok(Loaded {
             identity,
             ca,
@@ -361,7 +390,7 @@ impl Store {
     fn optional<T: DeserializeOwned + Default>(
         &self,
         name: &str,
-        problems: &mut Vec<String>,
+        problems: &mut Vec<SetAside>,
     ) -> Result<T, StoreError> {
         let path = self.path(name);
         let Some(bytes) = self.read(&path)? else { return Ok(T::default()) };
@@ -379,19 +408,57 @@ impl Store {
         &self,
         path: &Path,
         why: &str,
-        problems: &mut Vec<String>,
+        problems: &mut Vec<SetAside>,
     ) -> Result<(), StoreError> {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or("file");
-        let aside = path.with_file_name(format!("{name}.corrupt-{}", clock::unix_s()));
+        let aside = path.with_file_name(format!("{name}{ASIDE}{}", clock::unix_s()));
         self.disk.rename(path, &aside).map_err(|source| io_error("set aside", path, source))?;
-        let problem =
-            format!("{} was damaged ({why}) and set aside as {}", path.display(), aside.display());
         tracing::error!(file = %path.display(), aside = %aside.display(), why, "state file damaged");
-        problems.push(problem);
+        problems.push(SetAside { file: path.to_owned(), aside, why: Some(why.to_owned()) });
         Ok(())
     }
 
-    fn load_resources(&self, problems: &mut Vec<String>) -> Result<Resources, StoreError> {
+    /// Every damaged file that is still there: whoever removes it has dealt with it.
+    ///
+    /// # Errors
+    /// A directory cannot be listed.
+    pub fn set_aside_files(&self) -> Result<Vec<SetAside>, StoreError> {
+        let state = self.paths.state();
+        let trust = self.paths.trust_dir();
+        let dirs = [
+            state.to_owned(),
+            self.paths.resources_dir(),
+            state.join("grants"),
+            trust.join("endorsed"),
+            trust,
+        ];
+        let mut out = Vec::new();
+        for dir in dirs {
+            let names = self.disk.list(&dir).map_err(|source| io_error("read", &dir, source))?;
+            let found = names.iter().filter_map(|name| Some((name, name.rsplit_once(ASIDE)?.0)));
+            out.extend(found.map(|(aside, name)| SetAside {
+                file: dir.join(name),
+                aside: dir.join(aside),
+                why: None,
+            }));
+        }
+        Ok(out)
+    }
+
+    /// As [`set_aside_files`](Self::set_aside_files), with what is `known` of them.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn still_aside(&self, known: Vec<SetAside>) -> Result<Vec<SetAside>, StoreError> {
+        let mut found = self.set_aside_files()?;
+        for one in &mut found {
+            let same = known.iter().find(|known| known.aside == one.aside);
+            one.why = same.and_then(|known| known.why.clone());
+        }
+        Ok(found)
+    }
+
+    fn load_resources(&self, problems: &mut Vec<SetAside>) -> Result<Resources, StoreError> {
         let mut out = Resources::default();
         let dir = self.paths.resources_dir();
         for name in self.list(&dir, ".yaml")? {
@@ -415,7 +482,7 @@ impl Store {
 
     fn load_grants(
         &self,
-        problems: &mut Vec<String>,
+        problems: &mut Vec<SetAside>,
     ) -> Result<BTreeMap<String, Grant>, StoreError> {
         let mut out = BTreeMap::new();
         for name in self.list(&self.path("grants"), ".json")? {
@@ -429,7 +496,7 @@ impl Store {
 
     fn load_endorsed(
         &self,
-        problems: &mut Vec<String>,
+        problems: &mut Vec<SetAside>,
     ) -> Result<BTreeMap<SiteId, Endorsed>, StoreError> {
         let mut out = BTreeMap::new();
         for name in self.list(&self.path("trust/endorsed"), ".json")? {
@@ -444,7 +511,7 @@ impl Store {
         Ok(out)
     }
 
-    fn load_learned(&self, problems: &mut Vec<String>) -> Result<Vec<Record>, StoreError> {
+    fn load_learned(&self, problems: &mut Vec<SetAside>) -> Result<Vec<Record>, StoreError> {
         let path = self.path("trust/learned.pb");
         let Some(bytes) = self.read(&path)? else { return Ok(Vec::new()) };
         match Learned::decode(bytes.as_slice()) {
@@ -589,6 +656,12 @@ pub(crate) mod tests {
         };
         let places = [paths.resources_dir(), paths.state().to_owned(), paths.trust_dir()];
         assert_eq!(places.iter().map(|dir| aside(dir)).sum::<usize>(), 3);
+        // Named until somebody has dealt with it.
+        assert_eq!(store.load().unwrap().problems.len(), 3);
+        for one in loaded.problems {
+            assert!(one.to_string().contains(" ("), "{one}");
+            fs::remove_file(one.aside).unwrap();
+        }
         assert!(store.load().unwrap().problems.is_empty());
     }
 

@@ -4,8 +4,9 @@ use std::{fs, io, os::unix::process::CommandExt as _, process::Stdio, sync::Arc,
 
 use tokio::process::{Child, Command};
 
-use super::{controller_arguments, log_file};
+use super::{Processes, controller_arguments, log_file, processes::is_router};
 use crate::{clock, controller::Controller, process::sibling};
+use rustix::process::Pid;
 
 /// First wait before a router that ended is started again.
 const RESTART_MIN: Duration = Duration::from_millis(250);
@@ -30,7 +31,7 @@ pub(crate) async fn supervise(controller: Arc<Controller>) {
         }
         let started = clock::instant();
         if let Some(pid) = running_router(&controller) {
-            tracing::info!(pid, "a router runs already");
+            tracing::info!(pid = pid.as_raw_nonzero(), "a router runs already");
             tokio::select! {
                 () = controller.shutdown.cancelled() => return, // cancel-safe
                 () = until_gone(&controller, pid) => {} // cancel-safe
@@ -80,41 +81,30 @@ fn spawn(controller: &Controller) -> io::Result<Child> {
         .process_group(0);
     let child = Command::from(command).kill_on_drop(false).spawn()?;
     if let Some(pid) = child.id() {
-        fs::write(pid_file(controller), pid.to_string())?;
         tracing::info!(pid, "router started");
+        if let Err(error) = fs::write(paths.router_pid_file(), pid.to_string()) {
+            // It runs all the same; only a controller that misses this one cannot find it before it attaches.
+            tracing::warn!(%error, "the router's process id is not kept");
+        }
     }
     Ok(child)
 }
 
-fn pid_file(controller: &Controller) -> std::path::PathBuf {
-    controller.store.paths().runtime().join("router.pid")
-}
-
 /// The router an earlier controller started, if it still runs.
-fn running_router(controller: &Controller) -> Option<u32> {
+fn running_router(controller: &Controller) -> Option<Pid> {
+    let paths = controller.store.paths();
     let attached = {
         let state = controller.state();
         state.routers.get(ROUTER).filter(|router| router.session.is_some()).map(|router| router.pid)
     };
-    let stored = || fs::read_to_string(pid_file(controller)).ok()?.trim().parse().ok();
-    let pid = attached.or_else(stored)?;
-    is_router(controller, pid).then_some(pid)
-}
-
-/// Whether `pid` is a router of this site: pids are used again.
-fn is_router(controller: &Controller, pid: u32) -> bool {
-    use std::os::unix::ffi::OsStrExt as _;
-    let Ok(command_line) = fs::read(format!("/proc/{pid}/cmdline")) else { return false };
-    let dir = controller.store.paths().router_dir();
-    let mut arguments = command_line.split(|byte| *byte == 0);
-    let is_program = arguments.next().is_some_and(|program| program.ends_with(b"skein-router"));
-    is_program && arguments.any(|argument| argument == dir.as_os_str().as_bytes())
+    let attached = attached.and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
+    attached.filter(|&pid| is_router(paths, pid)).or_else(|| Processes::of(paths).router)
 }
 
 /// A process that is not our child cannot be waited for without a descriptor of it; looking is enough.
-async fn until_gone(controller: &Controller, pid: u32) {
-    while is_router(controller, pid) {
+async fn until_gone(controller: &Controller, pid: Pid) {
+    while is_router(controller.store.paths(), pid) {
         tokio::time::sleep(POLL).await;
     }
-    tracing::warn!(pid, "the router ended");
+    tracing::warn!(pid = pid.as_raw_nonzero(), "the router ended");
 }

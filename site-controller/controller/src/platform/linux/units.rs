@@ -59,11 +59,8 @@ impl Units {
     /// Names of the units, controller first.
     #[must_use]
     pub fn names(&self) -> [String; 2] {
-        let namespace = self.paths.namespace();
-        [
-            format!("skein-controller-{namespace}.service"),
-            format!("skein-router-{namespace}.service"),
-        ]
+        let label = self.paths.label();
+        [format!("skein-controller-{label}.service"), format!("skein-router-{label}.service")]
     }
 
     /// The unit files, controller first.
@@ -107,13 +104,28 @@ impl Units {
         self.systemctl(&["stop", &router, &controller])
     }
 
-    /// Stops, disables and removes both.
+    /// Whether any of the unit files is there.
+    #[must_use]
+    pub fn are_installed(&self) -> bool {
+        self.names().iter().any(|name| self.dir.join(name).exists())
+    }
+
+    /// Keeps both from being started at the next boot; what runs goes on.
+    ///
+    /// # Errors
+    /// [`UnitError::Systemctl`].
+    pub fn disable(&self) -> Result<(), UnitError> {
+        let [controller, router] = self.names();
+        self.systemctl(&["disable", &router, &controller])
+    }
+
+    /// Stops, disables and removes both, if they are there.
     ///
     /// # Errors
     /// See [`UnitError`].
     pub fn remove(&self) -> Result<(), UnitError> {
         let names = self.names();
-        if !names.iter().any(|name| self.dir.join(name).exists()) {
+        if !self.are_installed() {
             return Ok(());
         }
         self.systemctl(&["disable", "--now", &names[1], &names[0]])?;

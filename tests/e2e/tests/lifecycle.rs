@@ -1,0 +1,219 @@
+//! The life of a site on its host: the ends that are not the regular one, and what is left after them.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use skein_e2e::Site;
+use skein_lab::{Host, Lab, Signal, eventually};
+
+/// One host with one site that listens.
+fn lone() -> Result<(Lab, Site)> {
+    let lab = Lab::new()?;
+    let site = Site::init(&lab.host("lone")?, &["--listen", "127.0.0.1:7443"])?;
+    site.processes()?;
+    Ok((lab, site))
+}
+
+/// Processes of any site on the host.
+fn running(host: &Host) -> Result<String> {
+    Ok(host.command("pgrep").args(["-af", "bin/skein-"]).run()?.stdout)
+}
+
+fn nothing_left(host: &Host) -> Result<()> {
+    let left = running(host)?;
+    ensure!(left.is_empty(), "processes are left behind: {left}");
+    let state = std::fs::read_dir(host.dir().join("skein"))?.flatten().count();
+    ensure!(state == 0, "state is left behind");
+    let hosts = std::fs::read_to_string(host.dir().join("hosts"))?;
+    ensure!(!hosts.contains("skein"), "a block is left behind: {hosts}");
+    Ok(())
+}
+
+fn state(site: &Site) -> std::path::PathBuf {
+    site.host().dir().join("skein/default")
+}
+
+#[test]
+fn ctrl_c_in_the_foreground_ends_the_router_too() -> Result<()> {
+    let lab = Lab::new()?;
+    let host = lab.host("fore")?;
+    // Once while it starts, once when all runs: the site of the first attempt is there then, and the options count.
+    for (round, name) in ["early", "late"].into_iter().enumerate() {
+        let init = host.command(skein_e2e::skctl()).args([
+            "init",
+            "fore",
+            "--foreground",
+            "--listen",
+            "127.0.0.1:7443",
+            "--advertise",
+            name,
+        ]);
+        let process = init.spawn()?;
+        if round == 0 {
+            eventually("the controller is there", Duration::from_secs(20), || {
+                Ok(running(&host)?.contains("skein-controller"))
+            })?;
+        } else {
+            let status = || host.command(skein_e2e::skctl()).args(["status", "-o", "json"]).run();
+            eventually("the site is up", Duration::from_secs(20), || {
+                Ok(status()?.stdout.contains("\"attached\""))
+            })?;
+            let told = status()?.stdout;
+            ensure!(told.contains("late:7443"), "options of a site that is there: {told}");
+        }
+        process.interrupt()?;
+        let output = process.finish(Duration::from_secs(40))?;
+        let left = running(&host)?;
+        ensure!(left.is_empty(), "{name}: left behind: {left} {output}");
+        if round == 1 {
+            ensure!(output.code == Some(0), "{output}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn stop_and_delete_find_processes_that_do_not_answer() -> Result<()> {
+    let (_lab, site) = lone()?;
+    let host = site.host();
+    // A router without its controller, and a controller that does not answer.
+    for frozen in [false, true] {
+        let processes = site.processes()?;
+        if frozen {
+            host.signal(processes.controller, Signal::Freeze)?;
+        } else {
+            host.signal(processes.router, Signal::Freeze)?;
+            host.signal(processes.controller, Signal::Kill)?;
+        }
+        site.skctl(&["stop"]).timeout(Duration::from_secs(100)).check()?;
+        let left = running(host)?;
+        ensure!(left.is_empty(), "stop left behind: {left}");
+        site.skctl(&["start"]).check()?;
+    }
+    // `restart` without a controller restarts the router.
+    let before = site.processes()?;
+    host.signal(before.router, Signal::Freeze)?;
+    host.signal(before.controller, Signal::Kill)?;
+    site.skctl(&["restart"]).timeout(Duration::from_secs(100)).check()?;
+    ensure!(site.processes()?.router != before.router, "the old router runs on");
+
+    let processes = site.processes()?;
+    host.signal(processes.router, Signal::Freeze)?;
+    host.signal(processes.controller, Signal::Kill)?;
+    site.skctl(&["delete", "--yes"]).timeout(Duration::from_secs(100)).check()?;
+    nothing_left(host)
+}
+
+#[test]
+fn a_delete_that_was_interrupted_is_repeated() -> Result<()> {
+    let (_lab, site) = lone()?;
+    site.skctl(&["stop"]).check()?;
+    // What an older attempt may have removed already.
+    std::fs::remove_file(state(&site).join("identity.key"))?;
+    std::fs::remove_dir_all(state(&site).join("resources"))?;
+    site.skctl(&["delete", "--yes"]).check()?;
+    nothing_left(site.host())?;
+    site.refuses(&["delete", "--yes"], 1, &["there is no site"])?;
+    Ok(())
+}
+
+#[test]
+fn sockets_that_were_removed_come_back() -> Result<()> {
+    let (_lab, site) = lone()?;
+    let before = site.processes()?;
+    std::fs::remove_dir_all(state(&site).join("run"))?;
+    eventually("the controller is reachable again", Duration::from_secs(10), || {
+        Ok(site.skctl(&["status"]).run()?.code == Some(0))
+    })?;
+    ensure!(site.processes()? == before, "a process was replaced");
+    site.skctl(&["stop"]).check()?;
+    ensure!(running(site.host())?.is_empty());
+    Ok(())
+}
+
+#[test]
+fn damage_is_named_until_somebody_has_dealt_with_it() -> Result<()> {
+    let (_lab, site) = lone()?;
+    site.expose("db", 5432, &[])?;
+    let token = site.token("one", &[])?;
+    ensure!(token.exists());
+    site.skctl(&["stop"]).check()?;
+    let state = state(&site);
+    let grant = file_in(&state.join("grants"))?;
+    let endorsement = state.join("trust/endorsed").join(format!("{}.json", "a".repeat(52)));
+    let damaged =
+        [state.join("resources/connector.db.yaml"), grant, endorsement, state.join("host.json")];
+    for path in &damaged {
+        std::fs::write(path, "not what it was")?;
+    }
+    // None of these may touch anything: there is no controller.
+    for args in [&["logs"][..], &["status"], &["get", "Connector"]] {
+        site.skctl(args).run()?;
+    }
+    for path in &damaged {
+        ensure!(std::fs::read(path)? == b"not what it was", "{} was touched", path.display());
+    }
+    site.skctl(&["start"]).check()?;
+    for restart in [false, true] {
+        if restart {
+            site.skctl(&["restart"]).check()?;
+        }
+        let shown = site.skctl(&["status"]).check()?.stdout;
+        for path in &damaged {
+            let name = path.file_name().and_then(|name| name.to_str()).context("a name")?;
+            ensure!(shown.contains(name), "{name} is not named (restart: {restart}): {shown}");
+        }
+    }
+    Ok(())
+}
+
+fn file_in(dir: &Path) -> Result<std::path::PathBuf> {
+    let entry = std::fs::read_dir(dir)?.next().context("a file")??;
+    Ok(entry.path())
+}
+
+#[test]
+fn etc_hosts_is_kept_and_restored() -> Result<()> {
+    let (_lab, site) = lone()?;
+    let hosts = site.host().dir().join("hosts");
+    let before = std::fs::read_to_string(&hosts)?;
+    site.expose("db", 5432, &[])?;
+    let names = |wanted: bool| {
+        eventually("/etc/hosts follows", Duration::from_secs(10), || {
+            Ok(std::fs::read_to_string(&hosts)?.contains(" db\n") == wanted)
+        })
+    };
+    site.skctl(&["init", "--manage-hosts"]).check()?;
+    names(true)?;
+    site.skctl(&["init", "--manage-hosts=false"]).check()?;
+    names(false)?;
+    ensure!(std::fs::read_to_string(&hosts)? == before);
+    site.skctl(&["init", "--manage-hosts"]).check()?;
+    names(true)?;
+    // Also where nobody answers any more.
+    site.host().signal(site.processes()?.router, Signal::Kill)?;
+    site.host().signal(site.processes()?.controller, Signal::Kill)?;
+    site.skctl(&["delete", "--yes"]).check()?;
+    ensure!(std::fs::read_to_string(&hosts)? == before);
+    nothing_left(site.host())
+}
+
+#[test]
+fn start_installs_nothing_over_what_is_installed() -> Result<()> {
+    let (_lab, site) = lone()?;
+    let program = state(&site).join("bin/skein-router");
+    let inode = || -> Result<u64> {
+        use std::os::unix::fs::MetadataExt as _;
+        Ok(std::fs::metadata(&program)?.ino())
+    };
+    let before = inode()?;
+    site.skctl(&["restart"]).check()?;
+    site.skctl(&["stop"]).check()?;
+    site.skctl(&["start"]).check()?;
+    site.skctl(&["init"]).check()?;
+    ensure!(inode()? == before, "a program was replaced without `upgrade`");
+    site.skctl(&["upgrade"]).check()?;
+    ensure!(inode()? != before, "`upgrade` replaced nothing");
+    Ok(())
+}
