@@ -75,6 +75,29 @@ fn a_router_beyond_24_hops_is_reached_by_a_dearer_path_that_is_shorter() {
 }
 
 #[test]
+fn no_timer_keeps_a_ring_of_rings_from_converging_within_a_second() {
+    let rings = (0..6).flat_map(|ring| {
+        let first = 4 * ring;
+        let around = (0..4).map(move |n| (first + n, first + (n + 1) % 4));
+        around.chain([(first + 2, (first + 4) % 24)])
+    });
+    let mut network = Network::new(24, 1);
+    for (a, b) in rings {
+        network.endorse(a, b);
+        network.connect(a, b, 1);
+    }
+    for n in 0..24 {
+        network.set_addresses(n, vec![entry(&format!("svc-{n}"))]);
+    }
+    network.run_for(SECOND);
+    for router in &network.routers {
+        assert_eq!((router.fib.routes.len(), router.fib.addresses.len()), (23, 24));
+    }
+    let routes = &network.routers[0].fib.routes;
+    assert!(routes.values().any(|route| route.paths[0].hops.len() > 8), "frames of the long kind");
+}
+
+#[test]
 fn pins_take_disjoint_paths() {
     let network = diamond();
     let route = &network.routers[0].fib.routes[&router_id(3)];
