@@ -183,7 +183,7 @@ fn one_router_and_one_guest_have_so_many_links_and_no_more() {
     };
     let accepted = (0..100).filter(|&n| up(n, 2, 2)).count();
     assert_eq!(accepted, 15, "one was there");
-    let accepted = (100..1_200_u64).filter(|&n| up(n, 1_000 + n as usize, 2)).count();
+    let accepted = (100_u16..1_200).filter(|&n| up(n.into(), 1_000 + usize::from(n), 2)).count();
     assert_eq!(accepted, 64 - 16);
     assert!(up(5_000, 3_000, 0), "others have room");
 }

@@ -2,17 +2,17 @@
 //!
 //! The router owns the port, the controller the secrets: TLS ends at the controller, so a code never appears here.
 
-use crate::{link::Claim, net};
+use crate::{gate::Gate, link::Claim, net};
 use skein_trust::{CLAIM_REQUEST_LEN_MAX, CLAIM_RESPONSE_LEN_MAX};
 use std::{io, path::PathBuf, sync::Arc, time::Duration};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
-    sync::Semaphore,
     time,
 };
 
-/// Claims at a time. A person redeems a token; more at once than this is no person.
+/// Claims at a time, in all and from one place. A person redeems a token; more at once than this is no person.
 const CLAIMS_MAX: usize = 64;
+const CLAIMS_PER_SOURCE_MAX: usize = 16;
 /// A claim is one request and one answer; the controller gives up before.
 const CLAIM_TIMEOUT: Duration = Duration::from_secs(30);
 /// What TLS adds to a claim's messages, generously: handshake, certificates, record headers.
@@ -21,23 +21,24 @@ const TLS_OVERHEAD_MAX: usize = 64 << 10;
 /// Passes claims on, within bounds.
 #[derive(Clone, Debug)]
 pub(crate) struct Claims {
-    running: Arc<Semaphore>,
+    running: Arc<Gate>,
 }
 
 impl Claims {
     pub(crate) fn new() -> Self {
-        Self { running: Arc::new(Semaphore::new(CLAIMS_MAX)) }
+        Self { running: Gate::new(CLAIMS_MAX, CLAIMS_PER_SOURCE_MAX) }
     }
 
-    /// Joins the claim and the controller's socket until both are done or the bounds are reached; refuses at once when there are too many.
+    /// Joins the claim and the controller's socket until both are done or the bounds are reached; when there are too many, the
+    /// oldest of those from the same place gives way.
     ///
     /// # Cancel safety
     /// Dropping it aborts the claim; the redeemer may repeat it.
     pub(crate) async fn pass_on(&self, claim: Claim, socket: PathBuf) {
-        let Ok(_running) = self.running.try_acquire() else {
-            tracing::warn!(running = CLAIMS_MAX, "too many claims at once; refusing one");
-            return;
-        };
+        let slot = self.running.enter(match &claim {
+            Claim::Tcp { remote, .. } => remote.ip(),
+            Claim::Quic { connection, .. } => connection.remote_address().ip(),
+        });
         let joined = async {
             let controller = net::connect_unix(&socket).await?;
             match claim {
@@ -55,12 +56,31 @@ impl Claims {
                 }
             }
         };
-        match time::timeout(CLAIM_TIMEOUT, joined).await {
+        let outcome = tokio::select! {
+            outcome = time::timeout(CLAIM_TIMEOUT, joined) => outcome, // dropped, both ends close
+            () = slot.evicted() => return tracing::info!("a claim gave way to others from the same network"),
+        };
+        match outcome {
             Ok(Ok(())) => tracing::info!("a claim was passed on"),
+            Ok(Err(error)) if is_expected(&error) => {
+                tracing::debug!(%error, "a claim ended early");
+            }
             Ok(Err(error)) => tracing::info!(%error, "a claim could not be passed on"),
             Err(_elapsed) => tracing::info!("a claim took too long"),
         }
     }
+}
+
+/// A redeemer tries several ways at once and drops all but the first to answer.
+fn is_expected(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::BrokenPipe
+            | io::ErrorKind::NotConnected
+            | io::ErrorKind::UnexpectedEof
+    )
 }
 
 async fn join(
@@ -137,16 +157,25 @@ mod tests {
         let controller = UnixListener::bind(&socket).unwrap();
         let mut tasks = JoinSet::new();
         let mut redeemer = redeemer(&socket, &mut tasks).await;
-        tasks.spawn(async move {
+        let received = async {
             let (mut stream, _) = controller.accept().await.unwrap();
-            let mut sink = tokio::io::sink();
             // Reads until the router has had enough, however that ends.
-            drop(tokio::io::copy(&mut stream, &mut sink).await);
-        });
+            let (mut bytes, mut buffer) = (0, vec![0; 16 << 10]);
+            while let Ok(n @ 1..) = stream.read(&mut buffer).await {
+                bytes += n;
+            }
+            bytes
+        };
         let flood = vec![0; CLAIM_REQUEST_LEN_MAX + 2 * TLS_OVERHEAD_MAX];
-        // The write may or may not fail, depending on what the kernel buffers; the read sees the end.
-        drop(redeemer.write_all(&flood).await);
-        let end = redeemer.read(&mut [0]).await;
+        let sent = async {
+            // The write may or may not fail, depending on what the kernel buffers; the read sees the end.
+            drop(redeemer.write_all(&flood).await);
+            redeemer.read(&mut [0]).await
+        };
+        let both = async { tokio::join!(received, sent) };
+        let cut_after = CLAIM_TIMEOUT / 6;
+        let (received, end) = time::timeout(cut_after, both).await.expect("it goes on");
+        assert_eq!(received, CLAIM_REQUEST_LEN_MAX + TLS_OVERHEAD_MAX);
         assert!(matches!(end, Ok(0) | Err(_)), "{end:?}");
         while let Some(task) = tasks.join_next().await {
             task.unwrap();

@@ -14,6 +14,7 @@ mod data;
 pub mod egress;
 pub mod fabric;
 pub mod flows;
+mod gate;
 pub mod ingress;
 mod key;
 pub mod link;

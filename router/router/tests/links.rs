@@ -241,6 +241,33 @@ async fn strangers_are_counted_and_leave_nothing() {
 }
 
 #[tokio::test]
+async fn who_holds_connections_without_a_word_keeps_nobody_out() {
+    let nodes = nodes(1).await;
+    let addr = nodes[0].address().await;
+    let began = Instant::now();
+    let mut silent = Vec::new();
+    for _ in 0..300 {
+        silent.push(net::tcp_connect(addr, None).await.unwrap());
+    }
+    // The first had to give way at once, the last within seconds.
+    for stream in [0, 299].map(|i| silent.swap_remove(i % silent.len())) {
+        let mut stream = stream;
+        let end = time::timeout(Duration::from_secs(4), stream.read(&mut [0])).await;
+        assert!(matches!(end, Ok(Ok(0) | Err(_))), "{end:?} after {:?}", began.elapsed());
+    }
+    let dial =
+        skein_trust::claim_carrier_client(Arc::new(rustls::time_provider::DefaultTimeProvider));
+    let name = rustls_pki_types::ServerName::try_from(skein_trust::SERVER_NAME).unwrap();
+    let mut tls = rustls::ClientConnection::new(dial.config, name).unwrap();
+    let mut hello = Vec::new();
+    tls.write_tls(&mut hello).unwrap();
+    let mut stream = net::tcp_connect(addr, None).await.unwrap();
+    stream.write_all(&hello).await.unwrap();
+    let mut nodes = nodes;
+    assert!(matches!(nodes[0].event().await, LinkEvent::Claim(Claim::Tcp { .. })));
+}
+
+#[tokio::test]
 async fn claims_are_handed_out_unread_over_tcp_and_quic() {
     let mut nodes = nodes(1).await;
     let addr = nodes[0].address().await;

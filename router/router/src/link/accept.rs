@@ -7,19 +7,14 @@ use super::{
     port::ReadPort,
     tcp, transport,
 };
-use crate::net;
-use parking_lot::Mutex;
-use quinn::{Connection, Incoming};
-use skein_trust::{ALPN_CLAIM, Admitted};
-use std::{
-    io,
-    net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
+use crate::{
+    gate::{Gate, Slot},
+    net,
 };
+use parking_lot::Mutex;
+use quinn::{Connection, ConnectionError, Incoming};
+use skein_trust::{ALPN_CLAIM, Admitted};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{net::TcpListener, time};
 use tokio_util::sync::CancellationToken;
 
@@ -27,14 +22,26 @@ use tokio_util::sync::CancellationToken;
 const REBIND_INTERVAL: Duration = Duration::from_secs(1);
 /// For connections to end when their port is given up.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
-/// What a stranger may take to show who it is.
-pub(super) const PREAUTH_TIMEOUT: Duration = Duration::from_secs(10);
-/// Handshakes at a time; beyond, newcomers are not answered.
+/// What a stranger may take to show who it is: three flights on a bad path.
+pub(super) const PREAUTH_TIMEOUT: Duration = Duration::from_secs(5);
+/// Whoever has something to say begins at once: a round trip and a retransmission.
+pub(super) const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Handshakes at a time, in all and from one place.
 const HANDSHAKES_MAX: usize = 256;
-/// Handshakes at a time from which on a newcomer must first prove its address.
+const HANDSHAKES_PER_SOURCE_MAX: usize = 32;
+/// Handshakes at a time, in all and from one place, from which on a newcomer must first prove its address: nobody shall take up
+/// another's room with forged ones.
 const HANDSHAKES_EASY: usize = 32;
+const HANDSHAKES_PER_SOURCE_EASY: usize = 8;
+/// Neighbours at a time that have a certificate and have not said hello.
+const GREETINGS_MAX: usize = 256;
+const GREETINGS_PER_SOURCE_MAX: usize = 64;
+/// QUIC connections at a time that want to claim and have not begun to.
+const CLAIMS_MAX: usize = 64;
+const CLAIMS_PER_SOURCE_MAX: usize = 16;
 /// TCP connections at a time that have not shown what they want.
-const TCP_PREAUTH_MAX: usize = 64;
+const TCP_PREAUTH_MAX: usize = 256;
+const TCP_PER_SOURCE_MAX: usize = 32;
 /// Longest name taken over from a neighbour, in characters.
 const NAME_MAX: usize = 63;
 
@@ -72,7 +79,7 @@ impl Acceptor {
         };
         tokio::select! {
             () = self.accept_quic(&port, &endpoint) => {} // never ends by itself
-            () = tcp::accept(&self.inner, tcp, TCP_PREAUTH_MAX) => {} // never ends by itself
+            () = tcp::accept(&self.inner, tcp, Gate::new(TCP_PREAUTH_MAX, TCP_PER_SOURCE_MAX)) => {} // never ends by itself
             () = self.stop.cancelled() => {} // cancel-safe
         }
         endpoint.close(CLOSED, b"no longer listening");
@@ -99,24 +106,21 @@ impl Acceptor {
     }
 
     async fn accept_quic(&self, port: &Arc<ReadPort>, endpoint: &quinn::Endpoint) {
-        let handshakes = Arc::new(AtomicUsize::new(0));
+        let gates = Gates::default();
         while let Some(incoming) = endpoint.accept().await {
-            let under_way = handshakes.load(Ordering::Relaxed);
-            if under_way >= HANDSHAKES_MAX {
-                self.inner.fabric.counters().connections_refused.add(1);
-                incoming.ignore();
-            } else if under_way >= HANDSHAKES_EASY
-                && !incoming.remote_address_validated()
-                && incoming.may_retry()
-            {
+            let from = incoming.remote_address().ip();
+            let (all, of_source) = gates.handshakes.taken(from);
+            let crowded = all >= HANDSHAKES_EASY || of_source >= HANDSHAKES_PER_SOURCE_EASY;
+            if crowded && !incoming.remote_address_validated() && incoming.may_retry() {
                 if let Err(error) = incoming.retry() {
                     tracing::debug!(%error, "handshake not retried");
                 }
             } else {
-                let guard = Counted::new(&handshakes);
+                let slot = gates.handshakes.enter(from);
                 let (inner, port) = (Arc::clone(&self.inner), Arc::clone(port));
-                let stop = self.stop.clone();
-                self.inner.spawn(async move { serve(&inner, port, incoming, guard, stop).await });
+                let (gates, stop) = (gates.clone(), self.stop.clone());
+                self.inner
+                    .spawn(async move { serve(&inner, port, incoming, slot, &gates, stop).await });
             }
         }
         // The endpoint has been closed, for which `stop` is the only reason.
@@ -124,19 +128,21 @@ impl Acceptor {
     }
 }
 
-/// Counts what is under way for as long as it lives.
-struct Counted(Arc<AtomicUsize>);
-
-impl Counted {
-    fn new(count: &Arc<AtomicUsize>) -> Self {
-        count.fetch_add(1, Ordering::Relaxed);
-        Self(Arc::clone(count))
-    }
+/// Room for strangers on one port; links and claims do not take each other's.
+#[derive(Clone)]
+struct Gates {
+    handshakes: Arc<Gate>,
+    greetings: Arc<Gate>,
+    claims: Arc<Gate>,
 }
 
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+impl Default for Gates {
+    fn default() -> Self {
+        Self {
+            handshakes: Gate::new(HANDSHAKES_MAX, HANDSHAKES_PER_SOURCE_MAX),
+            greetings: Gate::new(GREETINGS_MAX, GREETINGS_PER_SOURCE_MAX),
+            claims: Gate::new(CLAIMS_MAX, CLAIMS_PER_SOURCE_MAX),
+        }
     }
 }
 
@@ -145,40 +151,46 @@ async fn serve(
     inner: &Arc<Inner>,
     port: Arc<ReadPort>,
     incoming: Incoming,
-    under_way: Counted,
+    slot: Slot,
+    gates: &Gates,
     stop: CancellationToken,
 ) {
     let remote = incoming.remote_address();
+    let refused = || inner.fabric.counters().connections_refused.add(1);
     let handshake = async { incoming.accept()?.await };
-    let connection = match time::timeout(PREAUTH_TIMEOUT, handshake).await {
+    let handshake = tokio::select! {
+        handshake = time::timeout(PREAUTH_TIMEOUT, handshake) => handshake, // dropped, it closes
+        () = slot.evicted() => return refused(),
+    };
+    drop(slot);
+    let connection = match handshake {
         Ok(Ok(connection)) => connection,
         Ok(Err(error)) => {
             tracing::debug!(%remote, %error, "handshake failed");
-            inner.fabric.counters().connections_refused.add(1);
-            return;
+            return refused();
         }
-        Err(_) => {
-            inner.fabric.counters().connections_refused.add(1);
-            return;
-        }
+        Err(_) => return refused(),
     };
     let outcome = match hello::admitted(&connection) {
         Ok(Admitted::Claim) => {
-            claim(inner, connection).await;
-            drop(under_way);
-            return;
+            return claim(inner, connection, gates.claims.enter(remote.ip())).await;
         }
-        Ok(link) => greet(inner, port, &connection, link).await,
+        Ok(link) => {
+            let slot = gates.greetings.enter(remote.ip());
+            tokio::select! {
+                greeted = greet(inner, port, &connection, link) => greeted, // dropped, it is closed below
+                () = slot.evicted() => Err(HelloError::Timeout),
+            }
+        }
         Err(error) => Err(error.into()),
     };
-    drop(under_way);
     match outcome {
         // The reason has been logged and reported.
         Ok(link) => drop(link.run(inner, &stop).await),
         Err(error) => {
             tracing::info!(%error, "incoming link refused");
             tracing::debug!(%remote, "refused");
-            inner.fabric.counters().connections_refused.add(1);
+            refused();
             connection.close(REFUSED, error.to_string().as_bytes());
         }
     }
@@ -203,9 +215,14 @@ async fn greet(
 }
 
 /// Hands a claim's stream over.
-async fn claim(inner: &Inner, connection: Connection) {
-    match time::timeout(PREAUTH_TIMEOUT, connection.accept_bi()).await {
+async fn claim(inner: &Inner, connection: Connection, slot: Slot) {
+    let opened = tokio::select! {
+        opened = time::timeout(FIRST_BYTE_TIMEOUT, connection.accept_bi()) => opened, // cancel-safe
+        () = slot.evicted() => Ok(Err(ConnectionError::LocallyClosed)),
+    };
+    match opened {
         Ok(Ok((send, recv))) => {
+            drop(slot);
             inner.report(LinkEvent::Claim(Claim::Quic { connection, send, recv })).await;
         }
         Ok(Err(_)) | Err(_) => {

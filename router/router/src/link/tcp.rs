@@ -2,13 +2,13 @@
 
 use super::{
     Claim, Inner, LinkEvent,
-    accept::{PREAUTH_TIMEOUT, offers_claim},
+    accept::{FIRST_BYTE_TIMEOUT, PREAUTH_TIMEOUT, offers_claim},
 };
+use crate::gate::Gate;
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{
     io::AsyncReadExt as _,
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
     time,
 };
 
@@ -19,9 +19,8 @@ const READ_BYTES: usize = 4 << 10;
 /// After `accept` failed, for want of file descriptors or memory.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Accepts for ever; at most `unknown_max` connections at a time may be undecided.
-pub(super) async fn accept(inner: &Arc<Inner>, listener: TcpListener, unknown_max: usize) {
-    let undecided = Arc::new(Semaphore::new(unknown_max));
+/// Accepts for ever; connections that are undecided take a slot of `undecided`.
+pub(super) async fn accept(inner: &Arc<Inner>, listener: TcpListener, undecided: Arc<Gate>) {
     loop {
         let (stream, remote) = match listener.accept().await {
             Ok(accepted) => accepted,
@@ -31,18 +30,16 @@ pub(super) async fn accept(inner: &Arc<Inner>, listener: TcpListener, unknown_ma
                 continue;
             }
         };
-        let Ok(permit) = Arc::clone(&undecided).try_acquire_owned() else {
-            inner.fabric.counters().connections_refused.add(1);
-            continue;
-        };
+        let slot = undecided.enter(remote.ip());
         let inner_of_task = Arc::clone(inner);
         inner.spawn(async move {
             let inner = inner_of_task;
             let decided = tokio::select! {
                 decided = time::timeout(PREAUTH_TIMEOUT, decide(stream)) => decided, // dropped, it closes
+                () = slot.evicted() => Ok(Err(io::ErrorKind::ConnectionAborted.into())),
                 () = inner.stop.cancelled() => return, // cancel-safe
             };
-            drop(permit);
+            drop(slot);
             match decided {
                 Ok(Ok((stream, head))) => {
                     let claim = Claim::Tcp { stream, head, remote };
@@ -67,7 +64,13 @@ async fn decide(mut stream: TcpStream) -> io::Result<(TcpStream, Vec<u8>)> {
     let mut acceptor = rustls::server::Acceptor::default();
     let (mut head, mut buffer) = (Vec::new(), [0; READ_BYTES]);
     loop {
-        let n = stream.read(&mut buffer).await?;
+        let read = stream.read(&mut buffer);
+        let n = match head.len() {
+            0 => time::timeout(FIRST_BYTE_TIMEOUT, read)
+                .await
+                .map_err(|_| io::ErrorKind::TimedOut)??,
+            _ => read.await?,
+        };
         if n == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }

@@ -28,6 +28,8 @@ use crate::{
 
 /// From the first byte to the answer.
 const CLAIM_TIMEOUT: Duration = Duration::from_secs(10);
+/// For the handshake: a redeemer has its token in hand and nothing to wait for, so whoever is silent holds no slot for long.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
 /// Claims at once: each is a handshake's worth of work, and the rest wait in the socket's backlog.
 const CLAIMS_MAX: usize = 64;
 /// The certificate lives three days; a daily one survives any clock a redeemer may have within reason.
@@ -101,7 +103,7 @@ async fn answer(
     stream: UnixStream,
 ) -> io::Result<()> {
     let acceptor = TlsAcceptor::from(certificate.config(controller)?);
-    let mut tls = acceptor.accept(stream).await?;
+    let mut tls = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await??;
     let (_, connection) = tls.get_ref();
     let exporter = connection
         .export_keying_material([0; 32], CLAIM_EXPORTER_LABEL, None)
