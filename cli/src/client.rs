@@ -108,7 +108,18 @@ impl Client {
         now: bool,
     ) -> Result<Vec<String>, Failure> {
         let request =
-            limited(site::DeleteRequest { kind: kind.to_owned(), name: name.to_owned(), now });
+            limited(site::DeleteRequest { kind: kind.to_owned(), name: name.to_owned(), now, withdraw: false });
+        Ok(self.site.delete(request).await?.into_inner().notes)
+    }
+
+    /// Deletes a link, and with `withdraw` this site's endorsement of the peer; the answer says what remains.
+    pub(crate) async fn unlink(
+        &mut self,
+        name: &str,
+        withdraw: bool,
+    ) -> Result<Vec<String>, Failure> {
+        let (kind, name) = ("Link".to_owned(), name.to_owned());
+        let request = limited(site::DeleteRequest { kind, name, now: false, withdraw });
         Ok(self.site.delete(request).await?.into_inner().notes)
     }
 

@@ -33,6 +33,7 @@ Examples:
   skctl link branch.token
   ssh hub skctl token create - | skctl link -
   skctl link backup.token --cost 10 --name backup
+  skctl link partner.token --consume catalogue --provide 'orders.*'
   skctl link list -o wide")]
 pub(crate) struct Link {
     /// Token file, or - for standard input
@@ -47,6 +48,14 @@ pub(crate) struct Link {
     /// Joins the other site's network although this site belongs to one already
     #[arg(long)]
     merge: bool,
+    /// With a guest's token: address, or beginning of addresses followed by *, that this site will reach there: nothing else is
+    /// taken from the other site; may be given several times
+    #[arg(long, value_name = "ADDRESS")]
+    consume: Vec<String>,
+    /// With a guest's token: address, or beginning of addresses followed by *, that the other site may reach here; may be given
+    /// several times
+    #[arg(long, value_name = "ADDRESS")]
+    provide: Vec<String>,
     /// How long to wait for the link to come up
     #[arg(long, value_name = "DURATION", default_value = "60s")]
     timeout: Duration,
@@ -66,12 +75,19 @@ struct List {}
 
 /// Takes a link down and forgets it
 ///
-/// Says which trust remains: the other site stays a member of the network as long as somebody endorses it.
+/// Says which trust remains: the other site stays a member of the network as long as somebody endorses it. With --withdraw this
+/// site no longer does, so that the other site is out wherever nobody else endorses it, running flows included.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  skctl unlink hub")]
+#[command(after_help = "\
+Examples:
+  skctl unlink hub
+  skctl unlink partner --withdraw        no more trust by this site; incoming links too")]
 pub(crate) struct Unlink {
     /// Name as shown by `link list`
     name: String,
+    /// Withdraws this site's endorsement of the other site as well
+    #[arg(long)]
+    withdraw: bool,
 }
 
 pub(crate) async fn run(global: &Global, args: Link) -> Result<(), Failure> {
@@ -101,18 +117,23 @@ async fn redeem(global: &Global, args: &Link, file: &str) -> Result<(), Failure>
         cost: args.cost.unwrap_or(0),
         merge: args.merge,
         timeout_ms: u64::try_from(args.timeout.0.as_millis()).unwrap_or(u64::MAX),
+        consume: args.consume.clone(),
+        provide: args.provide.clone(),
     };
     let waiting = follow(client.raw().redeem_token(request).await?.into_inner(), &mut progress);
     let limit = args.timeout.0.saturating_add(GRACE);
-    let name = tokio::time::timeout(limit, waiting).await.map_err(|_| {
+    let made = tokio::time::timeout(limit, waiting).await.map_err(|_| {
         Failure::timeout(format_args!("the link is not up after {}", args.timeout))
             .because("the controller still tries")
             .next("see `skctl link list` and `skctl doctor`")
     })??;
     progress.finish();
+    for text in &made.notes {
+        note(global, output::printable(text));
+    }
     output::show(
         global,
-        &Linked { name, peer: token.issuer_name, peer_id: token.issuer.to_string() },
+        &Linked { name: made.name, peer: token.issuer_name, peer_id: token.issuer.to_string() },
     )
 }
 
@@ -145,18 +166,18 @@ fn check(text: &str, now: Timestamp) -> Result<Token, Failure> {
     Ok(token)
 }
 
-/// Shows progress until the stream says how it ended; returns the name of what was made.
+/// Shows progress until the stream says how it ended; returns its last message, which names what was made.
 pub(crate) async fn follow(
     mut stream: tonic::Streaming<ProgressMessage>,
     progress: &mut Progress,
-) -> Result<String, Failure> {
+) -> Result<ProgressMessage, Failure> {
     while let Some(message) = stream.message().await? {
         if !message.done {
             progress.step(output::printable(&message.step));
             continue;
         }
         if message.error.is_empty() {
-            return Ok(message.name);
+            return Ok(message);
         }
         let error = output::printable(&message.error);
         return Err(if message.timed_out { Failure::timeout(error) } else { Failure::new(error) });
@@ -191,14 +212,15 @@ pub(crate) async fn unlink(global: &Global, args: Unlink) -> Result<(), Failure>
     let mut client = Client::connect(global).await?;
     let links: Vec<LinkRow> = client.query("links").await?;
     let named = |link: &&LinkRow| link.name == args.name;
-    if links.iter().filter(named).count() > 0
+    if !args.withdraw
+        && links.iter().filter(named).count() > 0
         && links.iter().filter(named).all(|link| link.incoming)
     {
         return Err(Failure::new(format_args!("{} is an incoming link", args.name))
             .because("the other site made it, and would make it again")
-            .next("run `skctl unlink` there"));
+            .next("run `skctl unlink` there, or here with --withdraw to trust that site no longer"));
     }
-    let notes = client.delete("Link", &args.name, false).await?;
+    let notes = client.unlink(&args.name, args.withdraw).await?;
     note(global, format_args!("Link {} is gone.", args.name));
     for text in notes {
         note(global, text);

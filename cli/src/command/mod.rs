@@ -47,7 +47,7 @@ pub(crate) async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Apply(args) => resource::apply(global, args).await,
         Command::Get(args) => resource::get(global, args).await,
         Command::Delete(args) => Box::pin(resource::delete(global, args)).await,
-        Command::Export(_) => resource::export(global).await,
+        Command::Export(args) => resource::export(global, &args).await,
         Command::Start(_) => Box::pin(process::start(global)).await,
         Command::Stop(_) => Box::pin(process::stop(global)).await,
         Command::Restart(_) => Box::pin(process::restart(global)).await,

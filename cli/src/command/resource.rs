@@ -31,7 +31,10 @@ Examples:
   skctl apply -f site.yaml
   skctl apply -f services/            every .yaml, .yml and .json file, by name
   skctl export | ssh other skctl apply -f -
-  skctl apply -f site.yaml --dry-run")]
+  skctl apply -f site.yaml --dry-run
+
+An AccessGrant gets its token with `skctl token create FILE --grant NAME`; an AccessToken is redeemed, and `skctl get
+accesstoken` says how that went.")]
 pub(crate) struct Apply {
     /// File, directory, or - for standard input; may be given several times
     #[arg(short, long = "filename", value_name = "FILE|DIR|-", required = true)]
@@ -83,12 +86,20 @@ pub(crate) struct Delete {
     yes: bool,
 }
 
-/// Prints every resource of the site as YAML, for `apply` here or elsewhere
+/// Prints the links, listeners and connectors of the site as YAML, for `apply` here or elsewhere
 ///
-/// Status is left out, and so are access tokens, which are secrets.
+/// Status is left out. So are the Site and its access grants, which are of this site alone (--all prints them too), and access
+/// tokens, which are secrets.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  skctl export > site.yaml")]
-pub(crate) struct Export {}
+#[command(after_help = "\
+Examples:
+  skctl export | ssh other skctl apply -f -
+  skctl export --all > site.yaml         to apply it here again")]
+pub(crate) struct Export {
+    /// The Site and its access grants too
+    #[arg(long)]
+    all: bool,
+}
 
 /// What `get` may be asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -401,13 +412,16 @@ pub(crate) async fn delete(global: &Global, args: Delete) -> Result<(), Failure>
     Ok(())
 }
 
-pub(crate) async fn export(global: &Global) -> Result<(), Failure> {
+pub(crate) async fn export(global: &Global, args: &Export) -> Result<(), Failure> {
     let mut resources = Client::connect(global).await?.get("", "").await?;
-    let all = resources.len();
+    let count = resources.len();
     resources.retain(|resource| resource.kind() != Kind::AccessToken);
-    if resources.len() < all {
+    if resources.len() < count {
         note(global, "note: access tokens are secrets and are left out");
     }
+    resources.retain(|resource| {
+        args.all || !matches!(resource.kind(), Kind::Site | Kind::AccessGrant)
+    });
     for resource in &mut resources {
         resource.set_status(None);
     }

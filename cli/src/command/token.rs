@@ -40,7 +40,8 @@ Examples:
   skctl token create branch.token
   skctl token create fleet.token --uses 20 --expires 2h
   skctl token create - | ssh branch skctl link -
-  skctl token create partner.token --guest")]
+  skctl token create partner.token --guest --consume catalogue --provide 'orders.*'
+  skctl token create fleet.token --grant fleet       after: skctl apply -f fleet.yaml")]
 struct Create {
     /// File to write, or - for standard output
     #[arg(value_name = "FILE|-")]
@@ -54,15 +55,24 @@ struct Create {
     /// Cost of the link: paths over cheaper links are preferred
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65535))]
     cost: u32,
-    /// For a site of somebody else: it may do nothing until it is allowed to
+    /// For a site of somebody else: it may do what --consume and --provide name, and nothing without
     #[arg(long)]
     guest: bool,
+    /// Address, or beginning of addresses followed by *, that guests may reach; may be given several times
+    #[arg(long, value_name = "ADDRESS", requires = "guest")]
+    consume: Vec<String>,
+    /// Address, or beginning of addresses followed by *, that guests may serve; may be given several times
+    #[arg(long, value_name = "ADDRESS", requires = "guest")]
+    provide: Vec<String>,
     /// Lets a site that belongs to another network join both networks
     #[arg(long, conflicts_with = "guest")]
     merge: bool,
     /// Name of the grant, for `token list` and `token delete`
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
+    /// Makes the token of an AccessGrant that was applied, which says everything else
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["uses", "expires", "cost", "guest", "merge", "name"])]
+    grant: Option<String>,
     /// Replaces the file if it exists
     #[arg(long)]
     force: bool,
@@ -110,6 +120,10 @@ async fn create(global: &Global, args: Create) -> Result<(), Failure> {
             guest: args.guest,
             merge: args.merge,
             name: args.name.unwrap_or_default(),
+            consume: args.consume,
+            provide: args.provide,
+            transit: false,
+            grant: args.grant.unwrap_or_default(),
         })
         .await?;
     for warning in &reply.warnings {
@@ -128,8 +142,8 @@ async fn create(global: &Global, args: Create) -> Result<(), Failure> {
     let created = Created {
         grant: reply.grant,
         file: args.file,
-        uses: args.uses,
-        expires_in: args.expires.to_string(),
+        uses: reply.uses,
+        expires_in: Duration::from_secs(reply.expires_s).to_string(),
     };
     output::show(global, &created)
 }

@@ -456,6 +456,8 @@ impl site_server::Site for Service {
             token: TOKEN.into(),
             grant: "grant-1".into(),
             warnings: Vec::new(),
+            uses: 1,
+            expires_s: 900,
         };
         Ok(Response::new(reply))
     }

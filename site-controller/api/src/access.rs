@@ -80,9 +80,23 @@ impl Spec for AccessGrantSpec {
         check_cost(self.cost, "spec.cost", invalids);
         invalids.check(self.guest || self.scope.is_none(), "spec.scope", "is for guests only");
         invalids.check(!(self.guest && self.merge), "spec.merge", "is for members only");
-        let Some(scope) = &self.scope else { return };
+        if let Some(scope) = &self.scope {
+            scope.validate(invalids);
+        }
+    }
+}
+
+impl GuestScope {
+    /// Whether it allows nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Records every broken rule.
+    pub fn validate(&self, invalids: &mut Invalids) {
         for (field, patterns) in
-            [("spec.scope.consume", &scope.consume), ("spec.scope.provide", &scope.provide)]
+            [("spec.scope.consume", &self.consume), ("spec.scope.provide", &self.provide)]
         {
             let rule = format!("must have at most {PATTERNS_MAX} entries");
             invalids.check(patterns.len() <= PATTERNS_MAX, field, rule);

@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 
 use prost::Message as _;
 use skein_core::SiteId;
+use skein_trust::STATEMENT_VALIDITY_S;
 use skein_wire::proto::{
     routing::{Record, RecordBody, RecordKind},
     trust::{Endorsement, SiteStatement},
 };
 
-use crate::store::LEARNED_MAX;
+use crate::store::{LEARNED_LEN_MAX, LEARNED_MAX};
 
 /// Kind, origin and subkey: what the higher sequence replaces.
 type Key = (i32, Vec<u8>, Vec<u8>);
@@ -19,30 +20,37 @@ type Key = (i32, Vec<u8>, Vec<u8>);
 pub(crate) struct LearnedRecords {
     site: SiteId,
     records: BTreeMap<Key, (u64, Record)>,
+    /// Of all records, encoded.
+    len: usize,
     dirty: bool,
 }
 
 impl LearnedRecords {
     /// Takes what was stored.
     pub(crate) fn new(site: SiteId, stored: Vec<Record>, now_unix_s: i64) -> Self {
-        let mut out = Self { site, records: BTreeMap::new(), dirty: false };
+        let mut out = Self { site, records: BTreeMap::new(), len: 0, dirty: false };
         out.learn(stored, now_unix_s);
         out.dirty = false;
         out
     }
 
-    /// Keeps what is newer; returns whether anything was. What the site says itself is kept elsewhere.
+    /// Keeps what is newer; returns whether anything was. What the site says itself is kept elsewhere. What is newer and no longer valid
+    /// withdraws what was: it is kept until nothing older can be valid.
     pub(crate) fn learn(&mut self, records: Vec<Record>, now_unix_s: i64) -> bool {
         let mut changed = false;
         for record in records {
             let Ok(body) = RecordBody::decode(record.body.as_ref()) else { continue };
             let key = (body.kind, body.origin.clone(), body.subkey.clone());
-            if body.origin == self.site.0 || is_expired(&body, now_unix_s) {
+            if body.origin == self.site.0 || is_forgotten(&body, now_unix_s) {
                 continue;
             }
             let known = self.records.get(&key);
+            let known_len = known.map_or(0, |(_, known)| stored_len(known));
+            let len = self.len - known_len + stored_len(&record);
             let is_newer = known.is_none_or(|(sequence, _)| *sequence < body.sequence);
-            if is_newer && (known.is_some() || self.records.len() < LEARNED_MAX) {
+            let has_room = known.is_some() || self.records.len() < LEARNED_MAX;
+            if is_newer && has_room && len <= LEARNED_LEN_MAX {
+                self.len = len;
                 self.records.insert(key, (body.sequence, record));
                 changed = true;
             }
@@ -51,13 +59,14 @@ impl LearnedRecords {
         changed
     }
 
-    /// Drops what is no longer valid; returns whether anything was.
+    /// Drops what says nothing any more; returns whether anything was.
     pub(crate) fn expire(&mut self, now_unix_s: i64) -> bool {
         let before = self.records.len();
         self.records.retain(|_, (_, record)| {
             RecordBody::decode(record.body.as_ref())
-                .is_ok_and(|body| !is_expired(&body, now_unix_s))
+                .is_ok_and(|body| !is_forgotten(&body, now_unix_s))
         });
+        self.len = self.records.values().map(|(_, record)| stored_len(record)).sum();
         let changed = before != self.records.len();
         self.dirty |= changed;
         changed
@@ -81,6 +90,15 @@ impl LearnedRecords {
         self.dirty = true;
     }
 
+    /// Who revoked `subject`.
+    pub(crate) fn revokers(&self, subject: SiteId) -> impl Iterator<Item = SiteId> {
+        let kind = i32::from(RecordKind::Revocation);
+        self.records
+            .range((kind, Vec::new(), Vec::new())..(kind + 1, Vec::new(), Vec::new()))
+            .filter(move |((_, _, of), _)| of[..] == subject.0)
+            .filter_map(|((_, issuer, _), _)| issuer[..].try_into().ok().map(SiteId))
+    }
+
     /// The newest statement of each other site.
     pub(crate) fn statements(&self) -> impl Iterator<Item = SiteStatement> {
         let kind = i32::from(RecordKind::SiteStatement);
@@ -93,7 +111,13 @@ impl LearnedRecords {
     }
 }
 
-fn is_expired(body: &RecordBody, now_unix_s: i64) -> bool {
+/// What a record takes in the file, at most: its tags and lengths included.
+fn stored_len(record: &Record) -> usize {
+    record.encoded_len() + 8
+}
+
+/// Whether neither the record nor an older one in its place can be valid.
+fn is_forgotten(body: &RecordBody, now_unix_s: i64) -> bool {
     let until = match RecordKind::try_from(body.kind) {
         Ok(RecordKind::SiteStatement) => {
             SiteStatement::decode(body.payload.as_slice()).map(|s| s.expires_unix_s)
@@ -104,7 +128,7 @@ fn is_expired(body: &RecordBody, now_unix_s: i64) -> bool {
         // Revocations stay.
         _ => return false,
     };
-    until.is_ok_and(|until| until <= now_unix_s)
+    until.is_ok_and(|until| until.saturating_add(i64::from(STATEMENT_VALIDITY_S)) <= now_unix_s)
 }
 
 #[cfg(test)]
@@ -127,11 +151,35 @@ mod tests {
         let mut learned = LearnedRecords::new(SiteId([0; 32]), Vec::new(), 0);
         assert!(learned.learn(vec![statement(&other, 2, 100)], 0));
         assert!(!learned.learn(vec![statement(&other, 1, 100)], 0));
-        assert!(!learned.learn(vec![statement(&other, 3, 100)], 100), "expired");
         assert_eq!(learned.statements().count(), 1);
         assert!(learned.take_dirty() && !learned.take_dirty());
-        assert!(!learned.expire(99) && learned.expire(100));
-        assert_eq!(learned.iter().count(), 0);
+        assert!(learned.learn(vec![statement(&other, 3, 50)], 60), "a farewell");
+        let week = i64::from(STATEMENT_VALIDITY_S);
+        assert!(!learned.expire(49 + week), "an older one could be valid");
+        assert!(!learned.learn(vec![statement(&other, 2, 100)], 60));
+        assert!(learned.expire(50 + week));
+        assert_eq!((learned.iter().count(), learned.len), (0, 0));
+        assert!(!learned.learn(vec![statement(&other, 4, 50)], 50 + week), "long over");
+    }
+
+    #[test]
+    fn what_is_kept_can_be_read_back() {
+        let mut learned = LearnedRecords::new(SiteId([0; 32]), Vec::new(), 0);
+        let large = |n: u32| {
+            let body = RecordBody {
+                kind: RecordKind::Revocation.into(),
+                origin: n.to_be_bytes().to_vec(),
+                payload: vec![0; 1 << 20],
+                ..RecordBody::default()
+            };
+            Record { body: body.encode_to_vec().into(), signature: Vec::new().into() }
+        };
+        for n in 0..40 {
+            learned.learn(vec![large(n), large(n)], 0);
+        }
+        assert!((20..=32).contains(&learned.iter().count()));
+        let file = skein_wire::proto::control::Learned { records: learned.to_vec() };
+        assert!(file.encoded_len() <= LEARNED_LEN_MAX);
     }
 
     #[test]

@@ -49,6 +49,8 @@ use crate::{
     store::{Store, tests::FullAfter},
 };
 
+mod trust;
+
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A controller in this process.
@@ -246,7 +248,7 @@ async fn a_router_gets_epoch_certificate_and_configuration() {
 
     site.controller.apply(connector("db")).unwrap();
     router.configured(|config| config.connectors.len() == 1 && !config.listeners.is_empty()).await;
-    let delete = |now| rpc::DeleteRequest { kind: "connector".into(), name: "db".into(), now };
+    let delete = |now| rpc::DeleteRequest { kind: "connector".into(), name: "db".into(), now, ..Default::default() };
     site.controller.delete(&delete(false)).unwrap();
     router.configured(|config| config.connectors[0].draining && !config.connectors[0].reset).await;
     site.controller.delete(&delete(true)).unwrap();
@@ -307,8 +309,8 @@ async fn a_token_links_two_sites() {
     let token = hub.token(1);
     let own = client::redeem(&hub.controller, &token, &Wish::default()).await;
     assert!(matches!(own, Err(RedeemError::OwnToken)));
-    let name = client::redeem(&branch.controller, &token, &Wish::default()).await.unwrap();
-    assert_eq!(name, "hub");
+    let redeemed = client::redeem(&branch.controller, &token, &Wish::default()).await.unwrap();
+    assert_eq!(redeemed.link, "hub");
     // The answer may have been lost: the same again is fine.
     client::redeem(&branch.controller, &token, &Wish::default()).await.unwrap();
     {

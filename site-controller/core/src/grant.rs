@@ -1,11 +1,13 @@
 //! Grants: who may still redeem a token, decided before anything is written or said.
 
 use serde::{Deserialize, Serialize};
+use skein_api::AccessGrantSpec;
 use skein_core::SiteId;
 
-/// What a site keeps of a token it made.
+/// What a site keeps of a token it made. Everything a redemption depends on is here, in one file: what is lost is lost as a whole, and
+/// never turns a guest into a member.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Grant {
     /// Name of the grant.
     pub name: String,
@@ -17,13 +19,55 @@ pub struct Grant {
     pub expires_unix_s: i64,
     /// How many sites may redeem it.
     pub uses: u32,
-    /// Who has.
+    /// As what redeemers are let in.
+    pub terms: Terms,
+    /// Who has redeemed it.
     pub redemptions: Vec<Redemption>,
+}
+
+/// As what redeemers of a grant are let in.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Terms {
+    /// As guests, within the lists below; else as members.
+    pub guest: bool,
+    /// Addresses a guest may reach.
+    pub consume: Vec<String>,
+    /// Addresses a guest may serve.
+    pub provide: Vec<String>,
+    /// Whether others' flows may pass through a guest.
+    pub transit: bool,
+    /// Whether a site of another network may join both.
+    pub merge: bool,
+    /// The network the token names, a site id: this site may have joined another one since.
+    pub network: String,
+}
+
+impl Terms {
+    /// What a grant's specification says, in the network it is made in.
+    #[must_use]
+    pub fn of(spec: &AccessGrantSpec, network: SiteId) -> Self {
+        let scope = spec.scope.clone().unwrap_or_default();
+        Self {
+            guest: spec.guest,
+            consume: scope.consume,
+            provide: scope.provide,
+            transit: scope.transit,
+            merge: spec.merge,
+            network: network.to_string(),
+        }
+    }
+
+    /// Whether a redeemer that says it belongs to `theirs` is of another network than the one the token names and than `ours`.
+    #[must_use]
+    pub fn is_foreign(&self, theirs: SiteId, ours: SiteId) -> bool {
+        theirs != ours && SiteId::parse(&self.network) != Some(theirs)
+    }
 }
 
 /// One use of a grant.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Redemption {
     /// Site id of the redeemer.
     pub site: String,
@@ -108,6 +152,7 @@ mod tests {
             created_unix_s: 0,
             expires_unix_s: 100,
             uses,
+            terms: Terms::of(&AccessGrantSpec::default(), SiteId([9; 32])),
             redemptions: Vec::new(),
         }
     }
@@ -125,6 +170,14 @@ mod tests {
             (used.state(1), grant(1).state(1), grant(1).state(100)),
             ("used", "valid", "expired")
         );
+    }
+
+    #[test]
+    fn the_network_the_token_names_stays_good() {
+        let [named, joined, other] = [1, 2, 3].map(|n| SiteId([n; 32]));
+        let terms = Terms::of(&AccessGrantSpec::default(), named);
+        assert!(!terms.is_foreign(named, joined) && !terms.is_foreign(joined, joined));
+        assert!(terms.is_foreign(other, joined));
     }
 
     proptest! {

@@ -15,7 +15,7 @@ pub use endpoint::{
     AutoEndpoint, AutoEndpoints, AutoPort, FALLBACK_PORT_FIRST, FALLBACK_PORT_LAST, LocalPorts,
     assign,
 };
-pub use grant::{Admission, Grant, GrantRefusal, Redemption};
+pub use grant::{Admission, Grant, GrantRefusal, Redemption, Terms};
 pub use plan::{Draining, Inputs, Plan, listener_name, plan};
 pub use renewal::{Due, Endorsed, IssuedStatement, RENEW_AFTER_S, due};
 pub use resources::{Conflict, Resources};

@@ -10,7 +10,7 @@ pub const RENEW_AFTER_S: i64 = 86_400;
 
 /// What the site stands for about another site.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Endorsed {
     /// Site id of the subject.
     pub site: String,
@@ -41,7 +41,7 @@ pub struct Endorsed {
 
 /// What the site last said of itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct IssuedStatement {
     /// Grows with every statement.
     pub counter: u64,

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use skein_api::{LINK_ENDPOINTS_MAX, LinkSpec, Manifest, Resource, Token};
+use skein_api::{GuestScope, Invalids, LINK_ENDPOINTS_MAX, LinkSpec, Manifest, Resource, Token};
 use skein_core::SiteId;
 use skein_site_core::Endorsed;
 use skein_trust::{
@@ -12,6 +12,7 @@ use skein_trust::{
 use skein_wire::proto::{
     claim::{ClaimRefused, claim_refused::Reason},
     routing::Record,
+    trust::Scope,
 };
 
 use crate::{
@@ -37,6 +38,19 @@ pub(crate) struct Wish {
     pub(crate) cost: Option<u32>,
     /// Whether another network may be joined.
     pub(crate) merge: bool,
+    /// With a guest's token: addresses this site will reach, so the issuer may serve them.
+    pub(crate) consume: Vec<String>,
+    /// With a guest's token: addresses this site serves, so the issuer may reach them.
+    pub(crate) provide: Vec<String>,
+}
+
+/// A token that was redeemed.
+#[derive(Debug)]
+pub(crate) struct Redeemed {
+    /// Name of the link made.
+    pub(crate) link: String,
+    /// What the user should know.
+    pub(crate) notes: Vec<String>,
 }
 
 /// Why a token was not redeemed. Nothing has changed at this site.
@@ -50,6 +64,12 @@ pub(crate) enum RedeemError {
         "this site belongs to the network of {ours}, the token to the network of {theirs}; to join both, add --merge here and to `skctl token create`, or use a token made with --guest"
     )]
     OtherNetwork { ours: SiteId, theirs: SiteId },
+    #[error(
+        "the token makes this site a member, which needs no leave for single addresses: --consume and --provide are for tokens made with --guest"
+    )]
+    NotGuest,
+    #[error("{0}")]
+    Scope(Invalids),
     #[error("{0:?} cannot name a link; use 1 to 63 of a-z, 0-9 and '-'")]
     Name(String),
     #[error("a link named {0:?} to another site is there already; choose another --name")]
@@ -76,9 +96,11 @@ struct Prepared {
     endorsement: Record,
     endorsed: Endorsed,
     merge: bool,
+    /// Whether the issuer's network becomes ours.
+    joins: bool,
 }
 
-/// Redeems `text`; returns the name of the link made.
+/// Redeems `text`.
 ///
 /// # Errors
 /// See [`RedeemError`].
@@ -89,7 +111,7 @@ pub(crate) async fn redeem(
     controller: &Controller,
     text: &str,
     wish: &Wish,
-) -> Result<String, RedeemError> {
+) -> Result<Redeemed, RedeemError> {
     let prepared = controller.prepare_claim(text, wish)?;
     let pin = CaPin(prepared.token.ca_sha256);
     let mut race = Race::start(&prepared.token.endpoints, prepared.token.issuer, pin);
@@ -184,14 +206,17 @@ impl Controller {
         if let Some(name) = &wish.name {
             link_name(&state, &token, Some(name))?;
         }
+        check_scope(&token, wish)?;
+        let known = state.endorsed.get(&token.issuer);
+        let is_joined = known.is_some_and(|known| !known.guest);
         let ours = state.network(self.site);
         // Whoever vouches for nobody is alone, and joins whatever it is invited to.
         let is_grown = ours != self.site || state.endorsed.values().any(|peer| !peer.guest);
-        let is_other = ours != token.network && !token.guest;
+        let is_other = ours != token.network && !token.guest && !is_joined;
         if is_other && is_grown && !wish.merge {
             return Err(RedeemError::OtherNetwork { ours, theirs: token.network });
         }
-        let network = if token.guest { ours } else { token.network };
+        let network = if token.guest || is_joined { ours } else { token.network };
         let statement = self.identity.statement(&StatementDraft {
             epoch: state.site.statement.counter.max(u64::try_from(now).unwrap_or(0)) + 1,
             name: state.site_name().to_owned(),
@@ -200,36 +225,22 @@ impl Controller {
             network_id: Some(network),
             expires_unix_s: now + i64::from(STATEMENT_VALIDITY_S),
         });
-        let known = state.endorsed.get(&token.issuer);
-        let mut endorsed = known.cloned().unwrap_or_else(|| self.issuer_endorsed(&token));
-        if !token.guest && endorsed.guest {
-            endorsed = self.issuer_endorsed(&token);
-        }
+        // A member that issued a guest's token stays a member; a guest keeps its scope unless another one is named.
+        let mut endorsed = match known {
+            Some(known) if is_joined => known.clone(),
+            Some(known) if token.guest && wish.consume.is_empty() && wish.provide.is_empty() => {
+                known.clone()
+            }
+            _ => issuer_endorsed(&token, wish),
+        };
         let last = known.map_or(0, |known| known.sequence);
         let sequence = (last + 1).max(u64::try_from(now).unwrap_or(0));
         self.sign_endorsement(token.issuer, &mut endorsed, sequence, now);
         let endorsement =
             record::from_text(&endorsed.record).expect("invariant: it was written just now");
         let merge = is_other && is_grown;
-        Ok(Prepared { token, code, statement, endorsement, endorsed, merge })
-    }
-
-    /// The issuer's scope limits both directions, so a guest's own endorsement of its host need not.
-    fn issuer_endorsed(&self, token: &Token) -> Endorsed {
-        let everything = if token.guest { vec!["*".to_owned()] } else { Vec::new() };
-        Endorsed {
-            site: token.issuer.to_string(),
-            site_name: token.issuer_name.clone(),
-            guest: token.guest,
-            consume: everything.clone(),
-            provide: everything,
-            transit: token.guest,
-            may_endorse: !token.guest,
-            sequence: 0,
-            signed_unix_s: 0,
-            record: Default::default(),
-            origin: "link".to_owned(),
-        }
+        let joins = !token.guest && (!is_grown || merge);
+        Ok(Prepared { token, code, statement, endorsement, endorsed, merge, joins })
     }
 
     /// Makes the answer last: trust first, then the link that needs it.
@@ -238,14 +249,18 @@ impl Controller {
         prepared: Prepared,
         accepted: AcceptedClaim,
         wish: &Wish,
-    ) -> Result<String, RedeemError> {
-        let Prepared { token, mut endorsed, .. } = prepared;
+    ) -> Result<Redeemed, RedeemError> {
+        let Prepared { token, mut endorsed, joins, .. } = prepared;
         let mut state = self.state();
         let name = link_name(&state, &token, wish.name.as_deref())?;
         accepted.issuer.statement.name.clone_into(&mut endorsed.site_name);
         self.store.save_endorsed(&endorsed)?;
+        let notes = match &accepted.endorsement.scope {
+            Some(scope) if endorsed.guest => guest_notes(&endorsed, scope),
+            _ => Vec::new(),
+        };
         state.endorsed.insert(token.issuer, endorsed);
-        if !token.guest {
+        if joins {
             let mut site = state.site.clone();
             site.network = accepted.network_id.to_string();
             for authority in &accepted.authorities {
@@ -273,8 +288,66 @@ impl Controller {
         state.put(link);
         self.refresh(&mut state);
         tracing::info!(link = name, peer = %token.issuer, "token redeemed");
-        Ok(name)
+        Ok(Redeemed { link: name, notes })
     }
+}
+
+/// Scopes are for guests, and a scope that breaks a rule would be refused by every verifier.
+fn check_scope(token: &Token, wish: &Wish) -> Result<(), RedeemError> {
+    let (consume, provide) = (wish.consume.clone(), wish.provide.clone());
+    let scope = GuestScope { consume, provide, transit: false };
+    if !token.guest && !scope.is_empty() {
+        return Err(RedeemError::NotGuest);
+    }
+    let mut invalids = Invalids::default();
+    scope.validate(&mut invalids);
+    invalids.into_result().map_err(RedeemError::Scope)
+}
+
+/// What this site says of the issuer before it knows it. The endorsement floods to the whole of this site's network, so whatever is not
+/// named stays closed: a partner serves what this site wants to reach, reaches what this site serves, and carries nothing.
+fn issuer_endorsed(token: &Token, wish: &Wish) -> Endorsed {
+    Endorsed {
+        site: token.issuer.to_string(),
+        site_name: token.issuer_name.clone(),
+        guest: token.guest,
+        consume: wish.provide.clone(),
+        provide: wish.consume.clone(),
+        transit: false,
+        may_endorse: !token.guest,
+        sequence: 0,
+        signed_unix_s: 0,
+        record: Default::default(),
+        origin: "link".to_owned(),
+    }
+}
+
+/// What both sides opened to each other, as far as this site is concerned.
+fn guest_notes(endorsed: &Endorsed, scope: &Scope) -> Vec<String> {
+    let peer = &endorsed.site_name;
+    let list = |patterns: &[String]| match patterns {
+        [] => "nothing".to_owned(),
+        patterns => patterns.join(", "),
+    };
+    let mut notes = vec![
+        format!(
+            "this site is a guest of {peer}, which lets it reach {} and serve {}",
+            list(&scope.consume),
+            list(&scope.provide)
+        ),
+        format!(
+            "{peer} is a guest of this site, which lets it serve {} and reach {}",
+            list(&endorsed.provide),
+            list(&endorsed.consume)
+        ),
+    ];
+    if endorsed.provide.is_empty() && endorsed.consume.is_empty() {
+        notes.push(
+            "to open something, run `skctl link` again with --consume ADDRESS for what you want to reach there, and --provide ADDRESS for what may be reached here"
+                .to_owned(),
+        );
+    }
+    notes
 }
 
 /// The name asked for, or one made of the issuer's. A link to the same site is replaced, another one is not.

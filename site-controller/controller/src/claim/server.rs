@@ -157,11 +157,13 @@ impl Controller {
         let Some(grant) = state.grants.values().find(known).cloned() else {
             return refused(Reason::UnknownCode, "no such token, or it was deleted".to_owned());
         };
-        let spec = state.resources.grants.get(&grant.name).map(|grant| grant.spec.clone());
-        let spec = spec.unwrap_or_default();
-        let redeemer = claim.redeemer.site;
-        let is_other_network = claim.redeemer.network_id != state.network(self.site) || claim.merge;
-        if is_other_network && !spec.guest && !spec.merge {
+        let (terms, redeemer) = (&grant.terms, claim.redeemer.site);
+        if state.is_revoked(self.site, redeemer) {
+            return refused(Reason::Revoked, "this site is revoked in the network".to_owned());
+        }
+        let is_foreign =
+            claim.merge || terms.is_foreign(claim.redeemer.network_id, state.network(self.site));
+        if is_foreign && !terms.guest && !terms.merge {
             let detail = "the redeemer belongs to another network".to_owned();
             return refused(Reason::OtherNetwork, detail);
         }
@@ -183,7 +185,7 @@ impl Controller {
         state.learned.learn(claim.records.to_vec(), clock::unix_s());
         // The redeemer takes the answer for lasting, so all it rests on is on disk first.
         let kept = saved
-            .and_then(|()| self.endorse_redeemer(state, claim, &grant, &spec))
+            .and_then(|()| self.endorse_redeemer(state, claim, &grant))
             .and_then(|()| self.save_what_was_learned(state));
         if let Err(error) = kept {
             tracing::error!(%error, "a claim cannot be answered");
@@ -198,23 +200,21 @@ impl Controller {
         state: &mut State,
         claim: &VerifiedClaim,
         grant: &Grant,
-        spec: &skein_api::AccessGrantSpec,
     ) -> Result<(), StoreError> {
-        let redeemer = claim.redeemer.site;
+        let (terms, redeemer) = (&grant.terms, claim.redeemer.site);
         let known = state.endorsed.get(&redeemer);
         // A member that redeems a guest's token stays a member.
-        if known.is_some_and(|known| !known.guest || (spec.guest && known.origin == grant.name)) {
+        if known.is_some_and(|known| !known.guest || (terms.guest && known.origin == grant.name)) {
             return Ok(());
         }
-        let scope = spec.scope.clone().unwrap_or_default();
         let endorsed = Endorsed {
             site: redeemer.to_string(),
             site_name: claim.redeemer.statement.name.clone(),
-            guest: spec.guest,
-            consume: scope.consume,
-            provide: scope.provide,
-            transit: scope.transit,
-            may_endorse: !spec.guest,
+            guest: terms.guest,
+            consume: terms.consume.clone(),
+            provide: terms.provide.clone(),
+            transit: terms.transit,
+            may_endorse: !terms.guest,
             sequence: 0,
             signed_unix_s: 0,
             record: Default::default(),
@@ -225,8 +225,8 @@ impl Controller {
 
     fn accepted(&self, state: &State, redeemer: SiteId) -> Outcome {
         let statement = record::from_text(&state.site.statement.record);
-        let endorsement =
-            state.endorsed.get(&redeemer).and_then(|endorsed| record::from_text(&endorsed.record));
+        let endorsed = state.endorsed.get(&redeemer);
+        let endorsement = endorsed.and_then(|endorsed| record::from_text(&endorsed.record));
         let mut accepted = ClaimAccepted {
             statement,
             endorsement,
@@ -243,6 +243,10 @@ impl Controller {
                 .collect(),
         };
         // A head start only: the link brings the rest, so what does not fit is left out.
+        // A guest has no business with the other sites.
+        if endorsed.is_none_or(|endorsed| endorsed.guest) {
+            return Outcome::Accepted(accepted);
+        }
         let mut len = accepted.encoded_len();
         for record in self.records(state).into_iter().take(CLAIM_RECORDS_MAX) {
             len += record.encoded_len() + 8;
