@@ -480,6 +480,16 @@ fn drop_drained(state: &mut State) -> bool {
 }
 
 impl State {
+    /// Whether `subject` is out for good: the founder, an authority or this site says so.
+    pub(crate) fn is_revoked(&self, site: SiteId, subject: SiteId) -> bool {
+        let authority = |issuer: SiteId| {
+            issuer == site
+                || issuer == self.network(site)
+                || self.site.authorities.contains(&issuer.to_string())
+        };
+        self.learned.revokers(subject).any(authority)
+    }
+
     /// The network's id.
     pub(crate) fn network(&self, site: SiteId) -> SiteId {
         SiteId::parse(&self.site.network).unwrap_or(site)

@@ -205,7 +205,7 @@ pub(crate) async fn serve(
     controller.tick(0);
     controller.refresh(&mut controller.state());
     for problem in &controller.state().problems {
-        tracing::warn!(%problem, "state");
+        tracing::warn!(%problem, fix = problem.fix(), "state");
     }
     let shutdown = controller.shutdown.clone();
     let tasks = &controller.tasks;

@@ -78,7 +78,7 @@ pub fn listener_name(address: &Address) -> String {
 /// Plans. The same inputs give the same plan, byte for byte, and the plan's own endpoints change nothing.
 #[must_use]
 pub fn plan(inputs: Inputs<'_>) -> Plan {
-    let spec = inputs.resources.site.as_ref().map(|site| site.spec.clone()).unwrap_or_default();
+    let spec = inputs.resources.site.as_ref().map_or_else(closed, |site| site.spec.clone());
     let automatic: BTreeMap<_, _> = inputs
         .services
         .iter()
@@ -110,6 +110,16 @@ pub fn plan(inputs: Inputs<'_>) -> Plan {
     };
     canonicalise(&mut config);
     Plan { config, endpoints }
+}
+
+/// A site whose document is lost opens nothing: no socket, no transit, no local endpoint that its owner may have ruled out.
+fn closed() -> SiteSpec {
+    SiteSpec {
+        listen: Vec::new(),
+        role: Some(Role::Edge),
+        auto_listen: skein_api::AutoListen("none".to_owned()),
+        ..SiteSpec::default()
+    }
 }
 
 fn settings(spec: &SiteSpec, inputs: &Inputs<'_>) -> RouterSettings {
@@ -376,6 +386,19 @@ mod tests {
         let listener = config.listeners.iter().find(|l| l.name == "db").unwrap();
         assert_eq!(listener.ports[0].local_port, 5432);
         let config = planned(&all, &BTreeMap::new(), &AutoEndpoints::new(), &[]).config;
+        assert!(config.listeners.is_empty());
+    }
+
+    #[test]
+    fn without_a_site_document_nothing_is_opened() {
+        let mut all = resources(&[1], &[("db".into(), 5432)], &[]);
+        all.site = None;
+        let port = Port { port: 80, protocol: Protocol::Tcp };
+        let services = BTreeMap::from([("web".parse().unwrap(), BTreeSet::from([port]))]);
+        let config = planned(&all, &services, &AutoEndpoints::new(), &[]).config;
+        let settings = config.settings.unwrap();
+        assert!(settings.listen.is_empty() && settings.advertise.is_empty());
+        assert_eq!(settings.role, i32::from(routing::Role::Edge));
         assert!(config.listeners.is_empty());
     }
 

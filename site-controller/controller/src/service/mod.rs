@@ -70,8 +70,10 @@ impl Site for SiteService {
     type RestartRouterStream = Events<Progress>;
 
     async fn apply(&self, request: Request<ApplyRequest>) -> Result<Response<ApplyReply>, Status> {
-        let request = request.into_inner();
-        Ok(Response::new(self.0.apply(request)?))
+        let (request, controller) = (request.into_inner(), Arc::clone(&self.0));
+        // Hundreds of files are for a thread that may wait for the disk.
+        let applied = tokio::task::spawn_blocking(move || controller.apply(request));
+        Ok(Response::new(applied.await.map_err(|_| Status::internal("applying broke"))??))
     }
 
     async fn get(&self, request: Request<GetRequest>) -> Result<Response<Resources>, Status> {

@@ -157,10 +157,17 @@ fn problems(state: &State) -> Vec<Problem> {
             problem(
                 "a state file was damaged",
                 &aside.to_string(),
-                "apply the lost resource again or restore the file, then remove the damaged one",
+                aside.fix(),
             )
         })
         .collect();
+    if state.resources.site.is_none() {
+        out.push(problem(
+            "the Site document is lost",
+            "without it the site listens nowhere and carries no transit",
+            "say what it shall be: `skctl init NAME --listen ADDR:PORT --advertise HOST`, or --no-listen",
+        ));
+    }
     if !state.routers.values().any(|entry| entry.session.is_some()) {
         out.push(problem(
             "no router is attached",
@@ -202,7 +209,7 @@ fn tokens(state: &State) -> Vec<TokenRow> {
             created: clock::rfc3339(grant.created_unix_s),
             expires: clock::rfc3339(grant.expires_unix_s),
             cost: spec.map_or(1, |spec| spec.cost),
-            guest: spec.is_some_and(|spec| spec.guest),
+            guest: grant.terms.guest,
             redeemers: grant.redemptions.iter().map(|used| used.site.clone()).collect(),
         }
     };

@@ -107,16 +107,21 @@ impl Controller {
             return Ok(Vec::new());
         }
         let mut resources = state.resources.clone();
-        let gone = resources.remove(kind, name).ok_or_else(|| not_found(kind, name))?;
+        let gone = resources.remove(kind, name);
+        let mut changes = vec![Change::Remove(kind, name.to_owned())];
+        if kind == Kind::AccessGrant && state.grants.contains_key(name) {
+            // A token ends also when its resource was lost.
+            changes.push(Change::RemoveGrant(name.to_owned()));
+        } else if gone.is_none() {
+            return Err(not_found(kind, name));
+        }
+        self.store.commit(&changes).map_err(failed)?;
+        state.resources = resources;
         if kind == Kind::AccessGrant {
-            // First, so that no token outlives its grant.
-            self.store.remove_grant(name).map_err(failed)?;
             state.grants.remove(name);
         }
-        self.store.commit(&[Change::Remove(kind, name.to_owned())]).map_err(failed)?;
-        state.resources = resources;
         let notes = match gone {
-            Resource::Connector(connector) => {
+            Some(Resource::Connector(connector)) => {
                 let drain_s = if request.now { RESET_S } else { DRAIN_S };
                 state.draining.push(DrainingUntil {
                     draining: Draining { connector, reset: request.now },
@@ -124,7 +129,7 @@ impl Controller {
                 });
                 Vec::new()
             }
-            Resource::Link(link) => vec![remaining_trust(&state, &link.spec.peer)],
+            Some(Resource::Link(link)) => vec![remaining_trust(&state, &link.spec.peer)],
             _ => Vec::new(),
         };
         self.refresh(&mut state);

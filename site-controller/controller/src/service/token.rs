@@ -2,16 +2,16 @@
 
 use std::{sync::Arc, time::Duration};
 
-use skein_api::{AccessGrantSpec, Duration as ApiDuration, Manifest, Phase, Resource, Token};
-use skein_site_core::{Grant, status};
+use skein_api::{AccessGrantSpec, Duration as ApiDuration, GuestScope, Manifest, Phase, Resource, Token};
+use skein_site_core::{Grant, Terms, status};
 use skein_trust::{CaPin, Code};
 use skein_wire::proto::site::{CreateTokenReply, CreateTokenRequest, Progress, RedeemTokenRequest};
 use tonic::Status;
 
 use crate::{
-    claim::client::{self, Wish},
+    claim::client::{self, Redeemed, Wish},
     clock,
-    controller::Controller,
+    controller::{Controller, State},
     service::{ProgressSender, failed},
     store::Change,
 };
@@ -29,18 +29,6 @@ impl Controller {
         &self,
         request: &CreateTokenRequest,
     ) -> Result<CreateTokenReply, Status> {
-        let defaults = AccessGrantSpec::default();
-        let spec = AccessGrantSpec {
-            uses: if request.uses == 0 { defaults.uses } else { request.uses },
-            expires: match request.expires_s {
-                0 => defaults.expires,
-                seconds => ApiDuration::from_secs(seconds),
-            },
-            cost: if request.cost == 0 { defaults.cost } else { request.cost },
-            guest: request.guest,
-            merge: request.merge,
-            scope: None,
-        };
         let code = Code::generate(&self.random).map_err(|e| Status::internal(e.to_string()))?;
         let mut state = self.state();
         let endpoints = state.advertise();
@@ -50,19 +38,22 @@ impl Controller {
             ));
         }
         self.forget_old_grants(&mut state);
+        let spec = wanted(request, &state)?;
         if state.grants.len() >= GRANTS_MAX {
             return Err(Status::resource_exhausted(format!(
                 "{GRANTS_MAX} tokens are valid already; delete some with `skctl token delete`"
             )));
         }
-        let name = match request.name.as_str() {
-            "" => format!("token-{}", data_encoding::HEXLOWER.encode(&code.hash().0[..4])),
-            name => name.to_owned(),
+        let name = match (request.grant.as_str(), request.name.as_str()) {
+            ("", "") => format!("token-{}", data_encoding::HEXLOWER.encode(&code.hash().0[..4])),
+            ("", name) | (name, _) => name.to_owned(),
         };
         let manifest = Manifest::new(name.clone(), spec.clone());
         manifest.validate().map_err(|invalids| Status::invalid_argument(invalids.to_string()))?;
         if state.grants.contains_key(&name) {
-            return Err(Status::already_exists(format!("there is a token {name:?} already")));
+            return Err(Status::already_exists(format!(
+                "there is a token {name:?} already; delete it first, or make one of another name"
+            )));
         }
         let now = clock::unix_s();
         let expires_s = i64::try_from(spec.expires.0.as_secs()).unwrap_or(i64::MAX);
@@ -72,6 +63,7 @@ impl Controller {
             created_unix_s: now,
             expires_unix_s: now.saturating_add(expires_s),
             uses: spec.uses,
+            terms: Terms::of(&spec, state.network(self.site)),
             redemptions: Vec::new(),
         };
         let token = Token {
@@ -88,18 +80,19 @@ impl Controller {
             guest: spec.guest,
         };
         let resource = Resource::AccessGrant(manifest);
-        self.store.commit(&[Change::put(resource.clone())]).map_err(failed)?;
-        self.store.save_grant(&grant).map_err(failed)?;
+        let changes = [Change::put(resource.clone()), Change::PutGrant(Box::new(grant.clone()))];
+        self.store.commit(&changes).map_err(failed)?;
         state.put(resource);
         state.grants.insert(name.clone(), grant);
         tracing::info!(grant = name, uses = spec.uses, "token created");
         self.touch();
-        let warnings = warnings(&state, &endpoints);
-        Ok(CreateTokenReply { token: token.encode(), grant: name, warnings })
+        let warnings = warnings(&state, &endpoints, &spec);
+        let (uses, expires_s) = (spec.uses, spec.expires.0.as_secs());
+        Ok(CreateTokenReply { token: token.encode(), grant: name, warnings, uses, expires_s })
     }
 
     /// Grants expired a day ago say nothing any more.
-    fn forget_old_grants(&self, state: &mut crate::controller::State) {
+    fn forget_old_grants(&self, state: &mut State) {
         const KEPT_S: i64 = 86_400;
         let now = clock::unix_s();
         let old: Vec<String> = state
@@ -109,9 +102,9 @@ impl Controller {
             .map(|grant| grant.name.clone())
             .collect();
         for name in old {
-            let removed = self.store.remove_grant(&name).and_then(|()| {
-                self.store.commit(&[Change::Remove(skein_api::Kind::AccessGrant, name.clone())])
-            });
+            let kind = skein_api::Kind::AccessGrant;
+            let changes = [Change::RemoveGrant(name.clone()), Change::Remove(kind, name.clone())];
+            let removed = self.store.commit(&changes);
             if let Err(error) = removed {
                 tracing::warn!(%error, grant = name, "an old token is not removed");
                 continue;
@@ -122,9 +115,55 @@ impl Controller {
     }
 }
 
+/// What the grant shall say: what was applied under its name, or what the request says.
+fn wanted(request: &CreateTokenRequest, state: &State) -> Result<AccessGrantSpec, Status> {
+    if !request.grant.is_empty() {
+        let applied = state.resources.grants.get(&request.grant);
+        return applied.map(|grant| grant.spec.clone()).ok_or_else(|| {
+            Status::not_found(format!(
+                "there is no AccessGrant {:?}; see `skctl get accessgrant`",
+                request.grant
+            ))
+        });
+    }
+    if state.resources.grants.contains_key(&request.name) {
+        return Err(Status::already_exists(format!(
+            "there is an AccessGrant {0:?} already; for its token use --grant {0}",
+            request.name
+        )));
+    }
+    let defaults = AccessGrantSpec::default();
+    let scope = GuestScope {
+        consume: request.consume.clone(),
+        provide: request.provide.clone(),
+        transit: request.transit,
+    };
+    Ok(AccessGrantSpec {
+        uses: if request.uses == 0 { defaults.uses } else { request.uses },
+        expires: match request.expires_s {
+            0 => defaults.expires,
+            seconds => ApiDuration::from_secs(seconds),
+        },
+        cost: if request.cost == 0 { defaults.cost } else { request.cost },
+        guest: request.guest,
+        merge: request.merge,
+        scope: Some(scope).filter(|scope| !scope.is_empty()),
+    })
+}
+
 /// What may keep others from redeeming a token.
-fn warnings(state: &crate::controller::State, endpoints: &[String]) -> Vec<String> {
+fn warnings(
+    state: &State,
+    endpoints: &[String],
+    spec: &AccessGrantSpec,
+) -> Vec<String> {
     let mut out = Vec::new();
+    if spec.guest && spec.scope.as_ref().is_none_or(GuestScope::is_empty) {
+        out.push(
+            "a guest may do nothing that is not named: with --consume ADDRESS it may reach an address, with --provide ADDRESS serve one"
+                .to_owned(),
+        );
+    }
     let only_private = endpoints.iter().all(|endpoint| {
         endpoint.parse::<std::net::SocketAddr>().is_ok_and(|addr| match addr.ip() {
             std::net::IpAddr::V4(ip) => ip.is_private() || ip.is_loopback(),
@@ -159,12 +198,16 @@ pub(super) async fn redeem(
         name: Some(request.name.clone()).filter(|name| !name.is_empty()),
         cost: Some(request.cost).filter(|cost| *cost > 0),
         merge: request.merge,
+        consume: request.consume.clone(),
+        provide: request.provide.clone(),
     };
     let mut last = "redeeming the token".to_owned();
     let work = async {
         step(&progress, &last).await;
-        let name = match client::redeem(&controller, &request.token, &wish).await {
-            Ok(name) => name,
+        let Redeemed { link: name, notes } = match client::redeem(&controller, &request.token, &wish)
+            .await
+        {
+            Ok(redeemed) => redeemed,
             Err(error) => {
                 return Progress { done: true, error: error.to_string(), ..Progress::default() };
             }
@@ -172,7 +215,8 @@ pub(super) async fn redeem(
         last = format!("token redeemed; waiting for link {name}");
         step(&progress, &last).await;
         wait_until_up(&controller, &name, &progress, &mut last).await;
-        Progress { done: true, step: format!("link {name} is up"), name, ..Progress::default() }
+        let step = format!("link {name} is up");
+        Progress { done: true, step, name, notes, ..Progress::default() }
     };
     let end = match tokio::time::timeout(timeout, work).await {
         Ok(end) => end,

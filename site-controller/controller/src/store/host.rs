@@ -3,13 +3,13 @@
 use serde::{Deserialize, Serialize};
 use skein_api::{Manifest, Resource, Service, SiteSpec};
 
-use super::{Store, StoreError};
+use super::{Store, StoreError, parse};
 
 const HOST: &str = "host.json";
 
 /// Content of `host.json`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct HostRecord {
     /// What runs the processes since they were last started; never [`Service::Auto`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -22,9 +22,10 @@ impl Store {
     /// # Errors
     /// The file system refuses.
     pub fn host_record(&self) -> Result<HostRecord, StoreError> {
-        let Some(bytes) = self.read(&self.path(HOST))? else { return Ok(HostRecord::default()) };
+        let path = self.path(HOST);
+        let Some(bytes) = self.read(&path)? else { return Ok(HostRecord::default()) };
         // Whoever loads the state names the damage; here it only means that nothing is known.
-        Ok(serde_json::from_slice(&bytes).unwrap_or_default())
+        Ok(parse(&path, &bytes)?.unwrap_or_default())
     }
 
     /// Stores how this host runs the site. The caller holds the lock.

@@ -4,9 +4,12 @@
 
 use serde::{Deserialize, Serialize};
 use skein_api::{Kind, Resource};
+use skein_site_core::Grant;
 
-use super::{Store, StoreError, io_error, resource_file_name, resource_yaml};
+use super::{Store, StoreError, io_error, json, resource_file_name, resource_yaml};
 
+/// From this many files on, one sync of the file system is less work than two for each file.
+const SYNCED_TOGETHER_MIN: usize = 8;
 const JOURNAL: &str = "apply.journal";
 
 /// One step of a change.
@@ -16,6 +19,10 @@ pub enum Change {
     Put(Box<Resource>),
     /// The resource is to be gone.
     Remove(Kind, String),
+    /// The grant is to be as given.
+    PutGrant(Box<Grant>),
+    /// The grant of this name is to be gone.
+    RemoveGrant(String),
 }
 
 impl Change {
@@ -26,9 +33,8 @@ impl Change {
     }
 }
 
-/// What the journal holds: file names and contents, so that finishing it needs no understanding.
+/// What the journal holds: files below the state directory and their contents, so that finishing it needs no understanding.
 #[derive(Debug, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 struct Journal {
     steps: Vec<(String, Option<String>)>,
 }
@@ -40,12 +46,17 @@ impl Store {
     /// The file system refuses. Before the journal is written nothing has changed; after that the change stands and is finished at the
     /// next start at the latest.
     pub fn commit(&self, changes: &[Change]) -> Result<(), StoreError> {
+        let file = |kind: Kind, name: &str| format!("resources/{}", resource_file_name(kind, name));
         let step = |change: &Change| match change {
-            Change::Put(resource) => (
-                resource_file_name(resource.kind(), resource.name()),
-                Some(resource_yaml(resource)),
-            ),
-            Change::Remove(kind, name) => (resource_file_name(*kind, name), None),
+            Change::Put(resource) => {
+                (file(resource.kind(), resource.name()), Some(resource_yaml(resource)))
+            }
+            Change::Remove(kind, name) => (file(*kind, name), None),
+            Change::PutGrant(grant) => {
+                let json = String::from_utf8(json(&**grant).to_vec());
+                (grant_file(&grant.name), Some(json.expect("invariant: JSON is UTF-8")))
+            }
+            Change::RemoveGrant(name) => (grant_file(name), None),
         };
         // What could not be finished earlier comes first: its journal is about to be replaced.
         self.finish_journal(&mut Vec::new())?;
@@ -76,19 +87,35 @@ impl Store {
         }
     }
 
+    /// Makes the steps. Making them again changes nothing, so the journal goes last.
     fn play(&self, journal: &Journal) -> Result<(), StoreError> {
-        for (name, content) in &journal.steps {
-            self.step(name, content.as_deref())?;
+        if journal.steps.len() < SYNCED_TOGETHER_MIN {
+            for (name, content) in &journal.steps {
+                self.step(name, content.as_deref())?;
+            }
+        } else {
+            for (name, content) in &journal.steps {
+                let path = self.path(name);
+                self.disk
+                    .put_unsynced(&path, content.as_deref().map(str::as_bytes))
+                    .map_err(|source| io_error("write", &path, source))?;
+            }
+            let dir = self.paths.state();
+            self.disk.sync(dir).map_err(|source| io_error("write", dir, source))?;
         }
         let path = self.path(JOURNAL);
         self.disk.remove(&path).map_err(|source| io_error("remove", &path, source))
     }
 
     fn step(&self, name: &str, content: Option<&str>) -> Result<(), StoreError> {
-        let path = self.paths.resources_dir().join(name);
+        let path = self.path(name);
         match content {
             Some(content) => self.write(&path, content.as_bytes()),
             None => self.disk.remove(&path).map_err(|source| io_error("remove", &path, source)),
         }
     }
+}
+
+fn grant_file(name: &str) -> String {
+    format!("grants/{name}.json")
 }

@@ -15,6 +15,9 @@
 //!
 //! A damaged file is set aside under another name and reported until somebody removes it; it is never overwritten. Identity and CA are different: without them
 //! there is no site, so a damaged one stops the controller.
+//!
+//! JSON files say of which form they are. Fields that are not known are ignored, so that an earlier version can take over; a later
+//! form stops it instead, because trust that was set aside is lost.
 
 mod disk;
 mod host;
@@ -47,6 +50,10 @@ pub const LEARNED_MAX: usize = 20_000;
 
 /// Between the name of a damaged file and the time it was set aside.
 const ASIDE: &str = ".corrupt-";
+/// Longest file of learned statements: what a controller writes it must be able to read, and a network of 1,000 sites takes a few MiB.
+pub const LEARNED_LEN_MAX: usize = 32 << 20;
+/// The form of JSON state written here.
+const STATE_VERSION: u32 = 1;
 
 /// Why state could not be read or written. Every variant names the file.
 #[derive(Debug, thiserror::Error)]
@@ -63,7 +70,7 @@ pub enum StoreError {
     },
     /// A file without which there is no site cannot be understood.
     #[error(
-        "{} is damaged ({why}); restore it from a back-up of this directory, or rebuild the site with `skctl init --identity FILE`",
+        "{} is damaged ({why}); restore it from a back-up of this directory, or rebuild the site with `skctl init --identity FILE`, which keeps this directory under another name",
         path.display()
     )]
     Damaged {
@@ -71,6 +78,17 @@ pub enum StoreError {
         path: PathBuf,
         /// What is wrong with it.
         why: String,
+    },
+    /// A later version wrote it.
+    #[error(
+        "{} was written by a later version of Skein (state form {version}, this one knows {STATE_VERSION}); run that version again",
+        path.display()
+    )]
+    Newer {
+        /// Which file.
+        path: PathBuf,
+        /// Its form.
+        version: u32,
     },
     /// There is no site here.
     #[error("there is no site in {}; make one with `skctl init`", path.display())]
@@ -94,7 +112,7 @@ fn explain(error: &io::Error) -> String {
 
 /// The part of a site's state that is neither a resource nor a key.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct SiteState {
     /// Site id, checked against the identity.
     pub site: String,
@@ -112,7 +130,7 @@ pub struct SiteState {
 
 /// Key and certificate of a CA, base64.
 #[derive(Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 struct StoredCa {
     key: Zeroizing<String>,
     certificate: String,
@@ -154,6 +172,35 @@ pub struct SetAside {
     pub aside: PathBuf,
     /// What is wrong with it, as far as this process has seen.
     pub why: Option<String>,
+}
+
+impl SetAside {
+    /// What to do about it: losing a file means something else for each.
+    #[must_use]
+    pub fn fix(&self) -> &'static str {
+        let dir = self.file.parent().and_then(Path::file_name).and_then(|dir| dir.to_str());
+        match (dir, self.file.file_name().and_then(|name| name.to_str())) {
+            (Some("resources"), _) => {
+                "apply the lost resource again or restore the file, then remove the damaged one"
+            }
+            (Some("grants"), _) => {
+                "its token can no longer be used: make another one with `skctl token create`, then remove the damaged file; links made with it stay"
+            }
+            (Some("endorsed"), _) => {
+                "this site no longer endorses that one: make a new token and `skctl link` again, then remove the damaged file"
+            }
+            (_, Some("learned.pb")) => {
+                "nothing needs to be done once a link is up; where none comes up, link again with a new token; then remove the damaged file"
+            }
+            (_, Some("epochs.json")) => {
+                "nothing needs to be done, epochs count on from the time; remove the damaged file"
+            }
+            (_, Some("endpoints.json")) => {
+                "nothing needs to be done, local endpoints are handed out anew, see `skctl service list`; remove the damaged file"
+            }
+            _ => "see whether the last `skctl apply` is in force, then remove the damaged file",
+        }
+    }
 }
 
 impl fmt::Display for SetAside {
@@ -299,14 +346,6 @@ impl Store {
         self.save_json(&format!("grants/{}.json", grant.name), grant)
     }
 
-    /// Removes a grant.
-    ///
-    /// # Errors
-    /// The file system refuses.
-    pub fn remove_grant(&self, name: &str) -> Result<(), StoreError> {
-        let path = self.path(&format!("grants/{name}.json"));
-        self.disk.remove(&path).map_err(|source| io_error("remove", &path, source))
-    }
 
     /// Stores what this site says of another.
     ///
@@ -384,7 +423,7 @@ impl Store {
         let damaged = |why: String| StoreError::Damaged { path: path.clone(), why };
         let bytes = self.read(&path)?.ok_or_else(|| damaged("it is missing".to_owned()))?;
         let bytes = Zeroizing::new(bytes);
-        serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))
+        parse(&path, &bytes)?.map_err(damaged)
     }
 
     fn optional<T: DeserializeOwned + Default>(
@@ -393,13 +432,30 @@ impl Store {
         problems: &mut Vec<SetAside>,
     ) -> Result<T, StoreError> {
         let path = self.path(name);
-        let Some(bytes) = self.read(&path)? else { return Ok(T::default()) };
-        match serde_json::from_slice(&bytes) {
+        let Some(bytes) = self.read_or_set_aside(&path, problems)? else {
+            return Ok(T::default());
+        };
+        match parse(&path, &bytes)? {
             Ok(value) => Ok(value),
-            Err(error) => {
-                self.set_aside(&path, &error.to_string(), problems)?;
+            Err(why) => {
+                self.set_aside(&path, &why, problems)?;
                 Ok(T::default())
             }
+        }
+    }
+
+    /// Reads a file the site can do without. One that is far too long is damaged like any other.
+    fn read_or_set_aside(
+        &self,
+        path: &Path,
+        problems: &mut Vec<SetAside>,
+    ) -> Result<Option<Vec<u8>>, StoreError> {
+        match self.disk.read(path) {
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                self.set_aside(path, &error.to_string(), problems)?;
+                Ok(None)
+            }
+            read => read.map_err(|source| io_error("read", path, source)),
         }
     }
 
@@ -513,7 +569,7 @@ impl Store {
 
     fn load_learned(&self, problems: &mut Vec<SetAside>) -> Result<Vec<Record>, StoreError> {
         let path = self.path("trust/learned.pb");
-        let Some(bytes) = self.read(&path)? else { return Ok(Vec::new()) };
+        let Some(bytes) = self.read_or_set_aside(&path, problems)? else { return Ok(Vec::new()) };
         match Learned::decode(bytes.as_slice()) {
             Ok(mut learned) => {
                 learned.records.truncate(LEARNED_MAX);
@@ -536,9 +592,35 @@ impl Store {
     }
 }
 
+/// What every JSON file looks like.
+#[derive(Serialize, Deserialize)]
+struct Stated<T> {
+    version: u32,
+    state: T,
+}
+
 /// State as people can read it; wiped from memory, because some of it is secret.
-fn json<T: Serialize>(value: &T) -> Zeroizing<Vec<u8>> {
-    Zeroizing::new(serde_json::to_vec_pretty(value).expect("invariant: state has string keys only"))
+fn json<T: Serialize>(state: &T) -> Zeroizing<Vec<u8>> {
+    let stated = Stated { version: STATE_VERSION, state };
+    let json = serde_json::to_vec_pretty(&stated);
+    Zeroizing::new(json.expect("invariant: state has string keys only"))
+}
+
+/// Reads what [`json`] wrote; what cannot be understood is described.
+fn parse<T: DeserializeOwned>(path: &Path, bytes: &[u8]) -> Result<Result<T, String>, StoreError> {
+    #[derive(Deserialize)]
+    struct Form {
+        version: u32,
+    }
+    match serde_json::from_slice(bytes) {
+        Ok(Form { version }) if version > STATE_VERSION => {
+            Err(StoreError::Newer { path: path.to_owned(), version })
+        }
+        Ok(_) => Ok(serde_json::from_slice(bytes)
+            .map(|stated: Stated<T>| stated.state)
+            .map_err(|error| error.to_string())),
+        Err(error) => Ok(Err(error.to_string())),
+    }
 }
 
 fn io_error(action: &'static str, path: &Path, source: io::Error) -> StoreError {
@@ -586,6 +668,12 @@ pub(crate) mod tests {
         fn remove(&self, path: &Path) -> io::Result<()> {
             self.spend().and_then(|()| HostDisk.remove(path))
         }
+        fn put_unsynced(&self, path: &Path, content: Option<&[u8]>) -> io::Result<()> {
+            self.spend().and_then(|()| HostDisk.put_unsynced(path, content))
+        }
+        fn sync(&self, dir: &Path) -> io::Result<()> {
+            HostDisk.sync(dir)
+        }
         fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
             HostDisk.rename(from, to)
         }
@@ -623,13 +711,14 @@ pub(crate) mod tests {
 
     #[test]
     fn a_change_is_made_as_a_whole_wherever_the_disk_fills_up() {
-        for writes in 0..8 {
+        for (count, writes) in [5, 20].into_iter().flat_map(|c| (0..22).map(move |w| (c, w))) {
             let (_dir, paths) = site();
             let disk = Arc::new(FullAfter(AtomicUsize::new(writes)));
-            let done = Store::with_disk(paths.clone(), disk).commit(&connectors(5));
+            let done = Store::with_disk(paths.clone(), disk)
+                .commit(&connectors(u32::try_from(count).unwrap()));
             let found = Store::new(paths).load().unwrap().resources.connectors.len();
             match done {
-                Ok(()) => assert_eq!(found, 5, "{writes}"),
+                Ok(()) => assert_eq!(found, count, "{writes}"),
                 Err(error) => {
                     assert_eq!(found, 0, "{writes}");
                     assert!(error.to_string().contains("apply.journal"), "{error}");
@@ -663,6 +752,89 @@ pub(crate) mod tests {
             fs::remove_file(one.aside).unwrap();
         }
         assert!(store.load().unwrap().problems.is_empty());
+    }
+
+    /// Counts what waits for the disk.
+    #[derive(Debug, Default)]
+    struct Counting(AtomicUsize);
+
+    impl Disk for Counting {
+        fn read(&self, path: &Path) -> io::Result<Option<Vec<u8>>> {
+            HostDisk.read(path)
+        }
+        fn replace(&self, path: &Path, content: &[u8]) -> io::Result<()> {
+            self.0.fetch_add(2, Ordering::SeqCst); // the file and its directory
+            HostDisk.replace(path, content)
+        }
+        fn remove(&self, path: &Path) -> io::Result<()> {
+            self.0.fetch_add(1, Ordering::SeqCst);
+            HostDisk.remove(path)
+        }
+        fn put_unsynced(&self, path: &Path, content: Option<&[u8]>) -> io::Result<()> {
+            HostDisk.put_unsynced(path, content)
+        }
+        fn sync(&self, dir: &Path) -> io::Result<()> {
+            self.0.fetch_add(1, Ordering::SeqCst);
+            HostDisk.sync(dir)
+        }
+        fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+            HostDisk.rename(from, to)
+        }
+        fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
+            HostDisk.list(dir)
+        }
+    }
+
+    #[test]
+    fn five_hundred_services_wait_for_the_disk_a_few_times() {
+        let (_dir, paths) = site();
+        let disk = Arc::new(Counting::default());
+        Store::with_disk(paths.clone(), Arc::clone(&disk) as _).commit(&connectors(500)).unwrap();
+        assert_eq!(disk.0.load(Ordering::SeqCst), 4, "journal, files, end of the journal");
+        assert_eq!(Store::new(paths).load().unwrap().resources.connectors.len(), 500);
+    }
+
+    #[test]
+    fn state_of_a_later_version_is_left_alone_unless_it_only_says_more() {
+        let (_dir, paths) = site();
+        let (store, path) = (Store::new(paths.clone()), paths.state().join("endpoints.json"));
+        fs::write(&path, r#"{"version": 1, "state": {}, "more": 7}"#).unwrap();
+        assert!(store.load().unwrap().problems.is_empty());
+        let site_json = fs::read_to_string(paths.state().join("site.json")).unwrap();
+        let more = site_json.replace("\"network\":", "\"later\": 1, \"network\":");
+        assert_ne!(more, site_json);
+        fs::write(paths.state().join("site.json"), more).unwrap();
+        store.load().unwrap();
+        fs::write(&path, r#"{"version": 2, "state": []}"#).unwrap();
+        let error = store.load().unwrap_err();
+        assert!(matches!(error, StoreError::Newer { version: 2, .. }), "{error}");
+        assert!(path.exists(), "nothing is set aside");
+    }
+
+    #[test]
+    fn a_file_far_too_long_is_set_aside_where_the_site_can_do_without() {
+        for name in ["trust/learned.pb", "endpoints.json"] {
+            let (_dir, paths) = site();
+            let path = paths.state().join(name);
+            fs::File::create(&path).unwrap().set_len(65 << 20).unwrap();
+            let problems = Store::new(paths).load().unwrap().problems;
+            assert!(problems.len() == 1 && problems[0].fix().contains("nothing needs"), "{problems:?}");
+        }
+    }
+
+    #[test]
+    fn what_a_lost_file_means_is_said() {
+        let (_dir, paths) = site();
+        for (name, word) in [
+            ("grants/token-1.json", "token create"),
+            ("trust/endorsed/x.json", "link"),
+            ("epochs.json", "nothing"),
+        ] {
+            fs::write(paths.state().join(name), "{").unwrap();
+            let problems = Store::new(paths.clone()).load().unwrap().problems;
+            let problem = problems.iter().find(|problem| problem.file.ends_with(name)).unwrap();
+            assert!(problem.fix().contains(word), "{problem:?}");
+        }
     }
 
     #[test]
