@@ -5,7 +5,6 @@
 mod fabric_net;
 
 use fabric_net::{Network, PATIENCE, Relay, eventually, join, nodes};
-use skein_core::SiteId;
 use skein_router::{
     link::{Claim, LinkEvent},
     net,
@@ -199,7 +198,8 @@ async fn links_follow_their_configuration() {
     let mut config = nodes[0].link_to(&nodes[1], &["127.0.0.1:9".parse().unwrap()]);
     nodes[0].links.configure(vec![config.clone()]);
     // Endpoints learned later are taken up at once.
-    nodes[0].links.set_endpoints(nodes[1].site, &[addr.to_string()]);
+    config.endpoints.push(addr.to_string());
+    nodes[0].links.configure(vec![config.clone()]);
     let first = nodes[0].next_up().await;
     config.endpoints = vec![addr.to_string()];
     nodes[0].links.configure(vec![config.clone()]);
@@ -210,7 +210,6 @@ async fn links_follow_their_configuration() {
     nodes[0].links.configure(Vec::new());
     nodes[0].next_down().await;
     assert!(nodes[0].links.status().is_empty());
-    nodes[0].links.set_endpoints(SiteId([0; 32]), &[]);
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@ use skein_core::{Input, Record, Role, Settings};
 use skein_wire::{
     convert,
     proto::{
-        control::{Applied, RouterConfig, RouterSettings},
+        control::{Applied, LinkConfig, RouterConfig, RouterSettings},
         routing,
     },
 };
@@ -66,7 +66,6 @@ impl Control {
         );
         self.problems.clone_from(&problems);
         self.config = config;
-        self.update_endpoints();
         let applied = Applied { version, need_full: false, problems };
         self.controller.facts.applied.send_replace(Some(applied));
         self.status_soon();
@@ -89,7 +88,7 @@ impl Control {
         {
             let _data_runtime = self.runtimes.data.enter();
             self.data.links.listen(&listen);
-            self.data.links.configure(config.links.clone());
+            self.data.links.configure(self.links_to_dial(config));
             if !self.draining {
                 self.data.egress.configure(config.connectors.clone());
                 self.data.ingress.configure(config.listeners.clone());
@@ -100,18 +99,27 @@ impl Control {
         }
     }
 
-    /// Tells links where their peers are to be found now: as configured, as the peer site says, as its routers say.
+    /// Tells links where their peers are to be found now, which disturbs only those for which it is news.
     pub(super) fn update_endpoints(&self) {
-        for link in &self.config.links {
-            let Ok(site) = convert::parse_site_id(&link.peer_site_id) else { continue };
-            let mut endpoints = link.endpoints.clone();
-            for endpoint in self.engine.endpoints(site) {
-                if !endpoints.contains(&endpoint) {
-                    endpoints.push(endpoint);
+        let _data_runtime = self.runtimes.data.enter();
+        self.data.links.configure(self.links_to_dial(&self.config));
+    }
+
+    /// The configured links with everywhere their peers are to be found: as configured, as the peer's routers say, as its site
+    /// says.
+    fn links_to_dial(&self, config: &RouterConfig) -> Vec<LinkConfig> {
+        let with_endpoints = |link: &LinkConfig| {
+            let mut link = link.clone();
+            if let Ok(site) = convert::parse_site_id(&link.peer_site_id) {
+                for endpoint in self.engine.endpoints(site) {
+                    if !link.endpoints.contains(&endpoint) {
+                        link.endpoints.push(endpoint);
+                    }
                 }
             }
-            self.data.links.set_endpoints(site, &endpoints);
-        }
+            link
+        };
+        config.links.iter().map(with_endpoints).collect()
     }
 }
 

@@ -202,21 +202,6 @@ impl Links {
         Some(Dialled { config, endpoints, progress, stop })
     }
 
-    /// Replaces the endpoints of the links to `site`, which has told of new ones.
-    pub fn set_endpoints(&self, site: SiteId, endpoints: &[String]) {
-        for link in self.0.dialled.lock().values() {
-            if link.config.peer_site_id == site.0 {
-                link.endpoints.send_if_modified(|current| {
-                    let changed = current != endpoints && !endpoints.is_empty();
-                    if changed {
-                        *current = endpoints.to_vec();
-                    }
-                    changed
-                });
-            }
-        }
-    }
-
     /// Takes the complete list of addresses to accept on, UDP and TCP. What cannot be bound is tried again; links accepted
     /// on an address no longer listed are closed.
     pub fn listen(&self, addresses: &[SocketAddr]) {
