@@ -54,6 +54,9 @@ pub struct Provider {
     pub metric_us: u64,
 }
 
+/// Providers by address, of each at least one.
+pub type Providers = BTreeMap<Address, Arc<[Provider]>>;
+
 /// This router as others see it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct LocalRouter {
@@ -80,8 +83,11 @@ pub struct Fib {
     pub labels: HashMap<Label, LinkId>,
     /// Our links to guests who may not be served as transit: what comes from there goes no farther than [`Fib::may_pass`] says.
     pub guests: HashSet<LinkId>,
-    /// Reachable providers by address, in ascending order of (metric, router).
-    pub addresses: BTreeMap<Address, Arc<[Provider]>>,
+    /// Reachable providers by address, in ascending order of (metric, router). The same allocation as long as nothing in it
+    /// changes.
+    pub addresses: Arc<Providers>,
+    /// Grows when it changes who serves what, on which ports; not when a provider is merely nearer or farther than before.
+    pub services_version: u64,
     /// Where each router's labels lead, dead links included: what a transit needs to find a detour.
     pub neighbors: Arc<HashMap<(RouterId, Label), RouterId>>,
 }

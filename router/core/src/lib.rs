@@ -25,7 +25,7 @@ pub use engine::{
     Engine, Identity, Input, Known, LinkUp, Message, NetworkView, Notary, Output, Rejection,
     RouterView, SealError, Settings, SiteView,
 };
-pub use fib::{Fib, LABELS_MAX, LocalRouter, Path, Provider, Route};
+pub use fib::{Fib, LABELS_MAX, LocalRouter, Path, Provider, Providers, Route};
 pub use id::{Handle, Label, LinkId, PINS_MAX, Pin, RouterId, SiteId, parse_vaddr, vaddr};
 pub use lsdb::{Entry, Lsdb};
 pub use pages::page_of;

@@ -9,7 +9,7 @@ use skein_core::{
     AdjacencyState, HOPS_MAX, Input, Label, LinkId, LinkUp, Membership, Origin, PINS_MAX, Pattern,
     Payload, RecordDraft, RecordKey, RecordKind, Revocation, Role, Scope, Settings,
 };
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -354,6 +354,34 @@ fn rtt_is_told_when_it_changed_enough_and_seldom() {
     network.run_for(Duration::from_secs(10));
     measure(&mut network, 90_000);
     assert_eq!(metric(&network), 82_000, "not for an eighth");
+}
+
+#[test]
+fn addresses_stay_where_they_are_until_one_changes() {
+    let mut network = line(3);
+    network.set_addresses(2, vec![entry("backend")]);
+    network.run_for(SECOND);
+    let fib = |network: &Network| Arc::clone(&network.routers[0].fib);
+    let before = fib(&network);
+    // Something else changes.
+    let link = network.connect(0, 1, 7);
+    network.run_for(SECOND);
+    let after = fib(&network);
+    assert!(after.version > before.version && Arc::ptr_eq(&after.addresses, &before.addresses));
+    network.disconnect(link);
+    network.run_for(SECOND);
+    // The way there is longer: that is news to those who choose, and none to those who listen.
+    let link = network.routers[0].fib.routes[&router_id(2)].paths[0].first_link;
+    for n in [0, 1] {
+        network.input(n, Input::LinkChanged { link, cost: 9, rtt_us: 0, mtu: 1_400 });
+    }
+    network.run_for(SECOND);
+    let after = fib(&network);
+    assert!(after.addresses["backend"][0].metric_us > before.addresses["backend"][0].metric_us);
+    assert_eq!(after.services_version, before.services_version);
+    network.set_addresses(2, vec![entry("backend"), entry("more")]);
+    network.run_for(SECOND);
+    assert!(fib(&network).services_version > before.services_version);
 }
 
 #[test]

@@ -32,6 +32,7 @@ pub(crate) struct DataPlane {
     pub(crate) budget: Arc<Budget>,
     pub(crate) flows: Arc<FlowCounters>,
     fib: watch::Sender<Arc<Fib>>,
+    services: watch::Sender<Arc<Fib>>,
     trust: watch::Sender<Arc<TrustView>>,
 }
 
@@ -70,6 +71,7 @@ impl DataPlane {
         let socket: Arc<dyn quinn::AsyncUdpSocket> = Arc::clone(&fabric) as _;
         let endpoint = session::endpoint(socket, &site_secret)?;
         let (fib, fib_seen) = watch::channel(Arc::default());
+        let (services, services_seen) = watch::channel(Arc::default());
         let (trust, trust_seen) = watch::channel(Arc::new(TrustView::empty(local.site)));
         let budget = Budget::new(MEMORY_BYTES_DEFAULT);
         let flows = Arc::<FlowCounters>::default();
@@ -77,6 +79,7 @@ impl DataPlane {
             runtime,
             local,
             fib: fib_seen,
+            services: services_seen,
             trust: trust_seen,
             budget: Arc::clone(&budget),
             counters: Arc::clone(&flows),
@@ -96,7 +99,8 @@ impl DataPlane {
             flows_max: FLOWS_MAX_DEFAULT,
             seed,
         });
-        let plane = Self { fabric, links, sessions, ingress, egress, budget, flows, fib, trust };
+        let plane =
+            Self { fabric, links, sessions, ingress, egress, budget, flows, fib, services, trust };
         Ok((plane, events))
     }
 
@@ -104,6 +108,11 @@ impl DataPlane {
     pub(crate) fn publish(&self, fib: &Arc<Fib>) {
         self.fabric.publish(Arc::clone(fib));
         self.fib.send_replace(Arc::clone(fib));
+        self.services.send_if_modified(|known| {
+            let changed = known.services_version != fib.services_version;
+            *known = Arc::clone(fib);
+            changed
+        });
     }
 
     /// Takes a new view of who is trusted into use: sessions of others close at once.

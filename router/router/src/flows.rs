@@ -21,6 +21,8 @@ pub struct Surroundings {
     pub local: LocalRouter,
     /// The network as it is now.
     pub fib: watch::Receiver<Arc<Fib>>,
+    /// The same, but told only of changes in who serves what: listeners need not wake when a path is a little longer.
+    pub services: watch::Receiver<Arc<Fib>>,
     /// Who is trusted now.
     pub trust: watch::Receiver<Arc<TrustView>>,
     /// Ceiling of the memory that flows may take.

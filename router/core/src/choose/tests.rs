@@ -27,7 +27,9 @@ fn fib(strategy: Strategy, providers: &[(u8, u64, u32, u32)]) -> Fib {
     let local = LocalRouter { router: router(0), site: SiteId([0; 32]), handle: Handle(1) };
     Fib {
         local: Some(local),
-        addresses: [("backend".parse().unwrap(), providers.iter().map(provider).collect())].into(),
+        addresses: Arc::new(
+            [("backend".parse().unwrap(), providers.iter().map(provider).collect())].into(),
+        ),
         ..Fib::default()
     }
 }

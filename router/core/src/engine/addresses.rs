@@ -1,9 +1,9 @@
-//! Who serves what, kept so that a change costs what changed and not what is known: 100,000 addresses stay where they are when
-//! one of them, or one link, changes.
+//! Who serves what. 100,000 addresses stay where they are as long as no provider of any comes, goes, or is nearer or farther
+//! than before; then what changed is computed anew and the map that readers hold is copied once.
 
 use crate::{
-    Address, AddressEntry, Payload, Provider, Record, Route, RouterId, SiteId, TrustView,
-    pages::Pages,
+    Address, AddressEntry, Payload, Provider, Providers, Record, Route, RouterId, SiteId,
+    TrustView, pages::Pages,
 };
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -18,7 +18,8 @@ pub(super) struct AddressIndex {
     dirty: BTreeSet<Address>,
     /// Metrics of routers at the last publication.
     metrics: BTreeMap<RouterId, u64>,
-    providers: BTreeMap<Address, Arc<[Provider]>>,
+    providers: Arc<Providers>,
+    services_version: u64,
 }
 
 /// What providers are made of, besides the index.
@@ -54,18 +55,24 @@ impl AddressIndex {
         self.dirty.extend(self.served.keys().cloned());
     }
 
-    /// Providers as of now, of every address that has any.
-    pub(super) fn providers(&mut self, reach: &Reach<'_>) -> BTreeMap<Address, Arc<[Provider]>> {
+    /// Providers as of now, of every address that has any, and the version of who serves what.
+    pub(super) fn providers(&mut self, reach: &Reach<'_>) -> (Arc<Providers>, u64) {
         self.mark_moved(reach);
         for address in std::mem::take(&mut self.dirty) {
-            let providers = self.providers_of(&address, reach);
-            if providers.is_empty() {
-                self.providers.remove(&address);
+            let new = self.providers_of(&address, reach);
+            let old = self.providers.get(&address).map_or(&[][..], |old| old);
+            if *new == *old {
+                continue;
+            }
+            self.services_version += u64::from(!is_same_service(old, &new));
+            let providers = Arc::make_mut(&mut self.providers);
+            if new.is_empty() {
+                providers.remove(&address);
             } else {
-                self.providers.insert(address, providers.into());
+                providers.insert(address, new.into());
             }
         }
-        self.providers.clone()
+        (Arc::clone(&self.providers), self.services_version)
     }
 
     /// Marks what routers serve that came, went, or are nearer or farther than before.
@@ -131,6 +138,14 @@ impl Reach<'_> {
         let metric_us = metric_us.saturating_add(u64::from(entry.cost) * 1_000);
         allowed.then_some(Provider { router, site: route.site, entry, metric_us })
     }
+}
+
+/// Whether the same routers serve the same ports.
+fn is_same_service(old: &[Provider], new: &[Provider]) -> bool {
+    let serves = |all: &[Provider], one: &Provider| {
+        all.iter().any(|p| p.router == one.router && p.entry.ports == one.entry.ports)
+    };
+    old.len() == new.len() && old.iter().all(|one| serves(new, one))
 }
 
 fn entries(page: Option<&Record>) -> &[Arc<AddressEntry>] {

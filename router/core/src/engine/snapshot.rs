@@ -249,7 +249,7 @@ impl<N: Notary> Engine<N> {
         let routes = self.snapshot.routes();
         let local = (self.identity.router, self.identity.site);
         let reach = Reach { local, trust: &self.trust, routes: &routes };
-        let addresses = self.addresses.providers(&reach);
+        let (addresses, services_version) = self.addresses.providers(&reach);
         let fib = Fib {
             version: self.snapshot.fib.version,
             local: Some(LocalRouter {
@@ -258,6 +258,7 @@ impl<N: Notary> Engine<N> {
                 handle: self.handle(),
             }),
             addresses,
+            services_version,
             routes,
             handles: self.handles(),
             guests: self.guests(),

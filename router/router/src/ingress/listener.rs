@@ -118,7 +118,7 @@ impl Listener {
                 return;
             }
         };
-        let mut fib = ingress.0.config.surroundings.fib.clone();
+        let mut fib = ingress.0.config.surroundings.services.clone();
         let mut failures = 0;
         loop {
             if fib.wait_for(|fib| !providers(fib, &parsed).is_empty()).await.is_err() {

@@ -256,7 +256,7 @@ impl Network {
                 .map(|e| (e.handle, e.local.router))
                 .chain(self.aliases.iter().copied())
                 .collect(),
-            addresses: addresses.into_iter().map(|(a, p)| (a, p.into())).collect(),
+            addresses: Arc::new(addresses.into_iter().map(|(a, p)| (a, p.into())).collect()),
             ..Fib::default()
         }
     }
@@ -355,6 +355,7 @@ impl Edge {
         let surroundings = Surroundings {
             runtime: tokio::runtime::Handle::current(),
             local,
+            services: fib_seen.clone(),
             fib: fib_seen,
             trust: trust_seen,
             budget: Budget::new(budget_bytes),
