@@ -113,6 +113,24 @@ async fn the_first_link_dies_and_flows_go_on_at_once() {
 }
 
 #[tokio::test]
+async fn a_dial_that_the_loss_of_a_path_interrupts_goes_on_at_once() {
+    let (mut nodes, [ab, bc, _ad, _dc]) = diamond().await;
+    let (a, server) = (nodes[0].endpoint(), echo(nodes[2].endpoint()));
+    ab.cut(true);
+    bc.cut(true);
+    let cut = Instant::now();
+    // Its first flight, which a post-quantum key makes two packets, would be sent again after 9 s.
+    let rtt = Duration::from_secs(3);
+    let connection = nodes[0].connect_with(&a, &nodes[2], Pin(0), rtt).await;
+    assert!(cut.elapsed() < Duration::from_secs(3), "{:?}", cut.elapsed());
+    // All of the flight was repeated, so that none of it had to be found missing first.
+    assert_eq!(connection.stats().path.lost_packets, 0);
+    nodes[0].next_down().await;
+    round_trip(&connection, MIB).await;
+    server.abort();
+}
+
+#[tokio::test]
 async fn a_transit_repairs_round_its_dead_link() {
     let (mut nodes, [_ab, bc, _ad, _dc]) = diamond().await;
     let (a, server) = (nodes[0].endpoint(), echo(nodes[2].endpoint()));

@@ -8,12 +8,25 @@ use crate::{clock, fabric::FrameLink};
 use quinn::udp::{EcnCodepoint, Transmit};
 use skein_core::{Handle, Pin, parse_vaddr};
 use skein_wire::frame::{FRAGMENT_HEAD_LEN, FRAGMENTS_MAX, FragmentHead};
-use std::{cell::RefCell, collections::HashMap, io, sync::Arc};
+use std::{
+    cell::RefCell,
+    collections::{HashMap, VecDeque},
+    io,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 /// Destinations kicked per change of paths; the others recover by their own timers.
 const KICKS_MAX: usize = 1_024;
 /// Copies of a kick: the new path may drop one.
 const KICK_COPIES: usize = 2;
+
+/// Packets of handshakes kept per destination: the longest flight, a certificate chain, takes four.
+const HANDSHAKE_MAX: usize = 8;
+/// A handshake that has taken longer repeats itself often enough.
+const HANDSHAKE_FRESH: Duration = Duration::from_secs(2);
+/// The first bit of QUIC's long headers, which handshakes have.
+const LONG_HEADER: u8 = 0x80;
 
 /// A peer router under a pin, and what was last sent to it.
 #[derive(Debug)]
@@ -23,6 +36,8 @@ struct Destination {
     /// The last packet, replayed when the path changes: the peer has never seen it, so it acknowledges at once, and loss
     /// recovery need not wait for a timer that has backed off.
     last: Vec<u8>,
+    /// Packets of handshakes, oldest first: a flight takes several, and whoever dials has no other measure of a good time to repeat them.
+    handshake: VecDeque<(Instant, Vec<u8>)>,
     packet: u16,
 }
 
@@ -53,9 +68,12 @@ impl Fabric {
             return Ok(());
         };
         let stride = transmit.segment_size.unwrap_or(transmit.contents.len()).max(1);
-        let Some(last) = transmit.contents.chunks(stride).next_back() else { return Ok(()) };
+        if transmit.contents.is_empty() {
+            return Ok(());
+        }
         let table = self.forwarding();
-        let way = self.destinations.lock().way(self, &table, (handle, pin), last);
+        let way =
+            self.destinations.lock().way(self, &table, (handle, pin), transmit.contents, stride);
         let Some((way, packet)) = way else {
             self.counters.dropped_no_path.add(transmit.contents.len().div_ceil(stride) as u64);
             return Ok(());
@@ -124,16 +142,44 @@ impl Fabric {
     pub(super) fn reroute(&self) {
         let table = self.forwarding();
         let kicks = self.destinations.lock().reroute(self, &table);
-        for (way, last) in kicks.iter().take(KICKS_MAX) {
+        for (way, packets) in kicks.iter().take(KICKS_MAX) {
             self.counters.kicks.add(1);
             for _ in 0..KICK_COPIES {
-                if last.len() > way.mtu {
-                    self.send_fragments(way, 0, last, None);
-                } else if self.send_frames(way, last, last.len(), None).is_err() {
-                    self.counters.dropped_congestion.add(1);
+                for (i, packet) in (0_u16..).zip(packets) {
+                    if packet.len() > way.mtu {
+                        self.send_fragments(way, i, packet, None);
+                    } else if self.send_frames(way, packet, packet.len(), None).is_err() {
+                        self.counters.dropped_congestion.add(1);
+                    }
                 }
             }
         }
+    }
+}
+
+impl Destination {
+    /// Keeps what a change of the path would make us repeat.
+    fn note(&mut self, packets: &[u8], stride: usize) {
+        for packet in packets.chunks(stride).filter(|packet| packet[0] & LONG_HEADER != 0) {
+            if self.handshake.len() >= HANDSHAKE_MAX {
+                self.handshake.pop_front();
+            }
+            self.handshake.push_back((clock::now(), packet.to_vec()));
+        }
+        if let Some(last) = packets.chunks(stride).next_back() {
+            self.last.clear();
+            self.last.extend_from_slice(last);
+        }
+    }
+
+    /// What may be on its way: handshakes, then the last packet.
+    fn recent(&mut self, now: Instant) -> Vec<Vec<u8>> {
+        self.handshake.retain(|(at, _)| now.saturating_duration_since(*at) < HANDSHAKE_FRESH);
+        let mut packets: Vec<_> = self.handshake.iter().map(|(_, packet)| packet.clone()).collect();
+        if packets.last() != Some(&self.last) {
+            packets.push(self.last.clone());
+        }
+        packets
     }
 }
 
@@ -144,7 +190,8 @@ impl Destinations {
         fabric: &Fabric,
         table: &Forwarding,
         (handle, pin): (Handle, Pin),
-        last: &[u8],
+        packets: &[u8],
+        stride: usize,
     ) -> Option<(Way, u16)> {
         if !table.fib.handles.contains_key(&handle) {
             return None;
@@ -153,10 +200,10 @@ impl Destinations {
             way: table.way(fabric.source(), handle, pin),
             generation: table.generation,
             last: Vec::new(),
+            handshake: VecDeque::new(),
             packet: 0,
         });
-        destination.last.clear();
-        destination.last.extend_from_slice(last);
+        destination.note(packets, stride);
         let stale = destination.generation != table.generation
             || destination.way.as_ref().is_none_or(|way| !way.link.is_up());
         if stale {
@@ -169,7 +216,8 @@ impl Destinations {
     }
 
     /// Brings all destinations up to date; returns what to replay where.
-    fn reroute(&mut self, fabric: &Fabric, table: &Forwarding) -> Vec<(Way, Vec<u8>)> {
+    fn reroute(&mut self, fabric: &Fabric, table: &Forwarding) -> Vec<(Way, Vec<Vec<u8>>)> {
+        let now = clock::now();
         self.0.retain(|(handle, _), _| table.fib.handles.contains_key(handle));
         let mut kicks = Vec::new();
         #[allow(clippy::iter_over_hash_type, reason = "destinations do not depend on each other")]
@@ -179,7 +227,7 @@ impl Destinations {
             destination.generation = table.generation;
             let Some(new) = &destination.way else { continue };
             if old.is_none_or(|old| !old.is_same(new)) && !destination.last.is_empty() {
-                kicks.push((new.clone(), destination.last.clone()));
+                kicks.push((new.clone(), destination.recent(now)));
             }
         }
         kicks

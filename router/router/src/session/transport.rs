@@ -6,6 +6,7 @@ use quinn::{
     AsyncUdpSocket, Endpoint, EndpointConfig, IdleTimeout, TransportConfig, VarInt,
     congestion::CubicConfig,
 };
+use quinn_proto::HashedConnectionIdGenerator;
 use skein_core::{LABELS_MAX, Path};
 use std::{io, sync::Arc, time::Duration};
 
@@ -88,13 +89,16 @@ pub(super) fn transport(role: Role, path: Option<&Path>) -> Arc<TransportConfig>
 
 /// The end-to-end endpoint over the virtual socket of the fabric.
 ///
-/// The reset key derives from `site_secret`, so that a router that restarts resets the connections of its earlier boots.
+/// The keys for resets and connection ids derive from `site_secret`: an endpoint that takes another's place recognises the connections of
+/// its predecessor as such, and resets them.
 ///
 /// # Errors
 /// When there is no runtime to run on.
 pub fn endpoint(socket: Arc<dyn AsyncUdpSocket>, site_secret: &[u8; 32]) -> io::Result<Endpoint> {
     let mut config = EndpointConfig::new(Arc::new(derive(site_secret, b"skein-e2e-reset/1")));
+    let ids = derived_key(site_secret, b"skein-e2e-connection-ids/1");
     config
+        .cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(ids)))
         .grease_quic_bit(false)
         .max_udp_payload_size(MTU_MAX)
         .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
@@ -102,6 +106,15 @@ pub fn endpoint(socket: Arc<dyn AsyncUdpSocket>, site_secret: &[u8; 32]) -> io::
 }
 
 fn derive(secret: &[u8; 32], purpose: &[u8]) -> hmac::Key {
-    let master = hmac::Key::new(hmac::HMAC_SHA256, secret);
-    hmac::Key::new(hmac::HMAC_SHA256, hmac::sign(&master, purpose).as_ref())
+    hmac::Key::new(hmac::HMAC_SHA256, derived(secret, purpose).as_ref())
+}
+
+fn derived_key(secret: &[u8; 32], purpose: &[u8]) -> u64 {
+    let derived = derived(secret, purpose);
+    let first = derived.as_ref().first_chunk().expect("invariant: 32 bytes");
+    u64::from_be_bytes(*first)
+}
+
+fn derived(secret: &[u8; 32], purpose: &[u8]) -> hmac::Tag {
+    hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, secret), purpose)
 }

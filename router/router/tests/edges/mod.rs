@@ -418,6 +418,18 @@ impl Edge {
         self.wire.oversized.load(Ordering::Relaxed)
     }
 
+    /// Takes the place of this router's endpoint without a word to its peers, as after a crash.
+    pub(crate) async fn restart_endpoint(&self) -> quinn::Endpoint {
+        self.cut();
+        self.sessions.close(clock::now()).await;
+        self.mend();
+        session::endpoint(Arc::clone(&self.wire) as _, &self.secret()).unwrap()
+    }
+
+    fn secret(&self) -> [u8; 32] {
+        self.local.site.0
+    }
+
     /// Undoes [`Edge::cut`].
     pub(crate) fn mend(&self) {
         self.wire.cut.store(false, Ordering::Relaxed);

@@ -190,7 +190,7 @@ impl Node {
     pub(crate) fn endpoint(&self) -> quinn::Endpoint {
         let tls = quinn::crypto::rustls::QuicServerConfig::try_from(self.tls.session_server());
         let mut server = quinn::ServerConfig::with_crypto(Arc::new(tls.unwrap()));
-        server.transport_config(transport());
+        server.transport_config(transport(INITIAL_RTT));
         quinn::Endpoint::new_with_abstract_socket(
             quinn::EndpointConfig::default(),
             Some(server),
@@ -205,7 +205,7 @@ impl Node {
         let tls = Arc::clone(&self.tls.session_client(peer.router).config);
         let tls = quinn::crypto::rustls::QuicClientConfig::try_from(tls).unwrap();
         let mut config = quinn::ClientConfig::new(Arc::new(tls));
-        config.transport_config(transport());
+        config.transport_config(transport(INITIAL_RTT));
         config
     }
 
@@ -216,15 +216,29 @@ impl Node {
         peer: &Self,
         pin: Pin,
     ) -> quinn::Connection {
-        let config = self.session_config(peer);
+        self.connect_with(endpoint, peer, pin, INITIAL_RTT).await
+    }
+
+    /// The same, with as long a wait before packets are sent again as `initial_rtt` makes it.
+    pub(crate) async fn connect_with(
+        &self,
+        endpoint: &quinn::Endpoint,
+        peer: &Self,
+        pin: Pin,
+        initial_rtt: Duration,
+    ) -> quinn::Connection {
+        let mut config = self.session_config(peer);
+        config.transport_config(transport(initial_rtt));
         let connecting = endpoint.connect_with(config, vaddr(peer.handle, pin), SERVER_NAME);
         time::timeout(PATIENCE, connecting.unwrap()).await.unwrap().unwrap()
     }
 }
 
-fn transport() -> Arc<quinn::TransportConfig> {
+const INITIAL_RTT: Duration = Duration::from_millis(20);
+
+fn transport(initial_rtt: Duration) -> Arc<quinn::TransportConfig> {
     let mut config = quinn::TransportConfig::default();
-    config.mtu_discovery_config(None).initial_rtt(Duration::from_millis(20));
+    config.mtu_discovery_config(None).initial_rtt(initial_rtt);
     Arc::new(config)
 }
 
