@@ -2,6 +2,7 @@
 //!
 //! Simulation replaces this file; nothing else in the crate names a constructor of a socket.
 
+use rustix::event::{self, PollFd, PollFlags, Timespec};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use std::{
     io,
@@ -133,6 +134,24 @@ pub fn tcp_flow_options(stream: &TcpStream) -> io::Result<()> {
     let socket = SockRef::from(stream);
     socket.set_tcp_notsent_lowat(UNSENT_BYTES_MAX)?;
     socket.set_tcp_keepalive(&keepalive)
+}
+
+/// Prepares a TCP socket for [`tcp_is_sent`]; it will hardly be written to any more.
+///
+/// # Errors
+/// Only when the socket is already dead.
+pub fn tcp_await_sent(stream: &TcpStream) -> io::Result<()> {
+    SockRef::from(stream).set_tcp_notsent_lowat(1)
+}
+
+/// Whether everything written has left, so that a reset comes after it; also where nothing can leave any more.
+///
+/// What has left and not been acknowledged yet does not count, since the reset follows it on the same way.
+#[must_use]
+pub fn tcp_is_sent(stream: &TcpStream) -> bool {
+    let mut asked = [PollFd::new(stream, PollFlags::OUT)];
+    // "Writable" is a question of how much is unsent, as set above; an error is reported as an event as well.
+    event::poll(&mut asked, Some(&Timespec::default())).map_or(true, |ready| ready > 0)
 }
 
 /// Resolves `host:port` to all its addresses.

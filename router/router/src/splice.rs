@@ -5,6 +5,7 @@
 
 use crate::{
     flows::{Outcome, Progress},
+    net,
     session::{Flow, FlowError, FlowRecv, FlowSend, TURN_BYTES},
 };
 use bytes::{BufMut as _, Bytes, BytesMut};
@@ -25,6 +26,8 @@ const CREDIT_IDLE: Duration = Duration::from_secs(1);
 const CREDIT_IDLE_FRESH: Duration = Duration::from_millis(100);
 /// After a reset, what was sent before it has so long to be delivered.
 const ABORT_LINGER: Duration = Duration::from_secs(2);
+/// Between looks at a socket whose reset waits for what was written before.
+const SENT_CHECK: Duration = Duration::from_millis(10);
 /// Idle flows are noticed within a quarter of their timeout.
 const IDLE_CHECKS: u32 = 4;
 /// A read buffer with less room than this is replaced.
@@ -81,9 +84,10 @@ pub(crate) async fn with_flow(
         } => ended.map(|((), ())| Outcome::Finished),
         outcome = interrupted(&socket, &eof, terms) => Err(outcome),
         // `flow_to_socket` notices as well, unless it has ended or the socket takes nothing.
-        _ = async { far_aborted.await; timeout(ABORT_LINGER, delivered.wait()).await } => {
-            Err(Outcome::FarReset)
-        }
+        _ = async {
+            far_aborted.await;
+            timeout(ABORT_LINGER, async { delivered.wait().await; left(&socket).await }).await
+        } => Err(Outcome::FarReset),
     };
     match ended {
         Ok(outcome) => {
@@ -138,7 +142,19 @@ pub(crate) async fn with_socket(
             far.finished();
             outcome
         }
-        Err(outcome) => outcome,
+        Err(outcome) => {
+            let sent_before = async {
+                match outcome {
+                    Outcome::NearReset => left(&far).await,
+                    Outcome::FarReset => left(&near).await,
+                    _ => {}
+                }
+            };
+            if timeout(ABORT_LINGER, sent_before).await.is_err() {
+                tracing::debug!("an aborted flow was reset before all of it was delivered");
+            }
+            outcome
+        }
     }
 }
 
@@ -154,6 +170,15 @@ pub(crate) fn reset(socket: TcpStream) {
 pub(crate) async fn reset_of(socket: &TcpStream) {
     // Fails only when the runtime shuts down.
     let _ = socket.ready(Interest::ERROR).await;
+}
+
+/// Completes when what was written to the socket has left this host; a reset would discard it.
+async fn left(socket: &TcpStream) {
+    if net::tcp_await_sent(socket).is_ok() {
+        while !net::tcp_is_sent(socket) {
+            sleep(SENT_CHECK).await;
+        }
+    }
 }
 
 /// What ends a splice from outside: the socket's reset once nobody reads from it, idleness, an order.
@@ -274,6 +299,7 @@ async fn flow_to_socket(
     loop {
         write_held(socket, recv, progress)?;
         if recv.is_aborted() {
+            left(socket).await;
             return Err(Outcome::FarReset);
         }
         if recv.is_finished() && recv.queue().is_empty() {

@@ -510,6 +510,42 @@ async fn a_reset_while_writes_are_blocked_arrives_without_waiting_for_what_was_n
 }
 
 #[tokio::test]
+async fn an_endpoint_resets_the_sessions_of_its_predecessor() {
+    let (network, target, entrance) = Network::service().await;
+    let mut client = connect(entrance).await;
+    let _server = accept(&target).await;
+    let _endpoint = network.edges[1].restart_endpoint().await;
+    assert_eq!(network.edges[0].sessions.count(), 1);
+    client.write_all(b"x").await.unwrap();
+    // Nothing but the reset ends the session earlier than the 45 s of its idle timeout.
+    let end = timeout(Duration::from_secs(10), client.read_u8()).await.unwrap().unwrap_err();
+    assert_eq!(end.kind(), io::ErrorKind::ConnectionReset);
+}
+
+#[tokio::test]
+async fn an_answer_is_delivered_to_a_slow_client_before_the_reset_after_it() {
+    const LEN: usize = 200 << 10;
+    let (network, target, entrance) = Network::service().await;
+    let client = tokio::net::TcpSocket::new_v4().unwrap();
+    client.set_recv_buffer_size(4 << 10).unwrap();
+    let mut client = client.connect(entrance).await.unwrap();
+    let mut server = accept(&target).await;
+    server.write_all(&vec![7; LEN]).await.unwrap();
+    // All of it is in the kernel of the ingress, and little of it has left.
+    let received = || network.edges[0].counters.bytes_received.total();
+    within(eventually(|| received() == LEN as u64)).await;
+    server.set_zero_linger().unwrap();
+    drop(server);
+    sleep(Duration::from_millis(200)).await;
+    let mut answer = Vec::new();
+    let end = within(client.read_to_end(&mut answer)).await.unwrap_err();
+    assert_eq!(end.kind(), io::ErrorKind::ConnectionReset);
+    assert_eq!(answer.len(), LEN);
+    let outcomes = || network.edges[0].counters.ended(Edge::Ingress, Outcome::FarReset);
+    within(eventually(|| outcomes() == 1)).await;
+}
+
+#[tokio::test]
 async fn a_narrowed_scope_resets_the_flows_it_excludes_and_no_others() {
     // The guest consumes, then provides.
     for (guest, provider) in [(0, 1), (1, 1)] {
