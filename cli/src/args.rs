@@ -42,7 +42,8 @@ pub(crate) struct Global {
         global = true,
         value_name = "NS",
         env = "SKEIN_NAMESPACE",
-        default_value = "default"
+        default_value = "default",
+        value_parser = parse_namespace
     )]
     pub(crate) namespace: String,
     /// Format of the output
@@ -62,6 +63,13 @@ pub(crate) struct Global {
     /// Every step with its time; the logs of processes when the demo fails
     #[arg(short, long, global = true)]
     pub(crate) verbose: bool,
+}
+
+/// A variable that is set to nothing is as good as one that is not set.
+fn parse_namespace(text: &str) -> Result<String, std::convert::Infallible> {
+    let is_unset = text.is_empty()
+        && std::env::var_os("SKEIN_NAMESPACE").is_some_and(|value| value.is_empty());
+    Ok(if is_unset { "default" } else { text }.to_owned())
 }
 
 impl Global {

@@ -107,9 +107,20 @@ impl Client {
         name: &str,
         now: bool,
     ) -> Result<Vec<String>, Failure> {
-        let request =
-            limited(site::DeleteRequest { kind: kind.to_owned(), name: name.to_owned(), now, withdraw: false });
-        Ok(self.site.delete(request).await?.into_inner().notes)
+        let (kind, name) = (kind.to_owned(), name.to_owned());
+        let request = site::DeleteRequest { kind, name, now, ..Default::default() };
+        Ok(self.site.delete(limited(request)).await?.into_inner().notes)
+    }
+
+    /// Stops serving an address; with `now` also what drains of it is reset.
+    pub(crate) async fn unserve(
+        &mut self,
+        address: &str,
+        now: bool,
+    ) -> Result<Vec<String>, Failure> {
+        let address = address.to_owned();
+        let request = site::DeleteRequest { address, now, ..Default::default() };
+        Ok(self.site.delete(limited(request)).await?.into_inner().notes)
     }
 
     /// Deletes a link, and with `withdraw` this site's endorsement of the peer; the answer says what remains.
@@ -119,7 +130,7 @@ impl Client {
         withdraw: bool,
     ) -> Result<Vec<String>, Failure> {
         let (kind, name) = ("Link".to_owned(), name.to_owned());
-        let request = limited(site::DeleteRequest { kind, name, now: false, withdraw });
+        let request = limited(site::DeleteRequest { kind, name, withdraw, ..Default::default() });
         Ok(self.site.delete(request).await?.into_inner().notes)
     }
 

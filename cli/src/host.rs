@@ -70,13 +70,30 @@ async fn status(paths: &Paths) -> Result<SiteStatus, Failure> {
     Client::connect_to(paths).await?.query("status").await
 }
 
-/// Runs journalctl for `units` in place of this process's output.
-pub(crate) async fn journal(units: Vec<String>, lines: u32, follow: bool) -> Result<(), Failure> {
+fn journalctl(lines: u32) -> tokio::process::Command {
     let mut command = tokio::process::Command::new("journalctl");
     command.arg("--lines").arg(lines.to_string());
     if !rustix::process::geteuid().is_root() {
         command.arg("--user");
     }
+    command
+}
+
+/// The last lines of a unit's journal.
+pub(crate) async fn journal_tail(unit: &str, lines: u32) -> Result<String, Failure> {
+    let mut command = journalctl(lines);
+    command.args(["--no-pager", "--quiet", "--unit", unit]).stdin(Stdio::null()).kill_on_drop(true);
+    let failed = || Failure::new("cannot run journalctl");
+    let output = command.output().await.map_err(|error| failed().because(error))?;
+    if !output.status.success() {
+        return Err(failed().because(String::from_utf8_lossy(&output.stderr).trim()));
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Runs journalctl for `units` in place of this process's output.
+pub(crate) async fn journal(units: Vec<String>, lines: u32, follow: bool) -> Result<(), Failure> {
+    let mut command = journalctl(lines);
     if follow {
         command.arg("--follow");
     }

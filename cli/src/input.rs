@@ -44,7 +44,7 @@ pub(crate) fn write_secret(path: &Path, content: &[u8], replace: bool) -> Result
     let failed = |error: io::Error| {
         Failure::new(format_args!("cannot write {}", path.display())).because(error)
     };
-    if !replace && path.exists() {
+    if !replace && fs::symlink_metadata(path).is_ok_and(|meta| meta.is_file()) {
         return Err(Failure::new(format_args!("{} exists already", path.display()))
             .next("name another file, or remove it first"));
     }

@@ -134,8 +134,8 @@ fn local_endpoints() {
     let fake = Fake::start();
     ok(&fake.run(&["listen", "db", "--host", "127.0.0.1", "--port", "5432:15432"]));
     golden("listen-applied.yaml", &to_yaml(&fake.applied()));
-    ok(&fake.run(&["unlisten", "web.prod", "--now"]));
-    assert_eq!(fake.deleted(), ["Listener/web now"]);
+    ok(&fake.run(&["unlisten", "web.prod"]));
+    assert_eq!(fake.deleted(), ["Listener/web"]);
     assert!(fails(&fake.run(&["unlisten", "nothing"]), 1).contains("no explicit endpoint"));
 }
 
@@ -147,7 +147,7 @@ fn deleting_says_what_remains() {
     assert!(text(&output.stderr).contains("hub remains a member"), "{}", text(&output.stderr));
     ok(&fake.run(&["unexpose", "db"]));
     ok(&fake.run(&["delete", "connector", "db", "--now"]));
-    assert_eq!(fake.deleted(), ["Link/hub", "Connector/db", "Connector/db now"]);
+    assert_eq!(fake.deleted(), ["Link/hub", "address db", "Connector/db now"]);
     assert!(fails(&fake.run(&["unexpose", "nothing"]), 1).contains("not served from here"));
     let error = fails(&fake.run(&["unlink", "branch"]), 1);
     assert!(error.contains("incoming link") && error.contains("there"), "{error}");

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use clap::{Args, Subcommand};
 use serde_json::{Map, Value, json};
+use skein_controller::Paths;
 use skein_wire::proto::site::DoctorRequest;
 
 use crate::{
@@ -12,6 +13,7 @@ use crate::{
     clock,
     command::{logs, resource},
     error::Failure,
+    host::{self, LogSource},
     input,
     output::note,
     progress::Progress,
@@ -19,6 +21,9 @@ use crate::{
 
 /// Last bytes of each log: an hour of a busy router.
 const LOG_LEN_MAX: u64 = 2 * 1024 * 1024;
+
+/// Last lines of each unit, about as much.
+const JOURNAL_LINES_MAX: u32 = 10_000;
 
 /// Helps whoever looks for a fault
 #[derive(Debug, Args)]
@@ -41,6 +46,9 @@ enum Action {
 struct Dump {
     /// File to write
     file: String,
+    /// Replaces a file that is there
+    #[arg(long)]
+    force: bool,
 }
 
 pub(crate) async fn run(global: &Global, args: Debug) -> Result<(), Failure> {
@@ -60,20 +68,39 @@ pub(crate) async fn run(global: &Global, args: Debug) -> Result<(), Failure> {
         }
     }
     progress.step("reading logs");
-    let mut tails = Map::new();
-    for (name, path) in logs::files(&paths) {
-        let text = logs::tail_bytes(&path, LOG_LEN_MAX).unwrap_or_else(|error| error.to_string());
-        tails.insert(name.to_owned(), Value::from(text.lines().collect::<Vec<_>>()));
-    }
-    dump.insert("logs".into(), tails.into());
+    dump.insert("logs".into(), log_tails(&paths).await.into());
     let text = crate::output::json(&dump)?;
-    input::write_secret(Path::new(&args.file), text.as_bytes(), true)?;
+    input::write_secret(Path::new(&args.file), text.as_bytes(), args.force)?;
     progress.finish();
     note(
         global,
         format_args!("Wrote {}. It has no secrets, but names hosts and services.", args.file),
     );
     Ok(())
+}
+
+/// The ends of the logs by what writes them; what cannot be read says why.
+async fn log_tails(paths: &Paths) -> Map<String, Value> {
+    let mut out = Map::new();
+    let mut put = |name: &str, text: String| {
+        out.insert(name.to_owned(), Value::from(text.lines().collect::<Vec<_>>()));
+    };
+    match host::logs(paths) {
+        Ok(LogSource::Journal(units)) => {
+            for (name, unit) in units {
+                let text = host::journal_tail(&unit, JOURNAL_LINES_MAX).await;
+                put(name, text.unwrap_or_else(|failure| failure.to_string()));
+            }
+        }
+        Ok(LogSource::Files(files)) => {
+            for (name, path) in files {
+                let text = logs::tail_bytes(&path, LOG_LEN_MAX);
+                put(name, text.unwrap_or_else(|error| error.to_string()));
+            }
+        }
+        Err(failure) => put("error", failure.to_string()),
+    }
+    out
 }
 
 /// Asks for everything; what fails becomes part of the dump.

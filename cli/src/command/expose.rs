@@ -114,7 +114,7 @@ enum ProxyArg {
 pub(crate) struct Unexpose {
     /// The address
     address: String,
-    /// Resets running flows
+    /// Resets running flows, also those left from an earlier `unexpose`
     #[arg(long)]
     now: bool,
 }
@@ -210,19 +210,8 @@ async fn warn_of_targets(global: &Global, client: &mut Client, name: &str) -> Re
 
 pub(crate) async fn unexpose(global: &Global, args: Unexpose) -> Result<(), Failure> {
     let mut client = Client::connect(global).await?;
-    let connectors = client.get("Connector", "").await?;
-    let serving: Vec<_> = connectors
-        .iter()
-        .filter(|connector| matches!(connector, Resource::Connector(c) if c.spec.address == args.address))
-        .collect();
-    if serving.is_empty() {
-        return Err(Failure::new(format_args!("{:?} is not served from here", args.address))
-            .next("see `skctl get connector`"));
-    }
-    for connector in serving {
-        for text in client.delete("Connector", connector.name(), args.now).await? {
-            note(global, text);
-        }
+    for text in client.unserve(&args.address, args.now).await? {
+        note(global, text);
     }
     note(global, format_args!("No longer serving {}.", args.address));
     Ok(())

@@ -218,7 +218,9 @@ pub(crate) async fn unlink(global: &Global, args: Unlink) -> Result<(), Failure>
     {
         return Err(Failure::new(format_args!("{} is an incoming link", args.name))
             .because("the other site made it, and would make it again")
-            .next("run `skctl unlink` there, or here with --withdraw to trust that site no longer"));
+            .next(
+                "run `skctl unlink` there, or here with --withdraw to trust that site no longer",
+            ));
     }
     let notes = client.unlink(&args.name, args.withdraw).await?;
     note(global, format_args!("Link {} is gone.", args.name));

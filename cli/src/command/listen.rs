@@ -35,9 +35,11 @@ pub(crate) struct Listen {
 }
 
 /// Closes the explicit local endpoints of an address
+///
+/// Running flows are left alone.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  skctl unlisten postgres\n  skctl unlisten postgres --host 192.168.1.10 --now"
+    after_help = "Examples:\n  skctl unlisten postgres\n  skctl unlisten postgres --host 192.168.1.10"
 )]
 pub(crate) struct Unlisten {
     /// The address
@@ -45,9 +47,6 @@ pub(crate) struct Unlisten {
     /// Only the endpoint at this IP address
     #[arg(long, value_name = "IP")]
     host: Option<IpAddr>,
-    /// Resets running flows
-    #[arg(long)]
-    now: bool,
 }
 
 pub(crate) async fn run(global: &Global, args: Listen) -> Result<(), Failure> {
@@ -94,7 +93,7 @@ pub(crate) async fn unlisten(global: &Global, args: Unlisten) -> Result<(), Fail
             .next("see `skctl get listener`"));
     }
     for listener in found {
-        for text in client.delete("Listener", listener.name(), args.now).await? {
+        for text in client.delete("Listener", listener.name(), false).await? {
             note(global, text);
         }
     }

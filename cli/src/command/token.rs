@@ -85,7 +85,7 @@ struct List {}
 
 /// Makes a token useless; links made with it stay
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  skctl token delete grant-1")]
+#[command(after_help = "Example:\n  skctl token delete token-1a2b3c4d")]
 struct Delete {
     /// Name as shown by `token list`
     name: String,

@@ -440,6 +440,13 @@ impl site_server::Site for Service {
     ) -> Result<Response<site::DeleteReply>, Status> {
         let request = request.into_inner();
         let now = if request.now { " now" } else { "" };
+        if !request.address.is_empty() {
+            if request.address != "db" {
+                return Err(Status::not_found("it is not served from here; see `skctl get`"));
+            }
+            self.asked.lock().unwrap().deleted.push(format!("address {}{now}", request.address));
+            return Ok(Response::new(site::DeleteReply::default()));
+        }
         self.asked.lock().unwrap().deleted.push(format!("{}/{}{now}", request.kind, request.name));
         let notes = match request.kind.as_str() {
             "Link" => vec!["hub remains a member of the network".to_owned()],

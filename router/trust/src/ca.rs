@@ -241,6 +241,13 @@ impl SiteCa {
         &self.certificate
     }
 
+    /// When the certificate ends, Unix time; `None` for an external one that cannot be read.
+    #[must_use]
+    pub fn not_after_unix_s(&self) -> Option<i64> {
+        let (_, parsed) = x509_parser::parse_x509_certificate(&self.certificate).ok()?;
+        Some(parsed.validity().not_after.timestamp())
+    }
+
     /// The secret key for storage in a file of mode 0600.
     #[must_use]
     pub fn key_pkcs8(&self) -> &[u8] {

@@ -53,7 +53,7 @@ pub(crate) struct Versioned {
 }
 
 /// A deleted connector and the time its flows are reset.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct DrainingUntil {
     pub(crate) draining: Draining,
     pub(crate) until_unix_s: i64,
@@ -72,6 +72,8 @@ pub(crate) struct State {
     /// Damaged files that were set aside and are still there.
     pub(crate) problems: Vec<SetAside>,
     pub(crate) draining: Vec<DrainingUntil>,
+    /// What of it is on disk.
+    pub(crate) draining_kept: Vec<DrainingUntil>,
     pub(crate) routers: BTreeMap<String, RouterEntry>,
     /// Ports of each address and when it was last served, Unix time.
     pub(crate) services: BTreeMap<Address, (BTreeSet<Port>, i64)>,
@@ -119,7 +121,8 @@ impl Controller {
             epochs: loaded.epochs,
             endpoints: loaded.endpoints,
             problems: loaded.problems,
-            draining: Vec::new(),
+            draining_kept: loaded.draining.clone(),
+            draining: loaded.draining,
             routers: BTreeMap::new(),
             services: BTreeMap::new(),
             host: LocalPorts::default(),
@@ -168,6 +171,7 @@ impl Controller {
     /// Signs what is due, plans anew, and tells the routers if anything differs.
     pub(crate) fn refresh(&self, state: &mut State) {
         let now = clock::unix_s();
+        self.keep_draining(state);
         self.renew(state, now);
         let records = self.records(state);
         let network = state.network(self.site);

@@ -39,6 +39,7 @@ pub(crate) async fn run(
             clocks: peers
                 .map(|peer| PeerClock { site: peer.name, expires_unix_s: peer.expires_unix_s })
                 .collect(),
+            ca_not_after_unix_s: controller.ca.not_after_unix_s(),
             now_unix_s: clock::unix_s(),
             socket_buffers: socket_buffers(),
             host: state.host.clone(),

@@ -248,7 +248,12 @@ async fn a_router_gets_epoch_certificate_and_configuration() {
 
     site.controller.apply(connector("db")).unwrap();
     router.configured(|config| config.connectors.len() == 1 && !config.listeners.is_empty()).await;
-    let delete = |now| rpc::DeleteRequest { kind: "connector".into(), name: "db".into(), now, ..Default::default() };
+    let delete = |now| rpc::DeleteRequest {
+        kind: "connector".into(),
+        name: "db".into(),
+        now,
+        ..Default::default()
+    };
     site.controller.delete(&delete(false)).unwrap();
     router.configured(|config| config.connectors[0].draining && !config.connectors[0].reset).await;
     site.controller.delete(&delete(true)).unwrap();

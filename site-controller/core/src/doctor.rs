@@ -12,6 +12,11 @@ use crate::{endpoint::LocalPorts, resources::Resources, status::link_state};
 const STATEMENT_VALIDITY_S: i64 = 7 * 86_400;
 /// Clocks this far apart are reported: certificates begin an hour early, so this is well before anything breaks.
 const CLOCK_DIFFERENCE_S: i64 = 120;
+const DAY_S: i64 = 86_400;
+/// Routers ask for a new certificate when a third of its 72 hours has passed; with less than this left nobody answered for a day.
+const CERTIFICATE_LEFT_MIN_S: i64 = DAY_S;
+/// An authority is good for ten years; people need time to replace one.
+const CA_LEFT_MIN_S: i64 = 90 * DAY_S;
 /// Below this a socket buffer drops packets in bursts, bytes.
 const SOCKET_BUFFER_MIN: u64 = 4 << 20;
 
@@ -30,6 +35,8 @@ pub struct Observations<'a> {
     pub probes: Option<Vec<ProbeResult>>,
     /// Clocks of other sites.
     pub clocks: Vec<PeerClock>,
+    /// When the certificate of the site's authority ends, Unix time.
+    pub ca_not_after_unix_s: Option<i64>,
     /// Now, Unix time.
     pub now_unix_s: i64,
     /// `net.core.rmem_max` and `wmem_max`, bytes.
@@ -64,6 +71,7 @@ pub fn diagnose(seen: &Observations<'_>) -> Vec<DoctorFinding> {
         }));
         out.extend(sockets(seen));
         out.push(clock(seen));
+        out.extend(certificates(seen));
         out.extend(buffers(seen));
         out.extend(links(seen));
         out.extend(endpoints(seen));
@@ -110,18 +118,70 @@ fn sockets(seen: &Observations<'_>) -> Vec<DoctorFinding> {
     all.map(check).collect()
 }
 
-/// A statement that expires later than one signed now would has been signed by a clock ahead of this one.
+/// Certificates that are about to end although somebody should have renewed them.
+fn certificates(seen: &Observations<'_>) -> Vec<DoctorFinding> {
+    let mut out = Vec::new();
+    for status in &seen.routers {
+        let check = "router certificate";
+        let left_s = status.certificate_not_after_unix_s - seen.now_unix_s;
+        let fix =
+            "see `skctl logs`; `skctl restart` asks for a new one; check the clock of this machine";
+        out.push(match status.certificate_not_after_unix_s {
+            0 => bad(check, "the router has none", fix),
+            _ if left_s <= 0 => bad(check, format!("it ended {} ago", hours(-left_s)), fix),
+            _ if left_s < CERTIFICATE_LEFT_MIN_S => {
+                bad(check, format!("it ends in {}, its renewal is overdue", hours(left_s)), fix)
+            }
+            _ => good(check, format!("good for {}, renewed before", hours(left_s))),
+        });
+    }
+    if let Some(not_after_unix_s) = seen.ca_not_after_unix_s {
+        let check = "certificate authority";
+        let left_s = not_after_unix_s - seen.now_unix_s;
+        out.push(if left_s < CA_LEFT_MIN_S {
+            let detail = format!("it ends in {} days", left_s / DAY_S);
+            bad(check, detail, "make a new site before then, link it, and delete this one")
+        } else {
+            good(check, format!("good for {} days", left_s / DAY_S))
+        });
+    }
+    out
+}
+
+fn hours(seconds: i64) -> String {
+    if seconds < 3600 { format!("{} min", seconds / 60) } else { format!("{} h", seconds / 3600) }
+}
+
+/// Neighbours tell their time when a link comes up. Of others there are their statements: one that expires later than one signed now would
+/// has been signed by a clock ahead of this one.
 fn clock(seen: &Observations<'_>) -> DoctorFinding {
-    let ahead = |peer: &&PeerClock| peer.expires_unix_s - STATEMENT_VALIDITY_S - seen.now_unix_s;
-    let farthest = seen.clocks.iter().max_by_key(ahead);
-    match farthest.map(|peer| (peer, ahead(&peer))) {
-        Some((peer, seconds)) if seconds > CLOCK_DIFFERENCE_S => bad(
-            "clock",
-            format!("the clock here is at least {seconds} s behind that of site {}", peer.site),
-            "set the clock of the machine that is wrong; run an NTP client on both",
-        ),
-        Some(_) => good("clock", "no other site's clock is ahead of this one's"),
-        None => good("clock", "no other site to compare with"),
+    let links = seen.routers.iter().flat_map(|status| &status.links);
+    let told = links
+        .filter_map(|link| Some((link.peer_site_name.as_str(), link.peer_clock_ahead_ms? / 1000)));
+    let signed = seen.clocks.iter().map(|peer| {
+        (peer.site.as_str(), peer.expires_unix_s - STATEMENT_VALIDITY_S - seen.now_unix_s)
+    });
+    let told: Vec<_> = told.collect();
+    let farthest = told.iter().copied().max_by_key(|(_, ahead_s)| ahead_s.abs());
+    let ahead = signed.max_by_key(|(_, ahead_s)| *ahead_s);
+    let fix = "set the clock of the machine that is wrong; run an NTP client on both";
+    match (farthest, ahead) {
+        (Some((site, ahead_s)), _) if ahead_s.abs() > CLOCK_DIFFERENCE_S => {
+            let side = if ahead_s > 0 { "behind" } else { "ahead of" };
+            let detail =
+                format!("the clock here is {} s {side} that of site {site}", ahead_s.abs());
+            bad("clock", detail, fix)
+        }
+        (_, Some((site, ahead_s))) if ahead_s > CLOCK_DIFFERENCE_S => {
+            let detail =
+                format!("the clock here is at least {ahead_s} s behind that of site {site}");
+            bad("clock", detail, fix)
+        }
+        (Some((site, ahead_s)), _) => {
+            good("clock", format!("within {} s of all neighbours ({site})", ahead_s.abs() + 1))
+        }
+        (None, Some(_)) => good("clock", "no other site's clock is ahead of this one's"),
+        (None, None) => good("clock", "no other site to compare with"),
     }
 }
 
@@ -306,6 +366,7 @@ mod tests {
                 site: "dc".into(),
                 expires_unix_s: STATEMENT_VALIDITY_S + 3600,
             }],
+            ca_not_after_unix_s: Some(DAY_S),
             socket_buffers: Some((212_992, 212_992)),
             problems: vec!["x was damaged".into()],
             ..Observations::default()
@@ -314,8 +375,49 @@ mod tests {
             findings.iter().all(|finding| !finding.ok && !finding.fix.is_empty()),
             "{findings:#?}"
         );
-        assert_eq!(findings.len(), 9);
+        assert_eq!(findings.len(), 11);
         assert!(find(&findings, "clock").detail.contains("3600 s behind"));
+    }
+
+    #[test]
+    fn clocks_are_compared_both_ways() {
+        let clock_of = |ahead_ms: &[i64]| {
+            let link = |ahead_ms: &i64| skein_wire::proto::control::LinkStatus {
+                peer_site_name: "dc".into(),
+                peer_clock_ahead_ms: Some(*ahead_ms),
+                ..Default::default()
+            };
+            let links = ahead_ms.iter().map(link).collect();
+            let status = RouterStatus { links, ..Default::default() };
+            clock(&Observations { routers: vec![&status], ..Observations::default() })
+        };
+        assert!(clock_of(&[]).ok && clock_of(&[-1_500, 119_000]).ok);
+        let ahead = clock_of(&[20, -3_600_000]);
+        assert!(!ahead.ok && ahead.detail.contains("3600 s ahead of"), "{ahead:?}");
+        let behind = clock_of(&[3_600_000, -20]);
+        assert!(!behind.ok && behind.detail.contains("3600 s behind"), "{behind:?}");
+    }
+
+    #[test]
+    fn certificates_that_are_not_renewed_are_told() {
+        const NOW: i64 = 1_000_000;
+        let of = |router: i64, ca: i64| {
+            let status =
+                RouterStatus { certificate_not_after_unix_s: router, ..Default::default() };
+            certificates(&Observations {
+                routers: vec![&status],
+                ca_not_after_unix_s: Some(ca),
+                now_unix_s: NOW,
+                ..Observations::default()
+            })
+        };
+        let good = of(NOW + 2 * DAY_S, NOW + 100 * DAY_S);
+        assert!(good.len() == 2 && good.iter().all(|finding| finding.ok), "{good:?}");
+        for router in [0, NOW - 7_200, NOW + 3_600] {
+            assert!(!of(router, NOW + 100 * DAY_S)[0].ok, "{router}");
+        }
+        assert!(of(NOW - 7_200, 0)[0].detail.contains("2 h ago"));
+        assert!(!of(NOW + 2 * DAY_S, NOW + 10 * DAY_S)[1].ok);
     }
 
     #[test]

@@ -56,8 +56,6 @@ pub struct LocalPorts {
     pub wildcard: BTreeSet<(u16, Protocol)>,
     /// Not to be taken: the site's own ports and what the kernel was told to reserve.
     pub reserved: BTreeSet<u16>,
-    /// Targets on loopback that this site serves. A process that restarts may bind the wildcard, which an endpoint on its port would prevent.
-    pub served: BTreeSet<(u16, Protocol)>,
 }
 
 impl LocalPorts {
@@ -66,7 +64,6 @@ impl LocalPorts {
         port.port >= PRIVILEGED_PORT_END
             && !(FALLBACK_PORT_FIRST..=FALLBACK_PORT_LAST).contains(&port.port)
             && !self.wildcard.contains(&key)
-            && !self.served.contains(&key)
             && !self.reserved.contains(&port.port)
     }
 }
@@ -168,9 +165,8 @@ mod tests {
     fn the_own_port_is_used_where_nobody_is_harmed() {
         let mut host = LocalPorts::default();
         host.wildcard.insert((5433, Protocol::Tcp));
-        host.served.insert((5434, Protocol::Tcp));
         host.reserved.insert(7443);
-        let services = services(&[("db", &[22, 5432, 5433, 5434, 7443, 20_500])]);
+        let services = services(&[("db", &[22, 5432, 5433, 7443, 20_500])]);
         let endpoints = assign(SITE, &services, &AutoEndpoints::new(), &host);
         let ports = &endpoints[&"db".parse::<Address>().unwrap()].ports;
         for port in ports {

@@ -142,7 +142,7 @@ fn settings(spec: &SiteSpec, inputs: &Inputs<'_>) -> RouterSettings {
     }
 }
 
-/// The site's own sockets and targets are no place for automatic endpoints.
+/// The site's own sockets are no place for automatic endpoints. Its targets are: an endpoint has an address of its own.
 fn host_ports(spec: &SiteSpec, inputs: &Inputs<'_>) -> LocalPorts {
     let mut host = inputs.host.clone();
     let sockets = spec.listen.iter().chain(&spec.metrics_listen);
@@ -151,19 +151,6 @@ fn host_ports(spec: &SiteSpec, inputs: &Inputs<'_>) -> LocalPorts {
             .filter_map(|text| text.parse::<std::net::SocketAddr>().ok())
             .map(|addr| addr.port()),
     );
-    for connector in inputs.resources.connectors.values() {
-        let loopback = |host: &String| {
-            host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
-        };
-        if !connector.spec.targets().iter().any(loopback) {
-            continue;
-        }
-        for port in &connector.spec.ports {
-            if let Ok(target) = u16::try_from(port.target_port.unwrap_or(port.port)) {
-                host.served.insert((target, port.protocol.into()));
-            }
-        }
-    }
     host
 }
 

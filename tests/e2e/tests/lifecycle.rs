@@ -179,18 +179,19 @@ fn etc_hosts_is_kept_and_restored() -> Result<()> {
     let hosts = site.host().dir().join("hosts");
     let before = std::fs::read_to_string(&hosts)?;
     site.expose("db", 5432, &[])?;
-    let names = |wanted: bool| {
-        eventually("/etc/hosts follows", Duration::from_secs(10), || {
-            Ok(std::fs::read_to_string(&hosts)?.contains(" db\n") == wanted)
+    let named = || {
+        eventually("the address is named", Duration::from_secs(10), || {
+            Ok(std::fs::read_to_string(&hosts)?.contains(" db\n"))
         })
     };
     site.skctl(&["init", "--manage-hosts"]).check()?;
-    names(true)?;
+    named()?;
     site.skctl(&["init", "--manage-hosts=false"]).check()?;
-    names(false)?;
-    ensure!(std::fs::read_to_string(&hosts)? == before);
+    eventually("the block is gone", Duration::from_secs(10), || {
+        Ok(std::fs::read_to_string(&hosts)? == before)
+    })?;
     site.skctl(&["init", "--manage-hosts"]).check()?;
-    names(true)?;
+    named()?;
     // Also where nobody answers any more.
     site.host().signal(site.processes()?.router, Signal::Kill)?;
     site.host().signal(site.processes()?.controller, Signal::Kill)?;
@@ -215,5 +216,32 @@ fn start_installs_nothing_over_what_is_installed() -> Result<()> {
     ensure!(inode()? == before, "a program was replaced without `upgrade`");
     site.skctl(&["upgrade"]).check()?;
     ensure!(inode()? != before, "`upgrade` replaced nothing");
+    Ok(())
+}
+
+#[test]
+fn what_drains_is_reset_also_by_the_next_controller() -> Result<()> {
+    let (_lab, site) = lone()?;
+    let host = site.host();
+    let _server = skein_e2e::flow::serve(host, 8200, &[])?;
+    site.expose("db", 8200, &[])?;
+    let to = site.endpoint("db", 8200)?;
+    let flow = skein_e2e::flow::start(host, "hold", to, &["--count", "1"])?;
+    let active = |wanted: u64| {
+        eventually("the flow is seen", Duration::from_secs(15), || {
+            Ok(site.status()?["routers"][0]["flowsActive"].as_u64() == Some(wanted))
+        })
+    };
+    active(1)?;
+    site.skctl(&["unexpose", "db"]).check()?;
+    host.signal(site.processes()?.controller, Signal::Kill)?;
+    eventually("another controller runs", Duration::from_secs(20), || {
+        Ok(site.skctl(&["status"]).run()?.code == Some(0))
+    })?;
+    active(1)?;
+    site.skctl(&["unexpose", "db", "--now"]).check()?;
+    active(0)?;
+    drop(flow);
+    site.refuses(&["unexpose", "other", "--now"], 1, &["not served from here"])?;
     Ok(())
 }

@@ -61,6 +61,10 @@ impl Control {
             problems: self.problems.clone(),
             metrics_address: self.metrics.address(),
             sites: self.network.sites.clone(),
+            certificate_not_after_unix_s: self
+                .identity
+                .current()
+                .map_or(0, |identity| identity.not_after_unix_s()),
         }
     }
 

@@ -8,6 +8,7 @@ use super::{
     tcp, transport,
 };
 use crate::{
+    clock,
     gate::{Gate, Slot},
     net,
 };
@@ -206,6 +207,7 @@ async fn greet(
     let mut mine = (inner.hello)(peer.site);
     mine.protocol_min = hello::PROTOCOL_MIN;
     mine.protocol_max = hello::PROTOCOL_MAX;
+    mine.sent_unix_ms = clock::unix_ms();
     mine.link_nonce = inner.link_nonce();
     let greeted = hello::accept(connection, peer, mine).await?;
     let site = greeted.hello.site_name.chars().filter(|c| !c.is_control());

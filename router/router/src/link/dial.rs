@@ -159,6 +159,7 @@ impl Dialler {
         let mut mine = (self.inner.hello)(self.site);
         mine.protocol_min = hello::PROTOCOL_MIN;
         mine.protocol_max = hello::PROTOCOL_MAX;
+        mine.sent_unix_ms = clock::unix_ms();
         mine.cost = self.cost;
         mine.link_name.clone_from(&self.name);
         mine.link_nonce = self.inner.link_nonce();

@@ -118,6 +118,7 @@ impl Established {
             close_reason: Arc::default(),
             up: up.clone(),
             since_unix_ms: clock::unix_ms(),
+            since: clock::now(),
         };
         let close_reason = Arc::clone(&registered.close_reason);
         if !inner.register(registered) {

@@ -108,6 +108,8 @@ struct Registered {
     close_reason: Arc<Mutex<String>>,
     up: LinkUp,
     since_unix_ms: i64,
+    /// The same on the monotonic clock: a clock that was set since shows in the difference.
+    since: std::time::Instant,
 }
 
 /// A link that is configured.

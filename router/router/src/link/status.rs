@@ -105,10 +105,22 @@ fn up(link: &Registered) -> LinkStatus {
         cost: link.up.cost,
         mtu: u32::from(link.frames.mtu()),
         since_unix_ms: link.since_unix_ms,
+        peer_clock_ahead_ms: peer_clock_ahead_ms(link),
         bytes_sent,
         bytes_received,
         ..LinkStatus::default()
     }
+}
+
+/// How far the neighbour's clock is ahead of this one, both as they were at the hello but for what this one was set since.
+fn peer_clock_ahead_ms(link: &Registered) -> Option<i64> {
+    let sent_unix_ms = link.up.hello.sent_unix_ms;
+    if sent_unix_ms == 0 {
+        return None;
+    }
+    let passed_ms = i64::try_from(clock::now().duration_since(link.since).as_millis()).ok()?;
+    let set_ms = clock::unix_ms().saturating_sub(link.since_unix_ms).saturating_sub(passed_ms);
+    Some(sent_unix_ms.saturating_sub(link.since_unix_ms).saturating_sub(set_ms))
 }
 
 async fn probe(inner: &Inner, endpoint: String) -> ProbeResult {

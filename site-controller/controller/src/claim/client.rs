@@ -1,6 +1,6 @@
 //! Redeems a token: dial, prove, keep what came back.
 
-use std::io;
+use std::{io, time::Duration};
 
 use skein_api::{GuestScope, Invalids, LINK_ENDPOINTS_MAX, LinkSpec, Manifest, Resource, Token};
 use skein_core::SiteId;
@@ -42,6 +42,8 @@ pub(crate) struct Wish {
     pub(crate) consume: Vec<String>,
     /// With a guest's token: addresses this site serves, so the issuer may reach them.
     pub(crate) provide: Vec<String>,
+    /// How long an endpoint may take to answer, so that whoever waits still learns what became of each.
+    pub(crate) dial_timeout: Option<Duration>,
 }
 
 /// A token that was redeemed.
@@ -114,7 +116,8 @@ pub(crate) async fn redeem(
 ) -> Result<Redeemed, RedeemError> {
     let prepared = controller.prepare_claim(text, wish)?;
     let pin = CaPin(prepared.token.ca_sha256);
-    let mut race = Race::start(&prepared.token.endpoints, prepared.token.issuer, pin);
+    let mut race =
+        Race::start(&prepared.token.endpoints, prepared.token.issuer, pin, wish.dial_timeout);
     for _ in 0..EXCHANGES_MAX {
         let Some(connected) = race.next().await else { break };
         let endpoint = connected.endpoint.clone();

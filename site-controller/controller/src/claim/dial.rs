@@ -72,15 +72,21 @@ pub(super) struct Race {
 }
 
 impl Race {
-    /// Starts towards all `endpoints` of the token that `issuer` made.
-    pub(super) fn start(endpoints: &[String], issuer: SiteId, pin: CaPin) -> Self {
+    /// Starts towards all `endpoints` of the token that `issuer` made; each may take at most `timeout`.
+    pub(super) fn start(
+        endpoints: &[String],
+        issuer: SiteId,
+        pin: CaPin,
+        timeout: Option<Duration>,
+    ) -> Self {
+        let timeout = timeout.map_or(DIAL_TIMEOUT, |timeout| timeout.min(DIAL_TIMEOUT));
         let mut attempts = JoinSet::new();
         for endpoint in endpoints {
             for carrier in [Carrier::Tcp, Carrier::Quic] {
                 let endpoint = endpoint.clone();
                 attempts.spawn(async move {
                     let connected = connect(&endpoint, carrier, issuer, pin);
-                    let result = tokio::time::timeout(DIAL_TIMEOUT, connected).await;
+                    let result = tokio::time::timeout(timeout, connected).await;
                     let result = result.unwrap_or_else(|_| Err(carrier.unanswered()));
                     (endpoint, result)
                 });

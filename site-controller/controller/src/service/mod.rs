@@ -1,5 +1,6 @@
 //! What `skctl` asks for.
 
+mod draining;
 mod query;
 mod resources;
 mod token;

@@ -153,13 +153,7 @@ fn problems(state: &State) -> Vec<Problem> {
     let mut out: Vec<Problem> = state
         .problems
         .iter()
-        .map(|aside| {
-            problem(
-                "a state file was damaged",
-                &aside.to_string(),
-                aside.fix(),
-            )
-        })
+        .map(|aside| problem("a state file was damaged", &aside.to_string(), aside.fix()))
         .collect();
     if state.resources.site.is_none() {
         out.push(problem(

@@ -95,6 +95,9 @@ impl Controller {
 
     /// Deletes one resource; what remains of it is in the notes.
     pub(crate) fn delete(&self, request: &DeleteRequest) -> Result<Vec<String>, Status> {
+        if !request.address.is_empty() {
+            return self.unserve(request);
+        }
         let kind = parse_kind(&request.kind)?;
         let name = request.name.as_str();
         if kind == Kind::Site {
@@ -103,7 +106,12 @@ impl Controller {
             ));
         }
         let mut state = self.state();
-        if request.now && self.reset_draining(&mut state, kind, name) {
+        let drains = |draining: &Draining| draining.connector.metadata.name == name;
+        if request.now
+            && kind == Kind::Connector
+            && !state.resources.connectors.contains_key(name)
+            && self.reset_draining(&mut state, drains)
+        {
             return Ok(Vec::new());
         }
         let mut resources = state.resources.clone();
@@ -136,30 +144,10 @@ impl Controller {
         tracing::info!(%kind, name, "resource deleted");
         Ok(notes)
     }
-
-    /// `--now` for a connector that drains already.
-    fn reset_draining(&self, state: &mut State, kind: Kind, name: &str) -> bool {
-        if kind != Kind::Connector || state.resources.connectors.contains_key(name) {
-            return false;
-        }
-        let until_unix_s = clock::unix_s() + RESET_S;
-        let mut found = false;
-        for gone in &mut state.draining {
-            if gone.draining.connector.metadata.name == name {
-                gone.draining.reset = true;
-                gone.until_unix_s = until_unix_s;
-                found = true;
-            }
-        }
-        if found {
-            self.refresh(state);
-        }
-        found
-    }
 }
 
 /// How long a connector that resets its flows stays in the configuration, so that every router has seen it.
-const RESET_S: i64 = 30;
+pub(super) const RESET_S: i64 = 30;
 
 /// The resources as they would be, what to say about each, and what to write.
 fn staged(

@@ -2,7 +2,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use skein_api::{AccessGrantSpec, Duration as ApiDuration, GuestScope, Manifest, Phase, Resource, Token};
+use skein_api::{
+    AccessGrantSpec, Duration as ApiDuration, GuestScope, Manifest, Phase, Resource, Token,
+};
 use skein_site_core::{Grant, Terms, status};
 use skein_trust::{CaPin, Code};
 use skein_wire::proto::site::{CreateTokenReply, CreateTokenRequest, Progress, RedeemTokenRequest};
@@ -152,11 +154,7 @@ fn wanted(request: &CreateTokenRequest, state: &State) -> Result<AccessGrantSpec
 }
 
 /// What may keep others from redeeming a token.
-fn warnings(
-    state: &State,
-    endpoints: &[String],
-    spec: &AccessGrantSpec,
-) -> Vec<String> {
+fn warnings(state: &State, endpoints: &[String], spec: &AccessGrantSpec) -> Vec<String> {
     let mut out = Vec::new();
     if spec.guest && spec.scope.as_ref().is_none_or(GuestScope::is_empty) {
         out.push(
@@ -184,6 +182,9 @@ fn warnings(
     out
 }
 
+/// Share of the user's patience for the endpoints of a token: what became of each is to be told before it ends.
+const DIAL_SHARE: f64 = 0.8;
+
 /// Redeems and waits until the router says that the link is up.
 pub(super) async fn redeem(
     controller: Arc<Controller>,
@@ -200,18 +201,22 @@ pub(super) async fn redeem(
         merge: request.merge,
         consume: request.consume.clone(),
         provide: request.provide.clone(),
+        dial_timeout: Some(timeout.mul_f64(DIAL_SHARE)),
     };
     let mut last = "redeeming the token".to_owned();
     let work = async {
         step(&progress, &last).await;
-        let Redeemed { link: name, notes } = match client::redeem(&controller, &request.token, &wish)
-            .await
-        {
-            Ok(redeemed) => redeemed,
-            Err(error) => {
-                return Progress { done: true, error: error.to_string(), ..Progress::default() };
-            }
-        };
+        let Redeemed { link: name, notes } =
+            match client::redeem(&controller, &request.token, &wish).await {
+                Ok(redeemed) => redeemed,
+                Err(error) => {
+                    return Progress {
+                        done: true,
+                        error: error.to_string(),
+                        ..Progress::default()
+                    };
+                }
+            };
         last = format!("token redeemed; waiting for link {name}");
         step(&progress, &last).await;
         wait_until_up(&controller, &name, &progress, &mut last).await;

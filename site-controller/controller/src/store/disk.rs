@@ -152,12 +152,9 @@ fn put_in_place(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) ->
     let temporary = temporary(path)?;
     // A left-over of a crash may have any mode: begin anew.
     unlink(&temporary)?;
-    let create = || {
-        OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)
-    };
-    let written = create()
-        .and_then(|mut file| write(&mut file))
-        .and_then(|()| fs::rename(&temporary, path));
+    let create = || OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary);
+    let written =
+        create().and_then(|mut file| write(&mut file)).and_then(|()| fs::rename(&temporary, path));
     if written.is_err() {
         // What remains of the new one is only in the way.
         let _ = fs::remove_file(&temporary);

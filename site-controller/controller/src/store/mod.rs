@@ -11,6 +11,7 @@
 //! | `grants/NAME.json` | tokens made here, codes hashed |
 //! | `trust/endorsed/SITE.json` | what this site says of another |
 //! | `trust/learned.pb` | statements heard of others |
+//! | `draining.json` | deleted connectors whose flows run on |
 //! | `host.json` | what runs the processes on this host |
 //!
 //! A damaged file is set aside under another name and reported until somebody removes it; it is never overwritten. Identity and CA are different: without them
@@ -20,6 +21,7 @@
 //! form stops it instead, because trust that was set aside is lost.
 
 mod disk;
+mod draining;
 mod host;
 mod journal;
 
@@ -43,7 +45,7 @@ pub use disk::{Disk, HostDisk};
 pub use host::HostRecord;
 pub use journal::Change;
 
-use crate::{clock, paths::Paths};
+use crate::{clock, controller::DrainingUntil, paths::Paths};
 
 /// Most a controller keeps of what it heard; more is an attack, not a network (1,000 sites have a few thousand statements).
 pub const LEARNED_MAX: usize = 20_000;
@@ -159,6 +161,8 @@ pub struct Loaded {
     pub epochs: BTreeMap<String, u64>,
     /// Automatic endpoints handed out.
     pub endpoints: AutoEndpoints,
+    /// Deleted connectors whose flows ran on when the last controller ended.
+    pub(crate) draining: Vec<DrainingUntil>,
     /// What was set aside, now or earlier, and is still there.
     pub problems: Vec<SetAside>,
 }
@@ -266,6 +270,7 @@ impl Store {
             .into_iter()
             .filter_map(|(address, endpoint)| Some((address.parse::<Address>().ok()?, endpoint)))
             .collect();
+        let draining = self.load_draining(&mut problems)?;
         self.finish_host_record(&mut problems)?;
         let problems = self.still_aside(problems)?;
         Ok(Loaded {
@@ -279,6 +284,7 @@ impl Store {
             learned,
             epochs,
             endpoints,
+            draining,
             problems,
         })
     }
@@ -345,7 +351,6 @@ impl Store {
     pub fn save_grant(&self, grant: &Grant) -> Result<(), StoreError> {
         self.save_json(&format!("grants/{}.json", grant.name), grant)
     }
-
 
     /// Stores what this site says of another.
     ///
@@ -818,7 +823,10 @@ pub(crate) mod tests {
             let path = paths.state().join(name);
             fs::File::create(&path).unwrap().set_len(65 << 20).unwrap();
             let problems = Store::new(paths).load().unwrap().problems;
-            assert!(problems.len() == 1 && problems[0].fix().contains("nothing needs"), "{problems:?}");
+            assert!(
+                problems.len() == 1 && problems[0].fix().contains("nothing needs"),
+                "{problems:?}"
+            );
         }
     }
 

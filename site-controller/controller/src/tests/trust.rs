@@ -9,10 +9,8 @@ use super::*;
 
 /// Everybody `local` trusts by what `controllers` say and know.
 fn view(local: &Controller, controllers: &[&Controller]) -> TrustView {
-    let records: Vec<Record> = controllers
-        .iter()
-        .flat_map(|controller| controller.records(&controller.state()))
-        .collect();
+    let records: Vec<Record> =
+        controllers.iter().flat_map(|controller| controller.records(&controller.state())).collect();
     // Of each key the highest sequence counts, as in a router.
     let mut newest: BTreeMap<_, skein_core::Record> = BTreeMap::new();
     for record in records {
