@@ -302,10 +302,8 @@ async fn a_session_takes_as_many_flows_at_once_as_come() {
     within(eventually(|| network.edges[0].sessions.flow_count() == 0)).await;
 }
 
-#[tokio::test]
-async fn a_peer_that_exceeds_its_credit_loses_its_session() {
-    let (mut network, target, _) = Network::service().await;
-    let connection = network.rogue(0, 1).await;
+/// Establishes a session on a bare connection; to be kept, since the session ends with it.
+async fn say_hello(connection: &quinn::Connection) -> (quinn::SendStream, quinn::RecvStream) {
     let (mut control, mut from_peer) = connection.open_bi().await.unwrap();
     let hello = SessionHello {
         protocol_min: 1,
@@ -315,6 +313,28 @@ async fn a_peer_that_exceeds_its_credit_loses_its_session() {
     };
     control.write_all(&hello.encode_length_delimited_to_vec()).await.unwrap();
     assert!(within(from_peer.read_chunk(100, true)).await.unwrap().is_some());
+    (control, from_peer)
+}
+
+#[tokio::test]
+async fn a_peer_keeps_no_more_sessions_than_it_can_need() {
+    const ALLOWED: usize = 17;
+    let (mut network, _target, _) = Network::service().await;
+    let mut kept = Vec::new();
+    for connection in network.rogues(0, 1, ALLOWED + 5).await {
+        let control = say_hello(&connection).await;
+        kept.push((connection, control));
+    }
+    let count = || network.edges[1].sessions.count();
+    within(eventually(|| count() <= ALLOWED)).await;
+    assert!(count() > 1);
+}
+
+#[tokio::test]
+async fn a_peer_that_exceeds_its_credit_loses_its_session() {
+    let (mut network, target, _) = Network::service().await;
+    let connection = network.rogue(0, 1).await;
+    let _control = say_hello(&connection).await;
     let (mut send, _recv) = connection.open_bi().await.unwrap();
     let open = FlowOpen {
         address: "echo".into(),

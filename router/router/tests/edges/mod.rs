@@ -295,6 +295,16 @@ impl Network {
 
     /// A bare connection to an edge with the credentials of another, to say what a router never says.
     pub(crate) async fn rogue(&mut self, from: usize, to: usize) -> quinn::Connection {
+        self.rogues(from, to, 1).await.remove(0)
+    }
+
+    /// As many of them.
+    pub(crate) async fn rogues(
+        &mut self,
+        from: usize,
+        to: usize,
+        count: usize,
+    ) -> Vec<quinn::Connection> {
         let (from, to) = (&self.edges[from], &self.edges[to]);
         let handle = Handle(1_000);
         let wire = Wire::new(handle);
@@ -307,7 +317,12 @@ impl Network {
         self.aliases.push((handle, from.local.router));
         self.publish();
         let endpoint = session::endpoint(wire, &[0; 32]).unwrap();
-        endpoint.connect_with(config, remote, SERVER_NAME).unwrap().await.unwrap()
+        let mut connections = Vec::new();
+        for _ in 0..count {
+            let connecting = endpoint.connect_with(config.clone(), remote, SERVER_NAME).unwrap();
+            connections.push(connecting.await.unwrap());
+        }
+        connections
     }
 
     /// An address served at edge 1 by the returned socket, and where edge 0 listens for it.
