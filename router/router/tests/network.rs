@@ -10,17 +10,19 @@ use skein_wire::proto::{
     },
     routing::Role,
 };
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 use support::site::{SOON, Site};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
     task::JoinSet,
-    time,
+    time::{self, Instant},
 };
 
 const ADDRESS: &str = "backend";
 const PORT: u32 = 5432;
+/// How long a link under traffic is silent until it counts as dead.
+const DETECTION: Duration = Duration::from_millis(300);
 
 struct Network {
     hubs: Vec<Site>,
@@ -197,6 +199,32 @@ async fn flows_move_to_another_transit_when_theirs_is_lost() {
     let path = network.trace().await.candidates[0].paths[0].clone();
     assert_ne!(path.hops[0].site_name, used);
     assert!(path.measured_rtt_us > 0, "{path:?}");
+}
+
+#[tokio::test]
+async fn a_new_connection_right_after_the_loss_of_an_idle_transit_waits_for_one_detection() {
+    let mut network = Network::start(&["hub", "other"]).await;
+    let b = network.b.id();
+    network
+        .a
+        .until("two links and a route to b", |status| {
+            let of_b = status.routers.iter().find(|router| router.site_id == b.0)?;
+            (links_up(status) == 2 && of_b.links.len() == 2 && of_b.reachable).then_some(())
+        })
+        .await;
+    let mut stream = network.connect().await;
+    converse(&mut stream, 1).await;
+    let path = network.trace().await.candidates[0].paths[0].clone();
+    let used = path.hops[0].site_name.clone();
+    // Both ends of the path are idle when it is lost.
+    time::sleep(Duration::from_millis(2_500)).await;
+    network.hubs.iter_mut().find(|hub| hub.name == used).unwrap().kill();
+    let lost = Instant::now();
+    let mut stream = network.connect().await;
+    converse(&mut stream, 1).await;
+    let waited = lost.elapsed();
+    // The other end need not find out for itself: it is told.
+    assert!(waited < 2 * DETECTION, "{waited:?}");
 }
 
 #[tokio::test]
