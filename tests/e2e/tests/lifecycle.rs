@@ -226,7 +226,7 @@ fn what_drains_is_reset_also_by_the_next_controller() -> Result<()> {
     let _server = skein_e2e::flow::serve(host, 8200, &[])?;
     site.expose("db", 8200, &[])?;
     let to = site.endpoint("db", 8200)?;
-    let flow = skein_e2e::flow::start(host, "hold", to, &["--count", "1"])?;
+    let flow = skein_e2e::flow::start(host, "hold", to, &["--flows", "1"])?;
     let active = |wanted: u64| {
         eventually("the flow is seen", Duration::from_secs(15), || {
             Ok(site.status()?["routers"][0]["flowsActive"].as_u64() == Some(wanted))

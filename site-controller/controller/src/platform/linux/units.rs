@@ -204,6 +204,30 @@ mod tests {
     }
 
     #[test]
+    #[allow(clippy::print_stderr, reason = "a test that did not run says so")]
+    fn systemd_accepts_the_units() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = Paths::new("/srv/a b%/$x/default".into(), "/run/skein/x".into());
+        let units = Units { paths, is_root: true, dir: dir.path().to_owned() };
+        let files: Vec<PathBuf> = units.names().iter().map(|name| dir.path().join(name)).collect();
+        for (file, text) in files.iter().zip(units.render()) {
+            fs::write(file, text).unwrap();
+        }
+        let mut verify = Command::new("systemd-analyze");
+        match verify.arg("verify").args(&files).output() {
+            Ok(output) => {
+                let said = String::from_utf8_lossy(&output.stderr);
+                let ours = said.lines().filter(|line| line.contains("skein-")).count();
+                assert!(output.status.success() && ours == 0, "{said}");
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                eprintln!("SKIPPED: systemd-analyze is not installed");
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    #[test]
     fn words_are_taken_literally() {
         assert_eq!(quoted("/a b/%n/$x\"\\"), "\"/a b/%%n/$$x\\\"\\\\\"");
     }
