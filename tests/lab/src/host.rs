@@ -1,7 +1,7 @@
 //! A host: namespaces that look like a machine to what runs in them.
 
 use std::fmt::Write as _;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -215,6 +215,38 @@ impl Host {
         };
         self.shared.holder.network_script(&bucket(&port.inner))?;
         self.shared.lab.core.network_script(&bucket(&port.outer))
+    }
+
+    /// Takes a new address on a LAN and loses the old one, as a gateway does whose provider renumbers it. A
+    /// gateway forgets its translations with the address.
+    ///
+    /// # Errors
+    /// When the host is not on the LAN or `ip` fails.
+    pub fn renumber(&self, lan: &Lan) -> Result<Ipv4Addr> {
+        let port = self.port(lan)?;
+        let (old, new) = (port.address, lan.next_address());
+        let route = format!("ip route replace default via {}", lan.router_address());
+        self.shared.holder.network_script(&format!(
+            "ip address add {new}/24 dev {0}; ip address del {old}/24 dev {0}
+             ip address show dev {0} | grep -q {new} || ip address add {new}/24 dev {0}
+             {route}",
+            port.inner
+        ))?;
+        for port in self.ports().iter_mut().filter(|port| port.lan == lan.index()) {
+            port.address = new;
+        }
+        Ok(new)
+    }
+
+    /// Gives the host an address of IPv6 on a LAN, besides what it has.
+    ///
+    /// # Errors
+    /// When the host is not on the LAN or `ip` fails.
+    pub fn add_ipv6(&self, lan: &Lan, address: Ipv6Addr) -> Result<()> {
+        let port = self.port(lan)?;
+        self.shared
+            .holder
+            .network_script(&format!("ip address add {address}/64 dev {} nodad", port.inner))
     }
 
     /// Pulls the cable: the interface loses its carrier, unlike with a cut.
