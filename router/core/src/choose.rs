@@ -3,9 +3,6 @@
 use crate::{Address, Fib, Port, Provider, RouterId, Strategy};
 use std::collections::BTreeMap;
 
-/// One outstanding flow weighs as much as this much path metric under [`Strategy::Balanced`]: a link of cost 1.
-const FLOW_WEIGHT_US: u64 = 1_000;
-
 /// Why a provider was or was not chosen.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Verdict {
@@ -19,14 +16,14 @@ pub enum Verdict {
     LocalFirst,
     /// Its path metric is larger.
     Farther,
-    /// It has more outstanding flows for its distance.
+    /// It has more outstanding flows and cost.
     Busier,
     /// Its priority number is higher.
     LowerPriority,
     /// Its weight is 0.
     NoWeight,
-    /// As good as the chosen one; the draw fell on another.
-    NotDrawn,
+    /// As good as the chosen one, whose turn it is.
+    OtherTurn,
 }
 
 impl Verdict {
@@ -39,10 +36,10 @@ impl Verdict {
             Self::Excluded => "already tried for this flow",
             Self::LocalFirst => "a connector at this router comes first",
             Self::Farther => "farther away",
-            Self::Busier => "more outstanding flows for its distance",
+            Self::Busier => "more outstanding flows and cost",
             Self::LowerPriority => "lower priority",
             Self::NoWeight => "weight is 0",
-            Self::NotDrawn => "equally good, not drawn",
+            Self::OtherTurn => "equally good, another's turn",
         }
     }
 }
@@ -77,13 +74,14 @@ impl<'a> Choice<'a> {
 
 /// Chooses among the reachable providers of an address.
 ///
-/// `outstanding` tells how many flows this ingress has open to a router; `draw` is a random number that decides among equals.
+/// `outstanding` tells how many flows this ingress has open to a router; `turn` goes up by one with each flow:
+/// equals take turns.
 #[must_use]
 pub fn choose<'a>(
     fib: &'a Fib,
     wanted: Wanted<'_>,
     outstanding: &dyn Fn(RouterId) -> u64,
-    draw: u64,
+    turn: u64,
 ) -> Choice<'a> {
     let providers = fib.addresses.get(wanted.address).map_or(&[][..], |providers| providers);
     let mut verdicts: Vec<Option<Verdict>> =
@@ -94,14 +92,14 @@ pub fn choose<'a>(
         let at_hand = |i: &&usize| fib.is_local(providers[**i].router);
         let (chosen, others) = match eligible.iter().find(at_hand) {
             Some(&local) => (Some(local), Verdict::LocalFirst),
-            None => by_strategy(strategy, providers, &eligible, outstanding, draw, &mut verdicts),
+            None => by_strategy(strategy, providers, &eligible, outstanding, turn, &mut verdicts),
         };
         for i in eligible {
             let verdict = if Some(i) == chosen { Verdict::Chosen } else { others };
             verdicts[i].get_or_insert(verdict);
         }
     }
-    let verdicts = verdicts.into_iter().map(|v| v.unwrap_or(Verdict::NotDrawn));
+    let verdicts = verdicts.into_iter().map(|v| v.unwrap_or(Verdict::OtherTurn));
     Choice { strategy, candidates: providers.iter().zip(verdicts).collect() }
 }
 
@@ -131,7 +129,7 @@ fn by_strategy(
     providers: &[Provider],
     eligible: &[usize],
     outstanding: &dyn Fn(RouterId) -> u64,
-    draw: u64,
+    turn: u64,
     verdicts: &mut [Option<Verdict>],
 ) -> (Option<usize>, Verdict) {
     match strategy {
@@ -142,9 +140,9 @@ fn by_strategy(
             };
             let nearest =
                 retain(eligible, verdicts, Verdict::Farther, |i| providers[i].metric_us == least);
-            (pick(&nearest, draw), Verdict::NotDrawn)
+            (pick(&nearest, turn), Verdict::OtherTurn)
         }
-        Strategy::Balanced => balanced(providers, eligible, outstanding, draw, verdicts),
+        Strategy::Balanced => balanced(providers, eligible, outstanding, turn, verdicts),
         Strategy::Priority => {
             let Some(first) = eligible.iter().map(|&i| providers[i].entry.priority).min() else {
                 return (None, Verdict::LowerPriority);
@@ -152,52 +150,49 @@ fn by_strategy(
             let first = retain(eligible, verdicts, Verdict::LowerPriority, |i| {
                 providers[i].entry.priority == first
             });
-            balanced(providers, &first, outstanding, draw, verdicts)
+            balanced(providers, &first, outstanding, turn, verdicts)
         }
-        Strategy::Weighted => weighted(providers, eligible, draw, verdicts),
+        Strategy::Weighted => weighted(providers, eligible, turn, verdicts),
     }
 }
 
-/// The least loaded for its distance. Differences below one flow's weight are noise of the RTT measurement: they are drawn.
+/// The least loaded; a link of cost 1 on the way weighs as much as one outstanding flow. Measured times do not count: their noise
+/// would decide where flows are few.
 fn balanced(
     providers: &[Provider],
     eligible: &[usize],
     outstanding: &dyn Fn(RouterId) -> u64,
-    draw: u64,
+    turn: u64,
     verdicts: &mut [Option<Verdict>],
 ) -> (Option<usize>, Verdict) {
-    let load = |i: usize| {
-        let flows = outstanding(providers[i].router).saturating_mul(FLOW_WEIGHT_US);
-        flows.saturating_add(providers[i].metric_us)
-    };
+    let load = |i: usize| outstanding(providers[i].router).saturating_add(providers[i].cost);
     let Some(least) = eligible.iter().map(|&i| load(i)).min() else {
         return (None, Verdict::Busier);
     };
-    let limit = least.saturating_add(FLOW_WEIGHT_US);
-    let best = retain(eligible, verdicts, Verdict::Busier, |i| load(i) < limit || load(i) == least);
-    (pick(&best, draw), Verdict::NotDrawn)
+    let best = retain(eligible, verdicts, Verdict::Busier, |i| load(i) == least);
+    (pick(&best, turn), Verdict::OtherTurn)
 }
 
 /// In proportion to weights; evenly when all are 0.
 fn weighted(
     providers: &[Provider],
     eligible: &[usize],
-    draw: u64,
+    turn: u64,
     verdicts: &mut [Option<Verdict>],
 ) -> (Option<usize>, Verdict) {
     let weight = |i: usize| u64::from(providers[i].entry.weight);
     let total: u64 = eligible.iter().map(|&i| weight(i)).sum();
     if total == 0 {
-        return (pick(eligible, draw), Verdict::NotDrawn);
+        return (pick(eligible, turn), Verdict::OtherTurn);
     }
     let heavy = retain(eligible, verdicts, Verdict::NoWeight, |i| weight(i) > 0);
-    let mut left = draw % total;
+    let mut left = turn % total;
     let drawn = heavy.into_iter().find(|&i| {
         let hit = left < weight(i);
         left = left.saturating_sub(weight(i));
         hit
     });
-    (drawn, Verdict::NotDrawn)
+    (drawn, Verdict::OtherTurn)
 }
 
 /// The eligible that pass; the others get `verdict`.
@@ -214,9 +209,9 @@ fn retain(
     pass
 }
 
-fn pick(among: &[usize], draw: u64) -> Option<usize> {
+fn pick(among: &[usize], turn: u64) -> Option<usize> {
     let count = u64::try_from(among.len()).ok().filter(|&count| count > 0)?;
-    among.get(usize::try_from(draw % count).ok()?).copied()
+    among.get(usize::try_from(turn % count).ok()?).copied()
 }
 
 #[cfg(test)]

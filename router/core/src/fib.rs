@@ -18,6 +18,8 @@ pub struct Path {
     pub labels: Vec<Label>,
     /// Routers passed, the destination last.
     pub hops: Vec<RouterId>,
+    /// Sum of the costs its links are configured with.
+    pub cost: u64,
     /// Sum over its links of cost × 1 ms + quantised RTT, in microseconds.
     pub metric_us: u64,
     /// Largest end-to-end packet every link of the path carries, frame header excluded, in bytes.
@@ -50,6 +52,8 @@ pub struct Provider {
     pub site: SiteId,
     /// What it advertises.
     pub entry: Arc<AddressEntry>,
+    /// Cost of its shortest path plus the entry's; 0 for this router itself. Unlike the metric it is without measured times.
+    pub cost: u64,
     /// Metric of its shortest path plus the entry's cost, in microseconds; 0 for this router itself.
     pub metric_us: u64,
 }

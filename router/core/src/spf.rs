@@ -36,6 +36,7 @@ pub(crate) struct Edge {
     pub(crate) link: LinkId,
     /// The number of the router at its beginning for it.
     pub(crate) label: Label,
+    pub(crate) cost: u64,
     pub(crate) metric_us: u64,
     pub(crate) mtu: u16,
 }
@@ -105,6 +106,7 @@ impl Topology {
             let edge = Edge {
                 link: near.link,
                 label: near.label,
+                cost,
                 metric_us: cost * COST_US + u64::from(near.rtt_us.max(far.rtt_us)),
                 mtu: near.mtu.min(far.mtu),
             };
@@ -137,6 +139,7 @@ impl Topology {
             first_link: self.graph[first].link,
             labels: rest.iter().map(|&edge| self.graph[edge].label).collect(),
             hops: hops.collect::<Option<_>>()?,
+            cost: edges.iter().map(|&edge| self.graph[edge].cost).sum(),
             metric_us: edges.iter().map(|&edge| self.graph[edge].metric_us).sum(),
             mtu: edges.iter().map(|&edge| self.graph[edge].mtu).min()?,
         })

@@ -22,6 +22,7 @@ fn fib(strategy: Strategy, providers: &[(u8, u64, u32, u32)]) -> Fib {
             weight,
             at_least_once: false,
         }),
+        cost: metric_ms,
         metric_us: metric_ms * 1_000,
     };
     let local = LocalRouter { router: router(0), site: SiteId([0; 32]), handle: Handle(1) };
@@ -76,7 +77,7 @@ fn balanced_evens_out_flows_and_prefers_the_near() {
 }
 
 #[test]
-fn balanced_draws_when_flows_come_one_at_a_time() {
+fn balanced_takes_turns_when_flows_come_one_at_a_time() {
     let fib = fib(Strategy::Balanced, &[(1, 2, 0, 1), (2, 2, 0, 1)]);
     let to_first = (0..200).filter(|&draw| chosen(&fib, &[], &|_| 0, draw) == Some(1)).count();
     assert_eq!(to_first, 100);

@@ -130,13 +130,14 @@ impl Reach<'_> {
     ) -> Option<Provider> {
         let entry = Arc::clone(entry);
         if router == self.local.0 {
-            return Some(Provider { router, site: self.local.1, entry, metric_us: 0 });
+            return Some(Provider { router, site: self.local.1, entry, cost: 0, metric_us: 0 });
         }
         let route = self.routes.get(&router)?;
         let allowed = self.trust.site(route.site)?.may_provide(address);
-        let metric_us = route.paths.first()?.metric_us;
-        let metric_us = metric_us.saturating_add(u64::from(entry.cost) * 1_000);
-        allowed.then_some(Provider { router, site: route.site, entry, metric_us })
+        let path = route.paths.first()?;
+        let cost = path.cost.saturating_add(u64::from(entry.cost));
+        let metric_us = path.metric_us.saturating_add(u64::from(entry.cost) * 1_000);
+        allowed.then_some(Provider { router, site: route.site, entry, cost, metric_us })
     }
 }
 

@@ -194,6 +194,7 @@ fn route(n: u8, site: SiteId) -> (RouterId, Arc<Route>) {
         first_link: LinkId(n.into()),
         labels: Vec::new(),
         hops: vec![router(n)],
+        cost: 1,
         metric_us: 1,
         mtu: 1_200,
     };

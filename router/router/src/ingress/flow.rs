@@ -46,6 +46,8 @@ pub(super) struct Opening {
     pub(super) address: Address,
     pub(super) service: Port,
     pub(super) client_address: SocketAddr,
+    /// The number of the flow among those of its listener.
+    pub(super) turn: u64,
 }
 
 /// A flow that an egress has accepted, with what was read from the client and its target has not got yet.
@@ -82,7 +84,7 @@ pub(super) async fn serve(
     opening: Opening,
     client: TcpStream,
     mut record: FlowRecord,
-    draw: u64,
+    turn: u64,
 ) {
     let surroundings = &ingress.0.config.surroundings;
     let progress = record.progress();
@@ -97,7 +99,7 @@ pub(super) async fn serve(
     let opened = match net::tcp_flow_options(&client) {
         Ok(()) if opening_counted.is_none() => Err(Outcome::Overloaded),
         Ok(()) => tokio::select! {
-            opened = attempt.open(&mut record, draw) => opened,
+            opened = attempt.open(&mut record, turn) => opened,
             () = splice::reset_of(&client) => Err(Outcome::NearReset),
             () = ingress.0.abort.cancelled() => Err(Outcome::Aborted),
         },
@@ -146,7 +148,7 @@ impl Attempt<'_> {
     async fn open(
         &self,
         record: &mut FlowRecord,
-        draw: u64,
+        turn: u64,
     ) -> Result<(Opened, Outstanding), Outcome> {
         let deadline = clock::now() + NO_PATH_MAX;
         let mut fib = self.ingress.0.config.surroundings.fib.clone();
@@ -155,7 +157,7 @@ impl Attempt<'_> {
         loop {
             let snapshot = Arc::clone(&fib.borrow_and_update());
             let excluded = [&refused[..], &lost[..]].concat();
-            let Some(candidate) = self.candidate(&snapshot, &excluded, draw) else {
+            let Some(candidate) = self.candidate(&snapshot, &excluded, turn) else {
                 self.wait_for_candidates(&mut fib, &refused, &mut lost, deadline).await?;
                 continue;
             };
@@ -183,12 +185,12 @@ impl Attempt<'_> {
         }
     }
 
-    fn candidate(&self, fib: &Fib, excluded: &[RouterId], draw: u64) -> Option<Candidate> {
+    fn candidate(&self, fib: &Fib, excluded: &[RouterId], turn: u64) -> Option<Candidate> {
         let address = &self.opening.address;
         let mut excluded = excluded.to_vec();
         excluded.extend(self.not_allowed(fib));
         let wanted = Wanted { address, port: Some(self.opening.service), excluded: &excluded };
-        let choice = choose(fib, wanted, &|router| self.ingress.outstanding(router), draw);
+        let choice = choose(fib, wanted, &|router| self.ingress.outstanding(router), turn);
         let chosen = choice.chosen()?;
         let could_serve = |(provider, verdict): &&(&Provider, Verdict)| {
             !matches!(verdict, Verdict::PortNotServed | Verdict::Excluded)

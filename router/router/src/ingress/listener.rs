@@ -11,14 +11,13 @@ use skein_wire::proto::{
 use std::{
     io,
     net::{IpAddr, SocketAddr},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
-use tokio::{
-    net::{TcpListener, TcpStream},
-    sync::watch,
-    time::sleep,
-};
+use tokio::{net::TcpListener, sync::watch, time::sleep};
 
 /// Between attempts to bind a port that somebody else holds.
 const BIND_RETRY: Duration = Duration::from_secs(5);
@@ -51,6 +50,8 @@ struct State {
 pub(super) struct Listener {
     pub(super) endpoint: Endpoint,
     state: Mutex<State>,
+    /// Flows accepted so far.
+    turn: AtomicU64,
 }
 
 /// Why an endpoint cannot be listened on, whatever happens.
@@ -95,7 +96,7 @@ impl Endpoint {
 
 impl Listener {
     pub(super) fn new(endpoint: Endpoint) -> Arc<Self> {
-        Arc::new(Self { endpoint, state: Mutex::default() })
+        Arc::new(Self { endpoint, state: Mutex::default(), turn: AtomicU64::new(0) })
     }
 
     pub(super) fn status(&self) -> ListenerPortStatus {
@@ -192,7 +193,7 @@ impl Listener {
             match accepted {
                 Ok((client, from)) => {
                     pause = ACCEPT_PAUSE_MIN;
-                    start_flow(ingress, parsed, client, from);
+                    ingress.start_flow(self.opening(parsed, from), client);
                 }
                 Err(error) if net::is_exhaustion(&error) => {
                     tracing::warn!(%error, pause_ms = pause.as_millis(), "accepting pauses");
@@ -204,15 +205,15 @@ impl Listener {
             }
         }
     }
-}
 
-fn start_flow(ingress: &Ingress, parsed: &Parsed, client: TcpStream, from: SocketAddr) {
-    let opening = flow::Opening {
-        address: parsed.address.clone(),
-        service: parsed.service,
-        client_address: from,
-    };
-    ingress.start_flow(opening, client);
+    fn opening(&self, parsed: &Parsed, client_address: SocketAddr) -> flow::Opening {
+        flow::Opening {
+            address: parsed.address.clone(),
+            service: parsed.service,
+            client_address,
+            turn: self.turn.fetch_add(1, Ordering::Relaxed),
+        }
+    }
 }
 
 /// Completes when nobody serves the port: at once when it was withdrawn, after a while when only paths were lost.

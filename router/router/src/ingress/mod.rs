@@ -41,7 +41,7 @@ pub struct IngressConfig {
     pub surroundings: Surroundings,
     /// Flows open at a time; more are reset as soon as they are accepted.
     pub flows_max: usize,
-    /// Seeds flow ids and the draw among equal candidates.
+    /// Seeds flow ids and says with which of equal candidates a listener begins.
     pub seed: [u8; 32],
 }
 
@@ -54,6 +54,7 @@ struct Inner {
     config: IngressConfig,
     flows_max: AtomicUsize,
     rng: Mutex<StdRng>,
+    first_turn: u64,
     /// By name.
     listeners: Mutex<BTreeMap<String, Configured>>,
     /// Flows that enter here and leave at each router.
@@ -78,9 +79,11 @@ impl Ingress {
     /// An ingress without listeners.
     #[must_use]
     pub fn start(config: IngressConfig) -> Self {
+        let mut rng = StdRng::from_seed(config.seed);
         Self(Arc::new(Inner {
             flows_max: AtomicUsize::new(config.flows_max),
-            rng: Mutex::new(StdRng::from_seed(config.seed)),
+            first_turn: rng.random(),
+            rng: Mutex::new(rng),
             config,
             listeners: Mutex::default(),
             outstanding: Mutex::default(),
@@ -170,10 +173,9 @@ impl Ingress {
 
     fn start_flow(&self, opening: flow::Opening, client: TcpStream) {
         let surroundings = &self.0.config.surroundings;
-        let (flow_id, draw) = {
-            let mut rng = self.0.rng.lock();
-            (rng.random::<[u8; 16]>(), rng.random::<u64>())
-        };
+        let flow_id = self.0.rng.lock().random::<[u8; 16]>();
+        // Routers that start together do not all begin with the same candidate.
+        let turn = self.0.first_turn.wrapping_add(opening.turn);
         let counters = Arc::clone(&surroundings.counters);
         let mut record =
             FlowRecord::start(counters, Edge::Ingress, surroundings.local.site, flow_id);
@@ -184,7 +186,7 @@ impl Ingress {
             return;
         }
         let span = record.span();
-        let flow = flow::serve(self.clone(), opening, client, record, draw).instrument(span);
+        let flow = flow::serve(self.clone(), opening, client, record, turn).instrument(span);
         self.0.flows.spawn_on(flow, &surroundings.runtime);
     }
 

@@ -233,6 +233,7 @@ impl Network {
                     router: other.local.router,
                     site: other.local.site,
                     entry: Arc::new(entry.clone()),
+                    cost: u64::from(!is_local),
                     metric_us: if is_local { 0 } else { 1_000 },
                 });
             }
@@ -346,6 +347,7 @@ fn route(other: &Edge, mtu: u16) -> Route {
             first_link: LinkId(1),
             labels: Vec::new(),
             hops: vec![other.local.router],
+            cost: 1,
             metric_us: 1_000,
             mtu,
         }],

@@ -306,6 +306,7 @@ pub(crate) fn publish(nodes: &[Node], me: usize, paths: &[&[usize]], mtu: u16) {
                     first_link: node.up.get(&first)?.id,
                     labels: path[1..].iter().map(|&hop| label(hop)).collect(),
                     hops: path.iter().map(|&hop| nodes[hop].router).collect(),
+                    cost: 1,
                     metric_us: 1_000,
                     mtu,
                 })
