@@ -86,7 +86,9 @@ impl Site {
     /// When the token or the link fails.
     pub fn link_to(&self, to: &Self, args: &[&str]) -> Result<()> {
         let token = to.token(&format!("for-{}", self.name), &[])?;
-        self.link(&token, args)
+        self.link(&token, args)?;
+        // Used up; the next one may have its name.
+        std::fs::remove_file(token).context("remove a used token")
     }
 
     /// `skctl link FILE`.

@@ -1,4 +1,4 @@
-//! One conversation by script. Both ends report what each step saw, so that a run through Skein can be
+//! Conversations by script. Both ends report what each step saw, so that a run through Skein can be
 //! compared with a run without it.
 //!
 //! Steps, separated by `;`: `send N`, `recv N`, `fin`, `end` (read to the end), `exchange N` (send N and
@@ -6,12 +6,14 @@
 //! nothing is taken for MS), `poke` (send until it fails).
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::net;
@@ -27,7 +29,8 @@ pub(crate) struct Args {
     /// Be the client.
     #[arg(long, conflicts_with = "listen", required_unless_present = "listen")]
     connect: Option<SocketAddr>,
-    /// Be the server, for one connection.
+    /// Be the server, until told to stop. Every connection is played and reported: a router that looks
+    /// whether the target answers makes some as well.
     #[arg(long)]
     listen: Option<SocketAddr>,
     /// What to do.
@@ -59,27 +62,47 @@ struct Player {
 
 pub(crate) async fn run(args: Args) -> Result<Value> {
     let steps = parse(&args.script)?;
-    let (stream, client) = match (args.connect, args.listen) {
+    match (args.connect, args.listen) {
         (Some(address), _) => match net::connect(address).await {
-            Ok(stream) => (stream, true),
-            Err(error) => return Ok(json!({ "connect": kind(&error) })),
+            Ok(stream) => Ok(play(stream, true, &steps).await),
+            Err(error) => Ok(json!({ "connect": kind(&error) })),
         },
-        (None, Some(address)) => (net::listen(address).await?.accept().await?.0, false),
+        (None, Some(address)) => serve(net::listen(address).await?, steps.into()).await,
         (None, None) => bail!("invariant: clap asks for one of them"),
-    };
+    }
+}
+
+async fn serve(listener: TcpListener, steps: Arc<[Step]>) -> Result<Value> {
+    let mut connections = JoinSet::new();
+    let mut stopped = std::pin::pin!(net::stopped());
+    loop {
+        tokio::select! {
+            outcome = listener.accept() => {
+                let (stream, _) = outcome?;
+                let steps = Arc::clone(&steps);
+                connections.spawn(async move { play(stream, false, &steps).await });
+            }
+            outcome = &mut stopped => break outcome?,
+        }
+    }
+    drop(listener);
+    Ok(json!({ "connections": connections.join_all().await }))
+}
+
+async fn play(stream: TcpStream, client: bool, steps: &[Step]) -> Value {
     let (up, down) = (Payload::new(7, 0, Direction::Up), Payload::new(7, 0, Direction::Down));
     let (outbound, inbound) = if client { (up, down) } else { (down, up) };
     let mut player = Player { stream, outbound, inbound, client, wrong: 0 };
     let mut seen = Vec::new();
     for step in steps {
-        let outcome = timeout(STEP_TIMEOUT, player.play(&step)).await;
+        let outcome = timeout(STEP_TIMEOUT, player.play(step)).await;
         seen.push(match outcome {
             Ok(Ok(value)) => value,
             Ok(Err(error)) => json!({ "error": kind(&error) }),
             Err(_) => json!("hangs"),
         });
     }
-    Ok(json!({ "seen": seen, "wrong": player.wrong }))
+    json!({ "seen": seen, "wrong": player.wrong })
 }
 
 impl Player {
