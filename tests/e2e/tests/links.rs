@@ -66,7 +66,8 @@ fn two_links_between_the_same_pair_carry_for_each_other() -> Result<()> {
     let running = flow::start(near.host(), "duplex", to, &["--flows", "20"])?;
     for lan in [&lans[0], &lans[1], &lans[0]] {
         hosts[0].unplug(lan)?;
-        let took = eventually("the other link carries", REROUTE_MAX, || answers(&near, to))?;
+        let took = eventually("the other link carries", REROUTE_MAX, || answers(&near, to))
+            .with_context(|| format!("{:?}", near.json(&["link", "list"])))?;
         figure(&format!("new connections without LAN {}", lan.name()), format!("{took:?}"));
         hosts[0].plug(lan)?;
         near.wait_links_up(2)?;
