@@ -15,8 +15,11 @@ use std::{future::Future, time::Duration};
 pub const PROTOCOL_MIN: u32 = 1;
 /// Newest protocol of a link this router speaks.
 pub const PROTOCOL_MAX: u32 = 1;
-/// From the end of the handshake to the neighbour's hello; covers a few retransmissions on a bad path.
-const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
+/// From the end of the handshake to the neighbour's hello, besides a few round trips: covers retransmissions on a bad path.
+/// A path that breaks right after the handshake keeps other endpoints waiting for no longer.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(1);
+/// Round trips, as the handshake has measured them, that the hello may take in addition.
+const HELLO_ROUND_TRIPS: u32 = 6;
 /// Length of a link nonce.
 pub(super) const NONCE_LEN: usize = 8;
 /// Binds the frames' keys to their purpose.
@@ -130,7 +133,8 @@ async fn within<T>(
     connection: &Connection,
     exchange: impl Future<Output = Result<T, HelloError>>,
 ) -> Result<T, HelloError> {
-    let outcome = tokio::time::timeout(HELLO_TIMEOUT, exchange).await;
+    let limit = HELLO_TIMEOUT + connection.rtt() * HELLO_ROUND_TRIPS;
+    let outcome = tokio::time::timeout(limit, exchange).await;
     match outcome.unwrap_or(Err(HelloError::Timeout)) {
         Err(HelloError::Ended) => {
             Err(connection.close_reason().map_or(HelloError::Ended, HelloError::Connection))
