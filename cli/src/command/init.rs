@@ -260,7 +260,7 @@ async fn create(paths: &Paths, args: &Init) -> Result<Result<Created, site::Crea
     };
     let archive = {
         let file = file.clone();
-        input::blocking(move || input::read(&file, IDENTITY_LEN_MAX)).await?
+        input::blocking(move || input::read(&file, skein_controller::ARCHIVE_LEN_MAX)).await?
     };
     let passphrase = input::passphrase(args.passphrase_file.clone(), false).await?;
     input::blocking(move || {
@@ -270,9 +270,6 @@ async fn create(paths: &Paths, args: &Init) -> Result<Result<Created, site::Crea
     })
     .await
 }
-
-/// Most bytes of an exported identity: two keys, a certificate and a few ids.
-const IDENTITY_LEN_MAX: usize = 1024 * 1024;
 
 #[derive(Serialize)]
 struct Outcome {

@@ -107,6 +107,16 @@ impl SiteIdentity {
     /// Signs a statement of this site about itself.
     #[must_use]
     pub fn statement(&self, draft: &StatementDraft) -> Record {
+        self.seal_statement(draft, false)
+    }
+
+    /// Signs the last statement of this site: once it has expired the site is gone for good, and others forget it.
+    #[must_use]
+    pub fn farewell(&self, draft: &StatementDraft) -> Record {
+        self.seal_statement(draft, true)
+    }
+
+    fn seal_statement(&self, draft: &StatementDraft, leaving: bool) -> Record {
         let (inception, rotations) = self.chain();
         let epoch = ranked(self.rotations(), draft.epoch);
         let site = self.site_id();
@@ -120,6 +130,7 @@ impl SiteIdentity {
             endpoints: draft.endpoints.clone(),
             expires_unix_s: draft.expires_unix_s,
             network_id: draft.network_id.unwrap_or(site).0.to_vec(),
+            leaving,
         };
         self.seal(RecordKind::SiteStatement, None, epoch, STATEMENT_VALIDITY_S, &payload)
     }

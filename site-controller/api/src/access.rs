@@ -130,6 +130,12 @@ pub struct AccessTokenSpec {
     /// Whether to join another network with this one.
     #[serde(default)]
     pub merge: bool,
+    /// With a guest's token: addresses or `prefix*` this site will reach there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub consume: Vec<String>,
+    /// With a guest's token: addresses or `prefix*` the other site may reach here.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub provide: Vec<String>,
 }
 
 // The token is a secret: only its presence is shown.
@@ -140,6 +146,8 @@ impl fmt::Debug for AccessTokenSpec {
             .field("link_name", &self.link_name)
             .field("cost", &self.cost)
             .field("merge", &self.merge)
+            .field("consume", &self.consume)
+            .field("provide", &self.provide)
             .finish()
     }
 }

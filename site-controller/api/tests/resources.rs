@@ -185,6 +185,8 @@ fn a_secret_is_not_debug_printed() {
         link_name: None,
         cost: None,
         merge: false,
+        consume: Vec::new(),
+        provide: Vec::new(),
     };
     assert!(!format!("{spec:?}").contains("hunter2"));
 }

@@ -9,19 +9,29 @@ use std::{
 
 use age::secrecy::SecretString;
 use data_encoding::BASE64;
+use prost::Message as _;
 use serde::{Deserialize, Serialize};
+use skein_api::{Kind, Resource};
 use skein_core::SiteId;
+use skein_site_core::Endorsed;
 use skein_trust::{SiteCa, SiteIdentity};
+use skein_wire::proto::control::Learned;
 use zeroize::Zeroizing;
 
-use crate::{controller::Controller, site::Rebuilt};
+use crate::{
+    controller::Controller,
+    site::{Kept, Rebuilt},
+    store::LEARNED_LEN_MAX,
+};
 
 /// Shortest passphrase taken: scrypt makes guessing slow, not impossible.
 pub const PASSPHRASE_LEN_MIN: usize = 8;
 /// Most work an archive may ask for (log2 N): about a minute and 1 GiB on a small machine; more is an attack.
 const WORK_FACTOR_MAX: u8 = 20;
-/// Longest content: two keys, a certificate and a few ids.
-const CONTENT_LEN_MAX: u64 = 1 << 20;
+/// Longest content: two keys, a certificate, the resources, and what was heard of others.
+const CONTENT_LEN_MAX: u64 = (LEARNED_LEN_MAX as u64) * 2;
+/// Longest archive.
+pub const ARCHIVE_LEN_MAX: usize = LEARNED_LEN_MAX * 2 + (1 << 16);
 const FORMAT: &str = "skein-identity-1";
 
 /// Why an identity was not exported or read.
@@ -50,17 +60,36 @@ struct Content {
     ca_certificate: String,
     network: String,
     authorities: Vec<String>,
+    /// Site, links, listeners and connectors, as YAML.
+    #[serde(default)]
+    resources: String,
+    #[serde(default)]
+    endorsed: Vec<Endorsed>,
+    /// What was heard of others, encoded.
+    #[serde(default)]
+    learned: String,
 }
 
 impl Controller {
     /// The identity of this site, encrypted.
     pub(crate) fn export_identity(&self, passphrase: &str) -> Result<Vec<u8>, ArchiveError> {
-        let (network, authorities) = {
+        let (site, resources, endorsed, learned) = {
             let state = self.state();
-            (state.site.network.clone(), state.site.authorities.clone())
+            // Tokens are secrets of somebody else, and grants end with the site that made them.
+            let is_kept = |resource: &Resource| {
+                !matches!(resource.kind(), Kind::AccessGrant | Kind::AccessToken)
+            };
+            let resources: Vec<Resource> = state.resources.iter().filter(is_kept).collect();
+            let endorsed: Vec<Endorsed> = state.endorsed.values().cloned().collect();
+            (state.site.clone(), resources, endorsed, state.learned.to_vec())
         };
+        let (network, authorities) = (site.network, site.authorities);
+        let learned = Learned { records: learned }.encode_to_vec();
         let content = Content {
             format: FORMAT.to_owned(),
+            resources: skein_api::to_yaml(&resources),
+            endorsed,
+            learned: BASE64.encode(&learned),
             identity: Zeroizing::new(BASE64.encode(&self.identity.to_secret_bytes())),
             ca_key: Zeroizing::new(BASE64.encode(self.ca.key_pkcs8())),
             ca_certificate: BASE64.encode(self.ca.certificate()),
@@ -118,7 +147,19 @@ pub fn open(archive: &[u8], passphrase: &str) -> Result<Rebuilt, ArchiveError> {
     let network =
         SiteId::parse(&content.network).ok_or_else(|| damaged(&"its network is no site id"))?;
     let authorities = content.authorities.iter().filter_map(|text| SiteId::parse(text)).collect();
-    Ok(Rebuilt { identity, ca, network, authorities })
+    let mut kept = Kept { endorsed: content.endorsed, ..Kept::default() };
+    let learned = BASE64.decode(content.learned.as_bytes()).map_err(|error| damaged(&error))?;
+    kept.learned = Learned::decode(learned.as_slice()).map_err(|error| damaged(&error))?.records;
+    if !content.resources.is_empty() {
+        let resources = skein_api::parse_documents(content.resources.as_bytes());
+        for resource in resources.map_err(|error| damaged(&error))? {
+            match resource {
+                Resource::Site(site) => kept.site = Some(site),
+                other => kept.resources.push(other),
+            }
+        }
+    }
+    Ok(Rebuilt { identity, ca, network, authorities, kept })
 }
 
 #[cfg(test)]

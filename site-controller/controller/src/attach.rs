@@ -39,6 +39,10 @@ pub(crate) struct RouterEntry {
     /// Since when it is attached or away, Unix time.
     pub(crate) since_unix_s: i64,
     pub(crate) status: Option<RouterStatus>,
+    /// Version of the configuration it said it has applied.
+    pub(crate) applied: u64,
+    /// Version of the configuration that was in force when it made its last status.
+    pub(crate) seen: u64,
     /// `None` while it is away.
     pub(crate) session: Option<Session>,
 }
@@ -212,6 +216,7 @@ impl Serving {
             self.is_held = false;
             return self.send_config().await;
         }
+        self.controller.applied(&self.router, self.id, applied.version);
         true
     }
 
@@ -232,7 +237,10 @@ impl Serving {
                 .map(to_router::Message::Snapshot)
                 .collect(),
         };
-        if !messages.is_empty() {
+        if messages.is_empty() {
+            // The same again under another number.
+            self.controller.applied(&self.router, self.id, current.version);
+        } else {
             self.sent = Some(current);
         }
         for message in messages {
@@ -327,6 +335,7 @@ impl Controller {
             earlier.as_ref().and_then(|e| e.session.as_ref()).map_or(1, |session| session.id + 1);
         // The status of an earlier boot says nothing any more.
         let status = earlier.filter(|e| e.boot_epoch == boot_epoch).and_then(|e| e.status);
+        let applied = attach.config_version;
         state.routers.insert(
             attach.router_name.clone(),
             RouterEntry {
@@ -335,6 +344,8 @@ impl Controller {
                 boot_epoch,
                 since_unix_s: clock::unix_s(),
                 status,
+                applied,
+                seen: 0,
                 session: Some(Session {
                     id,
                     outbound,
@@ -347,6 +358,15 @@ impl Controller {
         drop(state);
         self.touch();
         id
+    }
+
+    fn applied(&self, router: &str, id: u64, version: u64) {
+        if let Some(entry) = self.state().routers.get_mut(router)
+            && entry.session.as_ref().is_some_and(|session| session.id == id)
+        {
+            entry.applied = version;
+        }
+        self.touch();
     }
 
     fn detached(&self, router: &str, id: u64) {

@@ -31,6 +31,7 @@ use zeroize::Zeroizing;
 
 use crate::{
     attach::RouterEntry,
+    claim::applied::Redeeming,
     clock, hosts,
     learned::LearnedRecords,
     platform::linux,
@@ -41,6 +42,8 @@ use crate::{
 /// An address that nobody serves any more keeps its listener this long: a router that restarts learns the network anew, and its
 /// listeners must not flap meanwhile.
 const SERVICE_KEPT_S: i64 = 3600;
+/// How often endpoints are looked at that nobody serves.
+const UNUSED_CHECKED_S: u64 = 3600;
 /// How long flows of a deleted connector may run on.
 pub(crate) const DRAIN_S: i64 = 3600;
 
@@ -85,6 +88,12 @@ pub(crate) struct State {
     hosts_due: bool,
     /// Whether `/etc/hosts` has a block of ours.
     hosts_managed: bool,
+    /// How far applied tokens are, by name.
+    pub(crate) redeeming: BTreeMap<String, Redeeming>,
+    /// Sites whose last word has expired: routers go on listing them until the record of it is over.
+    pub(crate) departed: BTreeSet<SiteId>,
+    /// The site has said its last word.
+    pub(crate) leaving: bool,
 }
 
 /// A running controller.
@@ -130,6 +139,9 @@ impl Controller {
             config: Versioned::default(),
             hosts_due: true,
             hosts_managed: false,
+            redeeming: BTreeMap::new(),
+            departed: BTreeSet::new(),
+            leaving: false,
         };
         Arc::new(Self {
             store,
@@ -172,7 +184,10 @@ impl Controller {
     pub(crate) fn refresh(&self, state: &mut State) {
         let now = clock::unix_s();
         self.keep_draining(state);
-        self.renew(state, now);
+        // The last word stands.
+        if !state.leaving {
+            self.renew(state, now);
+        }
         let records = self.records(state);
         let network = state.network(self.site);
         let authorities: Vec<SiteId> = std::iter::once(network)
@@ -299,7 +314,12 @@ impl Controller {
             scope,
             may_endorse: endorsed.may_endorse && !endorsed.guest,
             sequence,
-            valid_until_unix_s: now + i64::from(STATEMENT_VALIDITY_S),
+            // What is no longer valid withdraws what was.
+            valid_until_unix_s: if endorsed.withdrawn {
+                now
+            } else {
+                now + i64::from(STATEMENT_VALIDITY_S)
+            },
         });
         endorsed.sequence = sequence;
         endorsed.signed_unix_s = now;
@@ -315,8 +335,13 @@ impl Controller {
     }
 
     /// A router's view arrived: addresses it sees get endpoints.
-    pub(crate) fn observe(&self, router: &str, status: RouterStatus) {
+    pub(crate) fn observe(&self, router: &str, mut status: RouterStatus) {
         let mut state = self.state();
+        let departed = |id: &[u8]| {
+            <[u8; 32]>::try_from(id).is_ok_and(|id| state.departed.contains(&SiteId(id)))
+        };
+        status.sites.retain(|site| !departed(&site.site_id));
+        status.routers.retain(|router| !departed(&router.site_id));
         let now = clock::unix_s();
         let before = state.known_services();
         for (address, ports) in crate::observed::services(&status) {
@@ -324,6 +349,7 @@ impl Controller {
         }
         if let Some(entry) = state.routers.get_mut(router) {
             entry.status = Some(status);
+            entry.seen = entry.applied;
         }
         if state.known_services() == before {
             self.touch();
@@ -358,6 +384,11 @@ impl Controller {
             let aside = self.store.still_aside(known.clone());
             changed |= aside.as_ref().is_ok_and(|aside| *aside != known);
             state.problems = aside.unwrap_or(known);
+            changed |= self.forget(&mut state, now);
+        }
+        // Not at the start, when no router has told yet who serves what.
+        if seconds > 0 && seconds.is_multiple_of(UNUSED_CHECKED_S) {
+            changed |= self.forget_endpoints(&mut state, now);
         }
         if let Err(error) = self.save_what_was_learned(&mut state) {
             tracing::error!(%error, "statements of other sites are not saved");
@@ -374,6 +405,18 @@ impl Controller {
         {
             tracing::warn!(%error, "logs are not rotated");
         }
+    }
+
+    fn forget_endpoints(&self, state: &mut State, now: i64) -> bool {
+        let services = state.known_services();
+        let is_served = |address: &Address| services.contains_key(address);
+        if !skein_site_core::forget_unused(&mut state.endpoints, is_served, now) {
+            return false;
+        }
+        if let Err(error) = self.store.save_endpoints(&state.endpoints) {
+            tracing::error!(%error, "automatic endpoints are not saved");
+        }
+        true
     }
 
     /// Keeps the block in `/etc/hosts`, if the site is to have one.
@@ -484,6 +527,28 @@ fn drop_drained(state: &mut State) -> bool {
 }
 
 impl State {
+    /// Names of applied tokens that the site of this id issued.
+    pub(crate) fn tokens_of(&self, issuer: &str) -> Vec<String> {
+        let of = |token: &skein_api::AccessTokenSpec| {
+            token
+                .token
+                .parse()
+                .is_ok_and(|token: skein_api::Token| token.issuer.to_string() == issuer)
+        };
+        let tokens = self.resources.tokens.values().filter(|token| of(&token.spec));
+        tokens.map(|token| token.metadata.name.clone()).collect()
+    }
+
+    /// What this site says of another, unless it was withdrawn.
+    pub(crate) fn endorses(&self, subject: SiteId) -> Option<&Endorsed> {
+        self.endorsed.get(&subject).filter(|endorsed| !endorsed.withdrawn)
+    }
+
+    /// Whether this site vouches for a member, so that it is not alone.
+    pub(crate) fn vouches_for_members(&self) -> bool {
+        self.endorsed.values().any(|peer| !peer.guest && !peer.withdrawn)
+    }
+
     /// Whether `subject` is out for good: the founder, an authority or this site says so.
     pub(crate) fn is_revoked(&self, site: SiteId, subject: SiteId) -> bool {
         let authority = |issuer: SiteId| {

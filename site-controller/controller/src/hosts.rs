@@ -162,8 +162,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("hosts");
         fs::write(&file, "127.0.0.1 localhost\n").unwrap();
-        let endpoint =
-            skein_site_core::AutoEndpoint { ip: "127.64.1.2".parse().unwrap(), ports: Vec::new() };
+        let endpoint = skein_site_core::AutoEndpoint {
+            ip: "127.64.1.2".parse().unwrap(),
+            ports: Vec::new(),
+            unused_since_unix_s: None,
+        };
         let endpoints = AutoEndpoints::from([("db".parse().unwrap(), endpoint)]);
         update(&file, "default", &endpoints).unwrap();
         assert!(fs::read_to_string(&file).unwrap().contains("127.64.1.2 db\n"));

@@ -1,6 +1,6 @@
 //! Statements of other sites that routers accepted, kept so that a restarted router knows whom to trust.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use prost::Message as _;
 use skein_core::SiteId;
@@ -96,6 +96,33 @@ impl LearnedRecords {
         self.records
             .range((kind, Vec::new(), Vec::new())..(kind + 1, Vec::new(), Vec::new()))
             .filter(move |((_, _, of), _)| of[..] == subject.0)
+            .filter_map(|((_, issuer, _), _)| issuer[..].try_into().ok().map(SiteId))
+    }
+
+    /// Sites whose last word has expired.
+    pub(crate) fn departed(&self, now_unix_s: i64) -> BTreeSet<SiteId> {
+        self.statements()
+            .filter(|statement| statement.leaving && statement.expires_unix_s <= now_unix_s)
+            .filter_map(|statement| statement.site_id[..].try_into().ok().map(SiteId))
+            .collect()
+    }
+
+    /// Who else endorses `subject` now.
+    pub(crate) fn endorsers(
+        &self,
+        subject: SiteId,
+        now_unix_s: i64,
+    ) -> impl Iterator<Item = SiteId> {
+        let kind = i32::from(RecordKind::Endorsement);
+        self.records
+            .range((kind, Vec::new(), Vec::new())..(kind + 1, Vec::new(), Vec::new()))
+            .filter(move |((_, issuer, of), (_, record))| {
+                let body = RecordBody::decode(record.body.as_ref()).ok();
+                let said = body.and_then(|b| Endorsement::decode(b.payload.as_slice()).ok());
+                of[..] == subject.0
+                    && issuer[..] != subject.0
+                    && said.is_some_and(|said| said.valid_until_unix_s > now_unix_s)
+            })
             .filter_map(|((_, issuer, _), _)| issuer[..].try_into().ok().map(SiteId))
     }
 

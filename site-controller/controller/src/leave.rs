@@ -13,6 +13,8 @@ use crate::{
 
 /// What a router may take beyond its drain deadline before it is called late.
 const DRAIN_GRACE: Duration = Duration::from_secs(3);
+/// How long a router may take to apply a configuration.
+const APPLIED_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often an ending process is looked at.
 const POLL: Duration = Duration::from_millis(20);
 /// How long a router may take to come back.
@@ -95,9 +97,35 @@ pub(crate) async fn run(controller: Arc<Controller>, progress: ProgressSender) {
         step(&progress, &format!("going on although {error}")).await;
     }
     step(&progress, "saying farewell to the network").await;
+    match controller.say_farewell() {
+        Ok(version) => applied(&controller, version).await,
+        // Without it others see the site as unreachable until its statement expires; that is no reason to keep it.
+        Err(error) => tracing::error!(%error, "the last word is not said"),
+    }
     drain_routers(&controller, true).await;
     end(&progress, "", false).await;
     controller.shutdown.cancel();
+}
+
+/// Waits until every router has taken the configuration of this version, to a deadline.
+async fn applied(controller: &Controller, version: u64) {
+    let mut changes = controller.changes();
+    let applied = async {
+        loop {
+            changes.mark_unchanged();
+            let is_applied = {
+                let state = controller.state();
+                let mut attached = state.routers.values().filter(|entry| entry.session.is_some());
+                attached.all(|entry| entry.applied >= version)
+            };
+            if is_applied || changes.changed().await.is_err() {
+                return;
+            }
+        }
+    };
+    if tokio::time::timeout(APPLIED_TIMEOUT, applied).await.is_err() {
+        tracing::warn!("a router has not taken the last word in time");
+    }
 }
 
 fn epochs(controller: &Controller) -> Vec<u64> {

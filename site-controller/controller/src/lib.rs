@@ -8,6 +8,7 @@ mod claim;
 mod clock;
 mod controller;
 mod doctor;
+mod farewell;
 mod hosts;
 mod learned;
 mod leave;
@@ -22,7 +23,7 @@ mod service;
 pub mod site;
 pub mod store;
 
-pub use archive::{ArchiveError, PASSPHRASE_LEN_MIN, open as open_identity};
+pub use archive::{ARCHIVE_LEN_MAX, ArchiveError, PASSPHRASE_LEN_MIN, open as open_identity};
 pub use lock::{LockError, StateLock};
 pub use paths::{DEFAULT_NAMESPACE, Environment, PathError, Paths};
 pub use process::run;

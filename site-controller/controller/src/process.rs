@@ -225,6 +225,7 @@ pub(crate) async fn serve(
     tasks.spawn(report("site socket", site));
     tasks.spawn(report("control socket", control));
     tasks.spawn(claim::server::serve(Arc::clone(&controller), sockets.claim));
+    tasks.spawn(claim::applied::run(Arc::clone(&controller)));
     tasks.spawn(keep_time(Arc::clone(&controller)));
     if !args.no_router {
         tasks.spawn(supervise(Arc::clone(&controller)));

@@ -1,12 +1,13 @@
 //! The birth of a site: identity, CA, secret and the `Site` resource, before any process runs.
 
-use std::{collections::BTreeMap, io, net::SocketAddr};
+use std::{collections::BTreeMap, io, net::SocketAddr, path::PathBuf};
 
 use aws_lc_rs::rand::{SecureRandom, SystemRandom};
 use skein_api::{AutoListen, Limits, Manifest, Platform, Resource, Role, Service, SiteSpec};
 use skein_core::SiteId;
-use skein_site_core::{IssuedStatement, Resources};
+use skein_site_core::{Endorsed, IssuedStatement, Resources};
 use skein_trust::{CaError, IdentityError, SiteCa, SiteIdentity};
+use skein_wire::proto::routing::Record;
 use zeroize::Zeroizing;
 
 use crate::{
@@ -91,6 +92,14 @@ pub enum CreateError {
         /// Why not.
         source: io::Error,
     },
+    /// The damaged state cannot be set aside.
+    #[error("cannot set {} aside: {source}", path.display())]
+    Aside {
+        /// What.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
     /// The site has another name.
     #[error(
         "this namespace already has the site {0:?}, and a site keeps its name; use another namespace (-n NS), or `skctl delete` first"
@@ -120,13 +129,40 @@ pub fn create_with(
         new_manifest(options)?.0.validate()?;
     }
     paths.create()?;
-    let _lock = StateLock::acquire(paths)?;
+    let mut lock = StateLock::acquire(paths)?;
     let store = Store::new(paths.clone());
-    if paths.has_site() {
-        existing(&store, options, rebuilt.as_ref())
+    let is_damaged = || matches!(store.load(), Err(StoreError::Damaged { .. }));
+    let aside = if paths.has_site() && rebuilt.is_some() && is_damaged() {
+        let aside = set_aside(paths)?;
+        paths.create()?;
+        // The old one went along with the old state.
+        lock = StateLock::acquire(paths)?;
+        Some(aside)
     } else {
-        make(&store, options, rebuilt)
-    }
+        None
+    };
+    let mut made = if paths.has_site() {
+        existing(&store, options, rebuilt.as_ref())?
+    } else {
+        make(&store, options, rebuilt)?
+    };
+    drop(lock);
+    made.notes.extend(aside.map(|aside| {
+        let aside = aside.display();
+        format!(
+            "the damaged state is kept in {aside}; what was applied since the export: `skctl apply -f {aside}/resources`"
+        )
+    }));
+    Ok(made)
+}
+
+/// Moves a state directory that is damaged out of the way, as a whole: parts of two lives of a site do not fit together.
+fn set_aside(paths: &Paths) -> Result<PathBuf, CreateError> {
+    let path = paths.state().to_owned();
+    let name = format!("{}.damaged-{}", paths.namespace(), clock::unix_s());
+    let aside = path.with_file_name(name);
+    std::fs::rename(&path, &aside).map_err(|source| CreateError::Aside { path, source })?;
+    Ok(aside)
 }
 
 fn make(
@@ -134,16 +170,21 @@ fn make(
     options: &InitOptions,
     rebuilt: Option<Rebuilt>,
 ) -> Result<Created, CreateError> {
-    let (site, notes) = new_manifest(options)?;
+    let kept = rebuilt.as_ref().map(|rebuilt| rebuilt.kept.clone()).unwrap_or_default();
+    let (site, notes) = match &kept.site {
+        Some(site) => rebuilt_manifest(site.clone(), options)?,
+        None => new_manifest(options)?,
+    };
+    site.validate()?;
     let now = clock::unix_s();
     let random = SystemRandom::new();
-    let Rebuilt { identity, ca, network, authorities } = match rebuilt {
+    let Rebuilt { identity, ca, network, authorities, .. } = match rebuilt {
         Some(rebuilt) => rebuilt,
         None => {
             let identity = SiteIdentity::generate(&random)?;
             let ca = SiteCa::generate(identity.site_id(), &random, now)?;
             let network = identity.site_id();
-            Rebuilt { identity, ca, network, authorities: Vec::new() }
+            Rebuilt { identity, ca, network, authorities: Vec::new(), kept: Kept::default() }
         }
     };
     let mut secret = Zeroizing::new([0; 32]);
@@ -158,7 +199,14 @@ fn make(
     store.save_secret(&secret)?;
     store.save_ca(&ca)?;
     store.save_site(&state)?;
-    store.commit(&[Change::put(Resource::Site(site.clone()))])?;
+    for endorsed in &kept.endorsed {
+        store.save_endorsed(endorsed)?;
+    }
+    store.save_learned(&kept.learned)?;
+    let site_change = Change::put(Resource::Site(site.clone()));
+    let changes: Vec<Change> =
+        kept.resources.into_iter().map(Change::put).chain([site_change]).collect();
+    store.commit(&changes)?;
     // Last: from here on there is a site.
     store.save_identity(&identity)?;
     Ok(Created { site, site_id: identity.site_id(), is_new: true, is_changed: false, notes })
@@ -175,6 +223,21 @@ pub struct Rebuilt {
     pub network: SiteId,
     /// Sites whose revocations count besides the founder's.
     pub authorities: Vec<SiteId>,
+    /// What it stood on and served.
+    pub kept: Kept,
+}
+
+/// The part of a back-up that makes a rebuilt site what it was: without it, it would trust nobody and have no links.
+#[derive(Clone, Debug, Default)]
+pub struct Kept {
+    /// The `Site` resource.
+    pub site: Option<Manifest<SiteSpec>>,
+    /// Links, listeners and connectors.
+    pub resources: Vec<Resource>,
+    /// What it said of others.
+    pub endorsed: Vec<Endorsed>,
+    /// What it heard of others.
+    pub learned: Vec<Record>,
 }
 
 fn existing(
@@ -189,7 +252,9 @@ fn existing(
     }
     let Resources { site: before, .. } = loaded.resources;
     let (site, moved) = merged(before.clone(), options)?;
-    let is_changed = before.as_ref() != Some(&site);
+    // What was lost is not written anew before its owner has said what it shall be.
+    let is_said = before.is_some() || options.listen.is_some();
+    let is_changed = is_said && before.as_ref() != Some(&site);
     if is_changed {
         store.commit(&[Change::put(Resource::Site(site.clone()))])?;
     }
@@ -198,7 +263,7 @@ fn existing(
 }
 
 /// The resource of a site with the options merged in, to be applied, and what the user should know. A site whose resource was lost gets a
-/// new one.
+/// new one, closed but for what the options say.
 ///
 /// # Errors
 /// The options break a rule, name another site, or a socket cannot be made.
@@ -208,7 +273,7 @@ pub fn merged(
 ) -> Result<(Manifest<SiteSpec>, Vec<String>), CreateError> {
     let (site, mut notes) = match site {
         Some(site) => (site, Vec::new()),
-        None => new_manifest(options)?,
+        None => lost_manifest(options),
     };
     if let Some(name) = &options.name
         && *name != site.metadata.name
@@ -218,6 +283,27 @@ pub fn merged(
     let site = merge(site, options, &mut notes)?;
     site.validate()?;
     Ok((site, notes))
+}
+
+/// What a site whose document is lost is until somebody says more: closed.
+fn lost_manifest(options: &InitOptions) -> (Manifest<SiteSpec>, Vec<String>) {
+    let name = options.name.clone().unwrap_or_else(default_name);
+    let site = Manifest::new(name, SiteSpec { listen: Vec::new(), ..SiteSpec::default() });
+    let note = "the Site document is lost: the site listens nowhere and carries no transit unless you say --listen ADDR:PORT";
+    (site, options.listen.is_none().then(|| note.to_owned()).into_iter().collect())
+}
+
+/// A site as it was when it was exported, with the options merged in.
+fn rebuilt_manifest(
+    mut site: Manifest<SiteSpec>,
+    options: &InitOptions,
+) -> Result<(Manifest<SiteSpec>, Vec<String>), CreateError> {
+    if let Some(name) = &options.name {
+        site.metadata.name.clone_from(name);
+    }
+    let mut notes = Vec::new();
+    let merged = merge(site, options, &mut notes)?;
+    Ok((merged, notes))
 }
 
 fn new_manifest(options: &InitOptions) -> Result<(Manifest<SiteSpec>, Vec<String>), CreateError> {
@@ -428,6 +514,48 @@ mod tests {
         let again = create(&paths, &InitOptions::default()).unwrap();
         assert_eq!(again.site.spec.advertise, ["h.example"]);
         assert_eq!(again.notes.len(), 1, "damage is named until the file is gone");
+    }
+
+    #[test]
+    fn a_site_without_its_document_stays_closed_until_it_is_told_to_listen() {
+        let (_dir, paths) = places();
+        let listen = Some(vec!["127.0.0.1:0".parse().unwrap()]);
+        create(&paths, &InitOptions { listen, ..quiet() }).unwrap();
+        let document = paths.resources_dir().join("site.hub.yaml");
+        std::fs::write(&document, "kind: [").unwrap();
+        let found = create(&paths, &InitOptions::default()).unwrap();
+        assert!(found.site.spec.listen.is_empty() && !document.exists());
+        assert_eq!(found.site.spec.effective_role(), Role::Edge);
+        assert!(found.notes.iter().any(|note| note.contains("--listen")), "{:?}", found.notes);
+    }
+
+    #[test]
+    fn an_archive_replaces_what_is_damaged_and_nothing_else() {
+        let (_dir, paths) = places();
+        create(&paths, &quiet()).unwrap();
+        let archive = |paths: &Paths| {
+            let loaded = Store::new(paths.clone()).load().unwrap();
+            Rebuilt {
+                identity: loaded.identity,
+                ca: loaded.ca,
+                network: SiteId::parse(&loaded.site.network).unwrap(),
+                authorities: Vec::new(),
+                kept: Kept::default(),
+            }
+        };
+        let ours = archive(&paths);
+        let id = ours.identity.site_id();
+        std::fs::write(paths.state().join("ca.json"), "garbage").unwrap();
+        assert!(create(&paths, &quiet()).is_err(), "not without an archive");
+        let made = create_with(&paths, &quiet(), Some(ours)).unwrap();
+        assert_eq!((made.site_id, made.is_new), (id, true));
+        assert!(made.notes.iter().any(|note| note.contains("kept in")), "{:?}", made.notes);
+        Store::new(paths.clone()).load().unwrap();
+        let names = std::fs::read_dir(paths.state().parent().unwrap()).unwrap();
+        let kept = names.map(|name| name.unwrap().path());
+        let kept = kept.filter(|path| path.to_string_lossy().contains(".damaged-"));
+        let kept: Vec<_> = kept.map(|path| std::fs::read(path.join("ca.json")).unwrap()).collect();
+        assert_eq!(kept, [b"garbage"]);
     }
 
     #[test]

@@ -49,6 +49,7 @@ use crate::{
     store::{Store, tests::FullAfter},
 };
 
+mod parting;
 mod trust;
 
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -33,6 +33,34 @@ pub struct AutoEndpoint {
     pub ip: Ipv4Addr,
     /// By port of the service.
     pub ports: Vec<AutoPort>,
+    /// Since when nobody serves the address, Unix time; `None` while somebody does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unused_since_unix_s: Option<i64>,
+}
+
+/// An endpoint whose address nobody has served for so long is forgotten; until then clients may still have it in their configuration.
+const UNUSED_MAX_S: i64 = 90 * 86_400;
+
+/// Notes which endpoints nobody serves, and forgets those unused for 90 days. Returns whether anything changed.
+pub fn forget_unused(
+    endpoints: &mut AutoEndpoints,
+    is_served: impl Fn(&Address) -> bool,
+    now_unix_s: i64,
+) -> bool {
+    let mut changed = false;
+    endpoints.retain(|address, endpoint| {
+        let since = if is_served(address) {
+            None
+        } else {
+            Some(endpoint.unused_since_unix_s.unwrap_or(now_unix_s))
+        };
+        changed |= since != endpoint.unused_since_unix_s;
+        endpoint.unused_since_unix_s = since;
+        let keep = since.is_none_or(|since| now_unix_s < since.saturating_add(UNUSED_MAX_S));
+        changed |= !keep;
+        keep
+    });
+    changed
 }
 
 /// One port of an automatic endpoint.
@@ -83,7 +111,7 @@ pub fn assign(
         let endpoint = out.entry(address.clone()).or_insert_with(|| {
             let ip = free_ip(site, address, &taken);
             taken.insert(ip);
-            AutoEndpoint { ip, ports: Vec::new() }
+            AutoEndpoint { ip, ports: Vec::new(), unused_since_unix_s: None }
         });
         for port in ports {
             let udp = port.protocol == Protocol::Udp;
@@ -230,5 +258,21 @@ mod tests {
                 known = next;
             }
         }
+    }
+
+    #[test]
+    fn an_endpoint_nobody_serves_is_kept_for_ninety_days() {
+        let address: Address = "db".parse().unwrap();
+        let port = Port { port: 5432, protocol: Protocol::Tcp };
+        let services = BTreeMap::from([(address, BTreeSet::from([port]))]);
+        let mut known =
+            assign(SiteId([1; 32]), &services, &AutoEndpoints::new(), &LocalPorts::default());
+        let day = 86_400;
+        assert!(!forget_unused(&mut known, |_| true, 0));
+        assert!(forget_unused(&mut known, |_| false, 0));
+        assert!(!forget_unused(&mut known, |_| false, 89 * day));
+        assert!(forget_unused(&mut known, |_| true, 89 * day), "it is back");
+        assert!(forget_unused(&mut known, |_| false, 100 * day) && known.len() == 1);
+        assert!(forget_unused(&mut known, |_| false, 190 * day) && known.is_empty());
     }
 }

@@ -127,6 +127,18 @@ impl Grant {
         Ok(Admission::Consume(next))
     }
 
+    /// The same token under another specification; who redeemed it before is not affected.
+    #[must_use]
+    pub fn changed(&self, spec: &AccessGrantSpec, network: SiteId) -> Self {
+        let expires_s = i64::try_from(spec.expires.0.as_secs()).unwrap_or(i64::MAX);
+        Self {
+            uses: spec.uses,
+            expires_unix_s: self.created_unix_s.saturating_add(expires_s),
+            terms: Terms::of(spec, network),
+            ..self.clone()
+        }
+    }
+
     /// `valid`, `expired` or `used`.
     #[must_use]
     pub fn state(&self, now_unix_s: i64) -> &'static str {

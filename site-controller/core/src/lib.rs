@@ -13,7 +13,7 @@ pub mod status;
 pub use doctor::{Observations, PeerClock, diagnose};
 pub use endpoint::{
     AutoEndpoint, AutoEndpoints, AutoPort, FALLBACK_PORT_FIRST, FALLBACK_PORT_LAST, LocalPorts,
-    assign,
+    assign, forget_unused,
 };
 pub use grant::{Admission, Grant, GrantRefusal, Redemption, Terms};
 pub use plan::{Draining, Inputs, Plan, listener_name, plan};

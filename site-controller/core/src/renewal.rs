@@ -29,6 +29,9 @@ pub struct Endorsed {
     pub transit: bool,
     /// Whether the subject's endorsements count too.
     pub may_endorse: bool,
+    /// No longer endorsed; kept until nothing older can be valid.
+    #[serde(default)]
+    pub withdrawn: bool,
     /// Of the signed record; the higher one wins.
     pub sequence: u64,
     /// When it was signed, Unix time.
@@ -95,7 +98,7 @@ pub fn due(
         out.push(Due::Statement { counter: next(issued.counter, now_unix_s) });
     }
     for (site, endorsement) in endorsed {
-        if is_old(endorsement.signed_unix_s, now_unix_s) {
+        if !endorsement.withdrawn && is_old(endorsement.signed_unix_s, now_unix_s) {
             let sequence = next(endorsement.sequence, now_unix_s);
             out.push(Due::Endorsement { site: *site, sequence });
         }
@@ -126,6 +129,7 @@ mod tests {
             provide: Vec::new(),
             transit: false,
             may_endorse: true,
+            withdrawn: false,
             sequence: 9,
             signed_unix_s,
             record: Default::default(),
@@ -157,5 +161,7 @@ mod tests {
         let now = 50 + RENEW_AFTER_S;
         let sequence = u64::try_from(now).unwrap();
         assert_eq!(due(&signed, &signed, &peers, now), [Due::Endorsement { site, sequence }]);
+        let withdrawn = Endorsed { withdrawn: true, ..endorsed(50) };
+        assert_eq!(due(&signed, &signed, &BTreeMap::from([(site, withdrawn)]), now), []);
     }
 }

@@ -73,6 +73,8 @@ impl From<&SiteStatement> for wire::SiteStatement {
             endpoints: statement.endpoints.clone(),
             expires_unix_s: statement.expires_unix_s,
             network_id: statement.network.0.to_vec(),
+            // Routers go by the expiry; only controllers, which read the signed bytes, ask why.
+            leaving: false,
         }
     }
 }

@@ -183,7 +183,6 @@ fn explain(refused: &ClaimRefused) -> String {
             "{detail}; to join both networks, add --merge to `skctl token create` and to `skctl link`, or use --guest"
         ),
         Reason::OwnToken => "it was made by this very site".to_owned(),
-        Reason::Revoked => "this site was revoked".to_owned(),
         Reason::Version => format!("{detail}; upgrade the older site"),
         Reason::Unavailable => format!("{detail}; nothing was used up, try again"),
         Reason::Clock => {
@@ -191,7 +190,7 @@ fn explain(refused: &ClaimRefused) -> String {
             let theirs = clock::rfc3339(refused.unix_s);
             format!("{detail}: the clock here says {ours}, there {theirs}; set the wrong one")
         }
-        Reason::BadProof | Reason::Unspecified => detail.clone(),
+        Reason::Revoked | Reason::BadProof | Reason::Unspecified => detail.clone(),
     }
 }
 
@@ -210,11 +209,11 @@ impl Controller {
             link_name(&state, &token, Some(name))?;
         }
         check_scope(&token, wish)?;
-        let known = state.endorsed.get(&token.issuer);
+        let known = state.endorses(token.issuer);
         let is_joined = known.is_some_and(|known| !known.guest);
         let ours = state.network(self.site);
         // Whoever vouches for nobody is alone, and joins whatever it is invited to.
-        let is_grown = ours != self.site || state.endorsed.values().any(|peer| !peer.guest);
+        let is_grown = ours != self.site || state.vouches_for_members();
         let is_other = ours != token.network && !token.guest && !is_joined;
         if is_other && is_grown && !wish.merge {
             return Err(RedeemError::OtherNetwork { ours, theirs: token.network });
@@ -236,7 +235,7 @@ impl Controller {
             }
             _ => issuer_endorsed(&token, wish),
         };
-        let last = known.map_or(0, |known| known.sequence);
+        let last = state.endorsed.get(&token.issuer).map_or(0, |known| known.sequence);
         let sequence = (last + 1).max(u64::try_from(now).unwrap_or(0));
         self.sign_endorsement(token.issuer, &mut endorsed, sequence, now);
         let endorsement =
@@ -318,6 +317,7 @@ fn issuer_endorsed(token: &Token, wish: &Wish) -> Endorsed {
         provide: wish.consume.clone(),
         transit: false,
         may_endorse: !token.guest,
+        withdrawn: false,
         sequence: 0,
         signed_unix_s: 0,
         record: Default::default(),

@@ -1,5 +1,6 @@
 //! Redemption of tokens, both ends: who issued a token serves, who redeems it dials.
 
+pub(crate) mod applied;
 pub(crate) mod client;
 mod dial;
 pub(crate) mod server;

@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 use prost::Message as _;
 use rustls::ServerConfig;
 use skein_core::SiteId;
-use skein_site_core::{Admission, Endorsed, Grant, GrantRefusal};
+use skein_site_core::{Admission, Endorsed, Grant, GrantRefusal, Redemption};
 use skein_trust::{
     CLAIM_EXPORTER_LABEL, CLAIM_RECORDS_MAX, CLAIM_REQUEST_LEN_MAX, CLAIM_RESPONSE_LEN_MAX,
     KeyRequest, VerifiedClaim, claim_server, verify_claim,
@@ -26,6 +26,8 @@ use crate::{
     store::StoreError,
 };
 
+/// For the claim itself, at most 64 KiB. Redeemers keep connections that lost the race open while another one is answered.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
 /// From the first byte to the answer.
 const CLAIM_TIMEOUT: Duration = Duration::from_secs(10);
 /// For the handshake: a redeemer has its token in hand and nothing to wait for, so whoever is silent holds no slot for long.
@@ -108,7 +110,9 @@ async fn answer(
     let exporter = connection
         .export_keying_material([0; 32], CLAIM_EXPORTER_LABEL, None)
         .map_err(io::Error::other)?;
-    let request = read_delimited(&mut tls, CLAIM_REQUEST_LEN_MAX).await?;
+    let request =
+        tokio::time::timeout(REQUEST_TIMEOUT, read_delimited(&mut tls, CLAIM_REQUEST_LEN_MAX))
+            .await??;
     let outcome = match verify_claim(&request, controller.site, &exporter, clock::unix_s()) {
         Ok(claim) => controller.redeemed(&claim),
         Err(error) => {
@@ -167,6 +171,11 @@ impl Controller {
             let detail = "the redeemer belongs to another network".to_owned();
             return refused(Reason::OtherNetwork, detail);
         }
+        let redeemed = |used: &&Redemption| used.site == redeemer.to_string();
+        let redeemed_at = grant.redemptions.iter().find(redeemed).map(|used| used.at_unix_s);
+        let is_put_out = |known: &Endorsed| {
+            known.withdrawn && redeemed_at.is_some_and(|at| at <= known.signed_unix_s)
+        };
         let name = &claim.redeemer.statement.name;
         let admission = grant.admit(redeemer, name, clock::unix_s());
         let saved = match admission {
@@ -175,6 +184,10 @@ impl Controller {
             }
             Err(GrantRefusal::UsedUp) => {
                 return refused(Reason::UsedUp, GrantRefusal::UsedUp.to_string());
+            }
+            Ok(Admission::Repeat) if state.endorsed.get(&redeemer).is_some_and(is_put_out) => {
+                let detail = "the issuer has withdrawn its trust since; ask for a new token";
+                return refused(Reason::Revoked, detail.to_owned());
             }
             Ok(Admission::Repeat) => Ok(()),
             Ok(Admission::Consume(next)) => self.store.save_grant(&next).map(|()| {
@@ -202,7 +215,7 @@ impl Controller {
         grant: &Grant,
     ) -> Result<(), StoreError> {
         let (terms, redeemer) = (&grant.terms, claim.redeemer.site);
-        let known = state.endorsed.get(&redeemer);
+        let known = state.endorses(redeemer);
         // A member that redeems a guest's token stays a member.
         if known.is_some_and(|known| !known.guest || (terms.guest && known.origin == grant.name)) {
             return Ok(());
@@ -215,6 +228,7 @@ impl Controller {
             provide: terms.provide.clone(),
             transit: terms.transit,
             may_endorse: !terms.guest,
+            withdrawn: false,
             sequence: 0,
             signed_unix_s: 0,
             record: Default::default(),

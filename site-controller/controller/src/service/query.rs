@@ -4,10 +4,11 @@ use serde::Serialize;
 use skein_api::{
     Phase, Resource, ResourceStatus,
     status::{
-        Problem, ProcessStatus, RouterStatus as RouterDocument, RouterVersion, SiteStatus,
+        LinkRow, Problem, ProcessStatus, RouterStatus as RouterDocument, RouterVersion, SiteStatus,
         SocketStatus, TokenRow, VersionInfo,
     },
 };
+use skein_core::SiteId;
 use skein_site_core::status;
 use skein_wire::proto::control::RouterStatus;
 use tonic::Status;
@@ -26,7 +27,7 @@ impl Controller {
         let time = |ms: i64| clock::rfc3339(ms.div_euclid(1000));
         Ok(match what {
             "status" => to_json(&self.site_status(&state)),
-            "links" => to_json(&status::links(state.statuses(), time)),
+            "links" => to_json(&links(&state, time)),
             "services" => to_json(&self.services(&state)),
             "network" => {
                 let services = self.services(&state);
@@ -99,9 +100,18 @@ impl Controller {
 }
 
 impl State {
-    /// What each router saw last.
+    /// What each attached router saw last. One that is away may be dead, and its links with it.
     pub(crate) fn statuses(&self) -> impl Iterator<Item = &RouterStatus> {
-        self.routers.values().filter_map(|entry| entry.status.as_ref())
+        let attached = self.routers.values().filter(|entry| entry.session.is_some());
+        attached.filter_map(|entry| entry.status.as_ref())
+    }
+
+    /// What each attached router saw while it had this version of the configuration or a later one.
+    pub(crate) fn statuses_since(&self, version: u64) -> impl Iterator<Item = &RouterStatus> {
+        let attached = self.routers.values().filter(|entry| entry.session.is_some());
+        attached
+            .filter(move |entry| entry.seen >= version)
+            .filter_map(|entry| entry.status.as_ref())
     }
 }
 
@@ -191,6 +201,30 @@ fn problems(state: &State) -> Vec<Problem> {
     out
 }
 
+/// Links as routers see them, and those that no router has taken up.
+fn links(state: &State, time: impl Fn(i64) -> String) -> Vec<LinkRow> {
+    let mut rows = status::links(state.statuses(), time);
+    let attached = state.routers.values().any(|entry| entry.session.is_some());
+    let error = if attached { "no router has taken it up yet" } else { "no router is running" };
+    for link in state.resources.links.values() {
+        let name = &link.metadata.name;
+        if !rows.iter().any(|row| !row.incoming && row.name == *name) {
+            let peer = SiteId::parse(&link.spec.peer);
+            let known = peer.and_then(|peer| state.endorsed.get(&peer));
+            rows.push(LinkRow {
+                name: name.clone(),
+                peer: known.map_or_else(|| link.spec.peer.clone(), |peer| peer.site_name.clone()),
+                peer_id: link.spec.peer.clone(),
+                state: "down".to_owned(),
+                cost: link.spec.cost,
+                error: error.to_owned(),
+                ..LinkRow::default()
+            });
+        }
+    }
+    rows
+}
+
 fn tokens(state: &State) -> Vec<TokenRow> {
     let now = clock::unix_s();
     let row = |grant: &skein_site_core::Grant| {
@@ -242,7 +276,8 @@ pub(super) fn resource_status(state: &State, resource: &Resource) -> ResourceSta
         Resource::Connector(_) => status::connector_status(name, state.statuses()),
         Resource::AccessGrant(_) => {
             let grant = state.grants.get(name).map(|grant| grant.state(clock::unix_s()));
-            let message = grant.unwrap_or("without a token").to_owned();
+            let none = || format!("no token yet: `skctl token create FILE --grant {name}`");
+            let message = grant.map_or_else(none, str::to_owned);
             let phase = if grant == Some("valid") { Phase::Ready } else { Phase::Pending };
             ResourceStatus { phase, message, conditions: Vec::new() }
         }
@@ -257,6 +292,6 @@ pub(super) fn resource_status(state: &State, resource: &Resource) -> ResourceSta
                 },
             }
         }
-        Resource::AccessToken(_) => ResourceStatus::default(),
+        Resource::AccessToken(_) => crate::claim::applied::status(state, name),
     }
 }

@@ -1,7 +1,8 @@
 //! Apply, get, delete: the desired state.
 
 use skein_api::{Kind, Resource, ResourceStatus};
-use skein_site_core::{Draining, Resources};
+use skein_core::SiteId;
+use skein_site_core::{Draining, Grant, Resources};
 use skein_wire::proto::site::{
     self, ApplyReply, ApplyRequest, Change as ChangeReport, DeleteRequest,
 };
@@ -28,19 +29,25 @@ impl Controller {
         let wanted: Vec<Resource> =
             request.resources.iter().map(parse).collect::<Result<_, _>>()?;
         let mut state = self.state();
-        let (resources, reports, changes) = staged(&state, wanted, self.site)?;
+        let (resources, reports, mut changes) = staged(&state, wanted, self.site)?;
         if request.dry_run || changes.is_empty() {
             return Ok(ApplyReply { changes: reports });
         }
-        self.check_tokens(&changes)?;
+        let grants = regranted(&state, &changes);
+        changes.extend(grants.iter().map(|grant| Change::PutGrant(Box::new(grant.clone()))));
         self.store.commit(&changes).map_err(failed)?;
         state.resources = resources;
+        state.grants.extend(grants.into_iter().map(|grant| (grant.name.clone(), grant)));
         for change in &changes {
-            if let Change::Put(resource) = change
-                && let Resource::Connector(connector) = resource.as_ref()
-            {
-                let name = &connector.metadata.name;
-                state.draining.retain(|gone| gone.draining.connector.metadata.name != *name);
+            let Change::Put(resource) = change else { continue };
+            let name = resource.name();
+            match resource.kind() {
+                Kind::Connector => {
+                    state.draining.retain(|gone| gone.draining.connector.metadata.name != name);
+                }
+                // Another token, so another try.
+                Kind::AccessToken => drop(state.redeeming.remove(name)),
+                _ => {}
             }
         }
         self.refresh(&mut state);
@@ -53,23 +60,6 @@ impl Controller {
             );
         }
         Ok(ApplyReply { changes: reports })
-    }
-
-    /// A grant or a token is more than a wish: it is made by `token create` and redeemed by `link`.
-    fn check_tokens(&self, changes: &[Change]) -> Result<(), Status> {
-        for change in changes {
-            let Change::Put(resource) = change else { continue };
-            let command = match resource.kind() {
-                Kind::AccessGrant => "skctl token create",
-                Kind::AccessToken => "skctl link FILE",
-                _ => continue,
-            };
-            let what = resource.kind();
-            return Err(Status::unimplemented(format!(
-                "{what} cannot be applied on a host yet; use `{command}`"
-            )));
-        }
-        Ok(())
     }
 
     /// Resources of a kind (empty: all) and name (empty: all of the kind), with their status.
@@ -114,6 +104,9 @@ impl Controller {
         {
             return Ok(Vec::new());
         }
+        if request.withdraw {
+            return self.unlink_and_withdraw(&mut state, kind, name);
+        }
         let mut resources = state.resources.clone();
         let gone = resources.remove(kind, name);
         let mut changes = vec![Change::Remove(kind, name.to_owned())];
@@ -123,10 +116,19 @@ impl Controller {
         } else if gone.is_none() {
             return Err(not_found(kind, name));
         }
+        if let Some(Resource::Link(link)) = &gone {
+            // Else its token would make it again.
+            for token in state.tokens_of(&link.spec.peer) {
+                changes.push(Change::Remove(Kind::AccessToken, token.clone()));
+                resources.remove(Kind::AccessToken, &token);
+            }
+        }
         self.store.commit(&changes).map_err(failed)?;
         state.resources = resources;
-        if kind == Kind::AccessGrant {
-            state.grants.remove(name);
+        match kind {
+            Kind::AccessGrant => drop(state.grants.remove(name)),
+            Kind::AccessToken => drop(state.redeeming.remove(name)),
+            _ => {}
         }
         let notes = match gone {
             Some(Resource::Connector(connector)) => {
@@ -144,6 +146,46 @@ impl Controller {
         tracing::info!(%kind, name, "resource deleted");
         Ok(notes)
     }
+
+    /// Takes back this site's endorsement of a link's peer, and its links to that peer; the link may be an incoming one.
+    fn unlink_and_withdraw(
+        &self,
+        state: &mut State,
+        kind: Kind,
+        name: &str,
+    ) -> Result<Vec<String>, Status> {
+        if kind != Kind::Link {
+            return Err(Status::invalid_argument("only links have a peer to withdraw trust from"));
+        }
+        let incoming = || {
+            let links = state.statuses().flat_map(|status| &status.links);
+            let found = links.filter(|link| link.name == name).map(|link| &link.peer_site_id);
+            found.filter_map(|id| id[..].try_into().ok().map(SiteId)).next()
+        };
+        let outgoing = state.resources.links.get(name);
+        let peer = outgoing.and_then(|link| SiteId::parse(&link.spec.peer)).or_else(incoming);
+        let peer = peer.ok_or_else(|| not_found(kind, name))?;
+        let text = peer.to_string();
+        let links = state.resources.links.values().filter(|link| link.spec.peer == text);
+        let links: Vec<String> = links.map(|link| link.metadata.name.clone()).collect();
+        let gone = links.iter().map(|name| (Kind::Link, name.clone()));
+        let tokens = state.tokens_of(&text).into_iter().map(|name| (Kind::AccessToken, name));
+        let gone: Vec<(Kind, String)> = gone.chain(tokens).collect();
+        let changes: Vec<Change> =
+            gone.iter().map(|(kind, name)| Change::Remove(*kind, name.clone())).collect();
+        // Trust first: it must not outlast the wish to end it.
+        let withdrawn = self.withdraw(state, peer).map_err(failed)?;
+        self.store.commit(&changes).map_err(failed)?;
+        for (kind, name) in &gone {
+            state.resources.remove(*kind, name);
+        }
+        let mut notes = vec![remaining_trust(state, &text)];
+        if withdrawn {
+            notes.insert(0, "this site no longer endorses it".to_owned());
+        }
+        self.refresh(state);
+        Ok(notes)
+    }
 }
 
 /// How long a connector that resets its flows stays in the configuration, so that every router has seen it.
@@ -153,7 +195,7 @@ pub(super) const RESET_S: i64 = 30;
 fn staged(
     state: &State,
     wanted: Vec<Resource>,
-    site: skein_core::SiteId,
+    site: SiteId,
 ) -> Result<(Resources, Vec<ChangeReport>, Vec<Change>), Status> {
     let mut resources = state.resources.clone();
     let mut reports = Vec::new();
@@ -194,6 +236,18 @@ fn staged(
     Ok((resources, reports, changes))
 }
 
+/// Tokens whose AccessGrant changes: what it says now holds for everybody who redeems from now on.
+fn regranted(state: &State, changes: &[Change]) -> Vec<Grant> {
+    let regranted = |change: &Change| {
+        let Change::Put(resource) = change else { return None };
+        let Resource::AccessGrant(applied) = resource.as_ref() else { return None };
+        let grant = state.grants.get(&applied.metadata.name)?;
+        let network = SiteId::parse(&grant.terms.network)?;
+        Some(grant.changed(&applied.spec, network))
+    };
+    changes.iter().filter_map(regranted).collect()
+}
+
 /// Names the fields of `spec` that differ.
 fn difference(before: &Resource, after: &Resource) -> String {
     let spec = |resource: &Resource| {
@@ -221,21 +275,31 @@ fn remaining_trust(state: &State, peer: &str) -> String {
         .filter(|link| link.spec.peer == peer)
         .map(|link| link.metadata.name.as_str())
         .collect();
-    let endorsed = state.endorsed.values().find(|endorsed| endorsed.site == peer);
-    let name = endorsed.map_or(peer, |endorsed| endorsed.site_name.as_str());
+    let id = SiteId::parse(peer);
+    let known = id.and_then(|id| state.endorsed.get(&id));
+    let endorsed = known.filter(|known| !known.withdrawn);
+    let name = known.map_or(peer, |known| known.site_name.as_str());
     if !other_links.is_empty() {
         return format!("site {name} stays linked by {}", other_links.join(", "));
     }
     match endorsed {
         Some(endorsed) if endorsed.guest => {
             format!(
-                "site {name} stays a guest of this site: it may link again, and others may carry its traffic here"
+                "site {name} stays a guest of this site and may link again, until `skctl unlink NAME --withdraw`"
             )
         }
         Some(_) => format!(
-            "site {name} stays a trusted member of the network: it may link again, and may still be reached over other sites"
+            "site {name} stays a trusted member of the network: it may link again, and may still be reached over other sites; --withdraw takes this site's endorsement back"
         ),
-        None => format!("this site does not vouch for site {name}; others may"),
+        None => {
+            let others = id.map_or(0, |id| state.learned.endorsers(id, clock::unix_s()).count());
+            match others {
+                0 => format!("nobody this site knows endorses site {name}: it is out"),
+                others => format!(
+                    "{others} other sites endorse site {name}: where they are trusted it is in until they withdraw that, or the founder of the network revokes it"
+                ),
+            }
+        }
     }
 }
 

@@ -219,7 +219,8 @@ pub(super) async fn redeem(
             };
         last = format!("token redeemed; waiting for link {name}");
         step(&progress, &last).await;
-        wait_until_up(&controller, &name, &progress, &mut last).await;
+        let version = controller.config().borrow().version;
+        wait_until_up(&controller, &name, version, &progress, &mut last).await;
         let step = format!("link {name} is up");
         Progress { done: true, step, name, notes, ..Progress::default() }
     };
@@ -236,9 +237,11 @@ pub(super) async fn redeem(
     let _ = progress.send(Ok(end)).await;
 }
 
+/// What a router said before it had the configuration of this `version` is of another link, or of another peer.
 async fn wait_until_up(
     controller: &Controller,
     name: &str,
+    version: u64,
     progress: &ProgressSender,
     last: &mut String,
 ) {
@@ -248,7 +251,7 @@ async fn wait_until_up(
         let (status, has_router) = {
             let state = controller.state();
             let attached = state.routers.values().any(|router| router.session.is_some());
-            (status::link_status(name, state.statuses()), attached)
+            (status::link_status(name, state.statuses_since(version)), attached)
         };
         let now = match status.phase {
             Phase::Ready => return,

@@ -23,6 +23,8 @@ pub enum Change {
     PutGrant(Box<Grant>),
     /// The grant of this name is to be gone.
     RemoveGrant(String),
+    /// What this site says of another, given by its id, is to be gone.
+    RemoveEndorsed(String),
 }
 
 impl Change {
@@ -57,6 +59,7 @@ impl Store {
                 (grant_file(&grant.name), Some(json.expect("invariant: JSON is UTF-8")))
             }
             Change::RemoveGrant(name) => (grant_file(name), None),
+            Change::RemoveEndorsed(site) => (format!("trust/endorsed/{site}.json"), None),
         };
         // What could not be finished earlier comes first: its journal is about to be replaced.
         self.finish_journal(&mut Vec::new())?;

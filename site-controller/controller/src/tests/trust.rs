@@ -8,7 +8,7 @@ use skein_wire::{convert::parse_record, proto::routing::Record};
 use super::*;
 
 /// Everybody `local` trusts by what `controllers` say and know.
-fn view(local: &Controller, controllers: &[&Controller]) -> TrustView {
+pub(super) fn view(local: &Controller, controllers: &[&Controller]) -> TrustView {
     let records: Vec<Record> =
         controllers.iter().flat_map(|controller| controller.records(&controller.state())).collect();
     // Of each key the highest sequence counts, as in a router.
