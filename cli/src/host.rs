@@ -16,7 +16,7 @@ use skein_api::{Service, status::SiteStatus};
 use skein_controller::{
     LockError, Paths, StateLock,
     platform::linux::{self, Processes, Units},
-    store::{HostRecord, Store, StoreError},
+    store::{HostRecord, Store},
 };
 
 pub(crate) use end::{controller_replaced, disable_units, remove, stop};
@@ -121,14 +121,14 @@ pub(crate) async fn journal(units: Vec<String>, lines: u32, follow: bool) -> Res
 pub(crate) async fn start(paths: &Paths) -> Result<Vec<String>, Failure> {
     let of_site = paths.clone();
     let prepared = input::blocking(move || Ok(prepare(&of_site, wanted_service))).await?;
-    let service = match prepared {
+    let (service, mut notes) = match prepared {
         // The router was faster in restarting its controller.
         Err(Prepare::Running(_)) => return Ok(Vec::new()),
         Err(Prepare::Failed(failure)) => return Err(failure),
-        Ok(service) => service,
+        Ok(prepared) => prepared,
     };
     let paths = paths.clone();
-    input::blocking(move || match service {
+    let started = input::blocking(move || match service {
         Service::Systemd => {
             // One of before the service was changed; systemd starts another.
             Processes::of(&paths).signal(Signal::TERM);
@@ -136,7 +136,9 @@ pub(crate) async fn start(paths: &Paths) -> Result<Vec<String>, Failure> {
         }
         Service::Auto | Service::None => spawn(&paths).map(|()| Vec::new()),
     })
-    .await
+    .await?;
+    notes.extend(started);
+    Ok(notes)
 }
 
 /// Why processes cannot be started.
@@ -145,24 +147,26 @@ enum Prepare {
     Failed(Failure),
 }
 
-/// Makes ready for a start: executables, no mark of a stopped site, and the record of what will run the processes, as
-/// `choose` says.
+/// Makes ready for a start: state that can be read, executables, no mark of a stopped site, and the record of what will
+/// run the processes, as `choose` says of what is wanted and what is recorded. The notes name what was damaged.
 fn prepare(
     paths: &Paths,
-    choose: impl FnOnce(&Store, Option<Service>) -> Result<Service, StoreError>,
-) -> Result<Service, Prepare> {
+    choose: impl FnOnce(Service, Option<Service>) -> Service,
+) -> Result<(Service, Vec<String>), Prepare> {
     let failed = |failure: Failure| Prepare::Failed(failure);
     paths.create().map_err(Failure::new).map_err(failed)?;
     let _lock = StateLock::acquire(paths).map_err(|error| match error {
         LockError::Held(_) => Prepare::Running(Failure::new(error)),
         other => failed(Failure::new(other)),
     })?;
+    let store = Store::new(paths.clone());
+    let loaded = store.load().map_err(Failure::new).map_err(failed)?;
     if !linux::is_installed(paths) {
         install(paths).map_err(failed)?;
     }
-    let store = Store::new(paths.clone());
     let record = store.host_record().map_err(Failure::new).map_err(failed)?;
-    let service = choose(&store, record.service).map_err(Failure::new).map_err(failed)?;
+    let wanted = loaded.resources.site.map(|site| site.spec.service).unwrap_or_default();
+    let service = choose(wanted, record.service);
     if service != Service::Systemd {
         // They would go on restarting processes that somebody else looks after from now on.
         Units::of(paths).and_then(|units| units.remove()).map_err(Failure::new).map_err(failed)?;
@@ -173,16 +177,15 @@ fn prepare(
     }
     remove_if_there(&paths.stopped_file())
         .map_err(|error| failed(Failure::new("cannot start the site").because(error)))?;
-    Ok(service)
+    Ok((service, loaded.problems.iter().map(ToString::to_string).collect()))
 }
 
 /// What shall run the processes. `auto` is decided once: the environment of whoever asks may be another one every time.
-fn wanted_service(store: &Store, recorded: Option<Service>) -> Result<Service, StoreError> {
-    let wanted = store.site_manifest()?.map(|site| site.spec.service).unwrap_or_default();
-    Ok(match (wanted, recorded) {
+fn wanted_service(wanted: Service, recorded: Option<Service>) -> Service {
+    match (wanted, recorded) {
         (Service::Auto, Some(recorded)) => recorded,
         (wanted, _) => linux::chosen_service(wanted),
-    })
+    }
 }
 
 /// Puts this executable under the names of the site's processes into the site's directory, so that replacing skctl
@@ -217,8 +220,9 @@ pub(crate) fn service(paths: &Paths) -> Result<Service, Failure> {
 /// The state of the site cannot be read.
 pub(crate) fn is_under_other_service(paths: &Paths) -> Result<bool, Failure> {
     let runs = service(paths)?;
-    let wanted = wanted_service(&Store::new(paths.clone()), Some(runs)).map_err(Failure::new)?;
-    Ok(wanted != runs)
+    let site = Store::new(paths.clone()).site_manifest().map_err(Failure::new)?;
+    let wanted = site.map(|site| site.spec.service).unwrap_or_default();
+    Ok(wanted_service(wanted, Some(runs)) != runs)
 }
 
 fn remove_if_there(path: &Path) -> io::Result<()> {

@@ -18,7 +18,7 @@ pub(crate) async fn run_here(paths: &Paths, progress: &mut Progress) -> Result<(
     // From here on nothing ends this process but the end of what it is about to start.
     let mut interrupt = Interrupt::new()?;
     let of_site = paths.clone();
-    let prepared = input::blocking(move || Ok(prepare(&of_site, |_, _| Ok(Service::None)))).await?;
+    let prepared = input::blocking(move || Ok(prepare(&of_site, |_, _| Service::None))).await?;
     match prepared {
         Err(Prepare::Running(failure)) => {
             return Err(failure.next("stop it first with `skctl stop`"));

@@ -2,6 +2,7 @@
 //! somebody else's.
 
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
@@ -198,5 +199,45 @@ fn a_dump_of_a_real_site_has_no_secrets() -> Result<()> {
             ensure!(!contains(&dump, &shape), "{name} is in the dump");
         }
     }
+    Ok(())
+}
+
+#[test]
+fn watching_outlives_the_controller() -> Result<()> {
+    let lab = Lab::new()?;
+    let site = Site::init(&lab.host("watched")?, &["--listen", "127.0.0.1:7443"])?;
+    site.expose("first", 8001, &[])?;
+    let watching = site.skctl(&["get", "connector", "-w"]).spawn()?;
+    watching.wait_for("connector/first", Duration::from_secs(10))?;
+    site.skctl(&["restart"]).check()?;
+    site.expose("second", 8002, &[])?;
+    watching.wait_for("connector/second", Duration::from_secs(20))?;
+    let added = watching.stdout().lines().filter(|line| line.starts_with("added")).count();
+    ensure!(added == 2, "what was known is told again: {}", watching.stdout());
+    // A variable that is set to nothing names no namespace.
+    site.host().command(skein_e2e::skctl()).env("SKEIN_NAMESPACE", "").arg("status").check()?;
+    // Quiet is quiet.
+    let output = site.skctl(&["init", "-q"]).check()?;
+    ensure!(output.stdout.is_empty() && output.stderr.is_empty(), "{output}");
+    Ok(())
+}
+
+#[test]
+fn the_doctor_looks_at_clocks_and_certificates() -> Result<()> {
+    let net = Hub::new()?;
+    let findings = net.branch.json(&["doctor"]).or_else(|_| {
+        // Socket buffers of the machine may be small; that is a finding, and not what this is about.
+        let output = net.branch.skctl(&["doctor", "-o", "json"]).run()?;
+        serde_json::from_str::<Value>(&output.stdout).with_context(|| output.to_string())
+    })?;
+    let find = |check: &str| -> Result<&Value> {
+        let mut all = findings.as_array().into_iter().flatten();
+        all.find(|finding| finding["check"] == check).with_context(|| findings.to_string())
+    };
+    for check in ["clock", "router certificate", "certificate authority"] {
+        ensure!(find(check)?["ok"] == true, "{findings}");
+    }
+    let clock = find("clock")?["detail"].to_string();
+    ensure!(clock.contains("hub"), "nobody told the time: {clock}");
     Ok(())
 }
