@@ -47,6 +47,9 @@ async fn both_ends_agree_on_a_link_and_talk_over_it() {
     assert_eq!(statuses.len(), 2);
     assert!(statuses.iter().all(|link| link.state() == LinkState::Up && link.carrier == "udp"));
     eventually(|| nodes[0].links.status()[0].mtu.eq(&8_940).then_some(())).await;
+    for node in &nodes {
+        assert_eq!(node.fabric.counters().dropped_unauthenticated.total(), 0);
+    }
     nodes[1].links.close(id, "enough");
     assert_eq!(nodes[0].next_down().await, (id, "the peer: enough".to_owned()));
     assert_eq!(nodes[1].next_down().await, (id, "enough".to_owned()));
