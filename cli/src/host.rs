@@ -169,7 +169,9 @@ fn prepare(
     let service = choose(wanted, record.service);
     if service != Service::Systemd {
         // They would go on restarting processes that somebody else looks after from now on.
-        Units::of(paths).and_then(|units| units.remove()).map_err(Failure::new).map_err(failed)?;
+        // A user without a home has none.
+        let removed = Units::of(paths).map_or(Ok(()), |units| units.remove());
+        removed.map_err(Failure::new).map_err(failed)?;
     }
     if record.service != Some(service) {
         let record = HostRecord { service: Some(service) };

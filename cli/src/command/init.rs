@@ -10,6 +10,7 @@ use skein_api::{
 };
 use skein_controller::{
     LockError, Paths,
+    platform::linux,
     site::{self, Created, InitOptions},
 };
 
@@ -154,6 +155,12 @@ fn given<T: Clone>(values: &[T]) -> Option<Vec<T>> {
 
 pub(crate) async fn run(global: &Global, args: Init) -> Result<(), Failure> {
     let paths = client::paths(global)?;
+    if matches!(args.service, Some(ServiceArg::Systemd)) && !linux::has_systemd() {
+        // Before anything changes: a running site goes on as it is.
+        return Err(Failure::new("systemd does not run here")
+            .because("there is no /run/systemd/system")
+            .next("use --service none"));
+    }
     let mut progress = Progress::start(global, "creating the site");
     let found = find_or_create(&paths, &args, &mut progress).await?;
     let (created, client) = match found {

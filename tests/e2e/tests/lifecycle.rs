@@ -245,3 +245,20 @@ fn what_drains_is_reset_also_by_the_next_controller() -> Result<()> {
     site.refuses(&["unexpose", "other", "--now"], 1, &["not served from here"])?;
     Ok(())
 }
+
+#[test]
+fn a_service_manager_that_is_not_there_strands_nobody() -> Result<()> {
+    let (_lab, site) = lone()?;
+    let before = site.processes()?;
+    site.refuses(&["init", "--service", "systemd"], 1, &["systemd", "--service none"])?;
+    // What runs the processes is what is recorded, whatever the resource says by now.
+    let manifest = site.skctl(&["get", "site", "-o", "yaml"]).check()?.stdout;
+    let path = site.host().dir().join("site.yaml");
+    std::fs::write(&path, manifest.replace("service: none", "service: auto"))?;
+    site.skctl(&["apply", "-f"]).arg(&path).check()?;
+    site.skctl(&["init"]).check()?;
+    ensure!(site.processes()? == before, "the site was restarted");
+    site.skctl(&["stop"]).check()?;
+    ensure!(running(site.host())?.is_empty(), "stop looked elsewhere");
+    Ok(())
+}

@@ -35,8 +35,14 @@ pub fn chosen_service(wanted: Service) -> Service {
     }
 }
 
+/// Whether systemd runs this machine or container at all (sd_booted(3)).
+#[must_use]
+pub fn has_systemd() -> bool {
+    Path::new("/run/systemd/system").is_dir()
+}
+
 fn systemd_runs_here() -> bool {
-    if !Path::new("/run/systemd/system").is_dir() {
+    if !has_systemd() {
         return false;
     }
     let namespace = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/net"));

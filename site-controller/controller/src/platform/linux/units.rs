@@ -100,6 +100,9 @@ impl Units {
     /// # Errors
     /// [`UnitError::Systemctl`].
     pub fn stop(&self) -> Result<(), UnitError> {
+        if !super::has_systemd() {
+            return Ok(());
+        }
         let [controller, router] = self.names();
         self.systemctl(&["stop", &router, &controller])
     }
@@ -115,6 +118,9 @@ impl Units {
     /// # Errors
     /// [`UnitError::Systemctl`].
     pub fn disable(&self) -> Result<(), UnitError> {
+        if !super::has_systemd() {
+            return Ok(());
+        }
         let [controller, router] = self.names();
         self.systemctl(&["disable", &router, &controller])
     }
@@ -128,7 +134,11 @@ impl Units {
         if !self.are_installed() {
             return Ok(());
         }
-        self.systemctl(&["disable", "--now", &names[1], &names[0]])?;
+        // Units that were written where no systemd runs are files and nothing more.
+        let has_systemd = super::has_systemd();
+        if has_systemd {
+            self.systemctl(&["disable", "--now", &names[1], &names[0]])?;
+        }
         for name in &names {
             let path = self.dir.join(name);
             match fs::remove_file(&path) {
@@ -138,7 +148,7 @@ impl Units {
                 _ => {}
             }
         }
-        self.systemctl(&["daemon-reload"])
+        if has_systemd { self.systemctl(&["daemon-reload"]) } else { Ok(()) }
     }
 
     fn systemctl(&self, arguments: &[&str]) -> Result<(), UnitError> {
