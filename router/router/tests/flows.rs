@@ -245,7 +245,8 @@ async fn idle_flows_give_their_credit_back_and_go_on() {
 
 #[tokio::test]
 async fn many_tiny_flows_leave_nothing_behind() {
-    const FLOWS: usize = 10_000;
+    // Their connections linger in the kernel for a minute: more would slow down whatever connects on this machine after them.
+    const FLOWS: usize = 4_000;
     const AT_A_TIME: usize = 50;
     let (network, target, entrance) = Network::service().await;
     let clients = async {

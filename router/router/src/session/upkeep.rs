@@ -24,6 +24,9 @@ const UNUSED_MAX_RESPONDER: Duration = Duration::from_secs(150);
 const UNUSED_MAX_DRAINING: Duration = Duration::from_secs(5);
 /// A session is so old before it gets a successor: a path that flaps must not make us dial all the time.
 const SUCCESSION_AGE_MIN: Duration = Duration::from_secs(2);
+/// The end that opens no flows leaves the other so long to see by itself that the packets have another size, and to dial while the old
+/// session still takes flows.
+const OUTGROWN_MAX_RESPONDER: Duration = Duration::from_secs(2);
 /// Sessions are looked at so often when nothing changes: uses and packet sizes tell nobody when they change.
 const ROUND_MAX: Duration = Duration::from_secs(30);
 
@@ -33,6 +36,7 @@ struct Seen {
     pathless_since: Option<Instant>,
     /// And how often it had been used by then.
     unused_since: Option<(Instant, u64)>,
+    outgrown_since: Option<Instant>,
 }
 
 impl Seen {
@@ -52,6 +56,22 @@ impl Seen {
     fn pathless_until(&mut self, has_path: bool, now: Instant) -> Option<Instant> {
         self.pathless_since = if has_path { None } else { self.pathless_since.or(Some(now)) };
         self.pathless_since.map(|since| since + NO_PATH_MAX)
+    }
+
+    /// When new flows should have a session other than this one, `established` then, which is outgrown or is not.
+    fn outgrown_until(
+        &mut self,
+        is_outgrown: bool,
+        role: Role,
+        established: Instant,
+        now: Instant,
+    ) -> Option<Instant> {
+        self.outgrown_since = if is_outgrown { self.outgrown_since.or(Some(now)) } else { None };
+        let since = self.outgrown_since?.max(established + SUCCESSION_AGE_MIN);
+        Some(match role {
+            Role::Initiator => since,
+            Role::Responder => since + OUTGROWN_MAX_RESPONDER,
+        })
     }
 }
 
@@ -88,28 +108,25 @@ impl Pool {
             let uses = session.uses();
             let unused = seen.unused_until(uses, unused_max(&session), now);
             let pathless = seen.pathless_until(path.is_some(), now);
+            let is_outgrown = session.is_usable()
+                && path.is_some_and(|p| session.is_outgrown(transport::mtu(Some(p))));
+            let (role, established) = (session.terms.role, session.established);
+            let outgrown = seen.outgrown_until(is_outgrown, role, established, now);
             if unused.is_some_and(|until| until <= now) {
                 session.close(Close::Unused);
             } else if pathless.is_some_and(|until| until <= now) {
                 session.close(Close::NoPath);
-            } else if let Some(path) = path
-                && session.is_usable()
-                && session.is_outgrown(transport::mtu(Some(path)))
-            {
+            } else if outgrown.is_some_and(|at| at <= now) {
                 due = due.min(self.outgrown(session, uses.1, now));
             }
-            due =
-                [unused, pathless].into_iter().flatten().filter(|&at| at > now).fold(due, Ord::min);
+            let later = [unused, pathless, outgrown].into_iter().flatten();
+            due = later.filter(|&at| at > now).fold(due, Ord::min);
         }
         due
     }
 
     /// Lets new flows have a session with packets of the right size; returns when to look again.
     fn outgrown(self: &Arc<Self>, session: Arc<Session>, is_unused: bool, now: Instant) -> Instant {
-        let ripe = session.established + SUCCESSION_AGE_MIN;
-        if now < ripe {
-            return ripe;
-        }
         match session.terms.role {
             // The peer opens flows, so it dials.
             Role::Responder => session.drain(),
@@ -148,6 +165,21 @@ mod tests {
         assert_eq!(seen.unused_until((1, true), max, at(60)), Some(at(180)), "used since");
         assert_eq!(seen.unused_until((2, false), max, at(90)), None);
         assert_eq!(seen.unused_until((2, true), max, at(100)), Some(at(220)));
+    }
+
+    #[test]
+    fn the_end_that_dials_is_the_first_to_find_a_session_outgrown() {
+        let (mut initiator, mut responder) = (Seen::default(), Seen::default());
+        let start = clock::now();
+        let at = |s: u64| start + Duration::from_secs(s);
+        let mut both = |is_outgrown, now| {
+            let mut at = |seen: &mut Seen, role| seen.outgrown_until(is_outgrown, role, start, now);
+            (at(&mut initiator, Role::Initiator), at(&mut responder, Role::Responder))
+        };
+        assert_eq!(both(true, at(0)), (Some(at(2)), Some(at(4))), "too young");
+        assert_eq!(both(false, at(1)), (None, None));
+        assert_eq!(both(true, at(9)), (Some(at(9)), Some(at(11))));
+        assert_eq!(both(true, at(10)), (Some(at(9)), Some(at(11))));
     }
 
     #[test]
