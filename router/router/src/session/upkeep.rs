@@ -173,7 +173,7 @@ mod tests {
         let start = clock::now();
         let at = |s: u64| start + Duration::from_secs(s);
         let mut both = |is_outgrown, now| {
-            let mut at = |seen: &mut Seen, role| seen.outgrown_until(is_outgrown, role, start, now);
+            let at = |seen: &mut Seen, role| seen.outgrown_until(is_outgrown, role, start, now);
             (at(&mut initiator, Role::Initiator), at(&mut responder, Role::Responder))
         };
         assert_eq!(both(true, at(0)), (Some(at(2)), Some(at(4))), "too young");
