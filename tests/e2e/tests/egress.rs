@@ -104,5 +104,11 @@ fn withdrawing_the_last_provider_closes_the_socket_and_drains() -> Result<()> {
     })?;
     let report = flow::stop(running)?;
     ensure!(report["failed"] == 5, "{report}");
+
+    // The reset was for the flows of that time only.
+    hub.expose("gone", 7800, &[])?;
+    let to = leaf.endpoint("gone", 7800)?;
+    let report = flow::run(leaf.host(), "probe", to, &["--count", "20"])?;
+    ensure!(report["ok"] == report["probes"], "{report}");
     Ok(())
 }

@@ -45,10 +45,15 @@ impl Flows {
         self.abort.cancel();
     }
 
-    /// Begins their last [`DRAIN_MAX`], to be run by the caller; `None` when there are none, or it has begun.
+    /// Whether they were reset, and so would be every flow that joins them.
+    fn is_reset(&self) -> bool {
+        self.abort.is_cancelled()
+    }
+
+    /// Begins their last [`DRAIN_MAX`], to be run by the caller; `None` when there are none, or it has begun, or they were reset.
     pub(super) fn end(self: &Arc<Self>) -> Option<impl Future<Output = ()> + Send + 'static> {
         let mut ending = self.ending.lock();
-        if ending.is_some() || self.count.load(Ordering::Relaxed) == 0 {
+        if ending.is_some() || self.is_reset() || self.count.load(Ordering::Relaxed) == 0 {
             return None;
         }
         let taken_back = CancellationToken::new();
@@ -97,7 +102,7 @@ pub(super) struct Connector {
 
 impl Connector {
     /// Takes over from `before`, the connector of the same name: targets that stay keep their health, and flows of a port of the address
-    /// that stays keep going.
+    /// that stays keep going. Flows that were reset have ended: the port begins anew.
     pub(super) fn new(config: ConnectorConfig, before: Option<&Self>) -> Arc<Self> {
         let connect_timeout = duration_ms(config.connect_timeout_ms).unwrap_or(CONNECT_TIMEOUT);
         let address: Option<Address> = config.address.parse().ok();
@@ -119,7 +124,10 @@ impl Connector {
             let is_draining = before.is_some_and(Self::is_draining);
             let served = services.entry(service).or_insert_with(|| Service {
                 targets: Vec::new(),
-                flows: old.map(|old| Arc::clone(&old.flows)).unwrap_or_default(),
+                flows: old
+                    .filter(|old| !old.flows.is_reset())
+                    .map(|old| Arc::clone(&old.flows))
+                    .unwrap_or_default(),
                 is_presumed_up: !is_draining && old.is_some_and(Service::is_up),
             });
             served.targets.extend(targets);
@@ -292,6 +300,7 @@ fn duration_ms(ms: u64) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use skein_wire::proto::control::ConnectorPort;
 
     #[tokio::test(start_paused = true)]
     async fn an_end_resets_flows_after_an_hour_unless_it_is_taken_back() {
@@ -307,5 +316,27 @@ mod tests {
         flows.end().unwrap().await;
         assert!(flow.abort().is_cancelled());
         assert!(crate::clock::now() - begun >= DRAIN_MAX);
+    }
+    #[tokio::test]
+    async fn what_was_reset_can_be_served_again() {
+        let listener = net::tcp_listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        let target_port = listener.local_addr().unwrap().port().into();
+        let config = ConnectorConfig {
+            name: "db".into(),
+            address: "db".into(),
+            targets: vec!["127.0.0.1".into()],
+            ports: vec![ConnectorPort { port: 5432, target_port, ..ConnectorPort::default() }],
+            ..ConnectorConfig::default()
+        };
+        let first = Connector::new(config.clone(), None);
+        let site = SiteId([1; 32]);
+        let (_stream, running) = first.connect(5432, site).await.unwrap();
+        let changed = Connector::new(ConnectorConfig { cost: 5, ..config.clone() }, Some(&first));
+        assert_eq!(changed.flow_count(), 1, "flows go on while the service does");
+        changed.flows_without(None).for_each(|flows| flows.reset());
+        assert!(running.abort().is_cancelled());
+        let again = Connector::new(config, Some(&changed));
+        let (_stream, fresh) = again.connect(5432, site).await.unwrap();
+        assert!(!fresh.abort().is_cancelled());
     }
 }
