@@ -7,9 +7,13 @@ use std::path::Path;
 ///
 /// # Panics
 /// Where `SKEIN_LAB_STRICT` is set: there nothing may be skipped.
-#[allow(clippy::print_stderr, reason = "the reader of a test run must see what did not run")]
 pub fn skipped(reason: &str) {
-    assert!(std::env::var_os("SKEIN_LAB_STRICT").is_none(), "cannot run: {reason}");
+    skip(reason, std::env::var_os("SKEIN_LAB_STRICT").is_some());
+}
+
+#[allow(clippy::print_stderr, reason = "the reader of a test run must see what did not run")]
+fn skip(reason: &str, is_strict: bool) {
+    assert!(!is_strict, "cannot run: {reason}");
     eprintln!("SKIPPED: {reason}");
 }
 
@@ -39,4 +43,15 @@ fn installed(program: &str) -> bool {
     std::env::split_paths(&path)
         .chain(["/usr/sbin".into(), "/sbin".into()])
         .any(|dir| dir.join(Path::new(program)).is_file())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::skip;
+
+    #[test]
+    #[should_panic(expected = "cannot run: not installed: x")]
+    fn where_all_must_run_nothing_is_skipped() {
+        skip("not installed: x", true);
+    }
 }
