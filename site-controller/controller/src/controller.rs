@@ -17,7 +17,7 @@ use skein_api::Resource;
 use skein_core::{Address, Port, SiteId};
 use skein_site_core::{
     AutoEndpoints, Draining, Due, Endorsed, Grant, Inputs, IssuedStatement, LocalPorts, Resources,
-    due, plan,
+    due, next_counter, plan,
 };
 use skein_trust::{EndorsementDraft, STATEMENT_VALIDITY_S, SiteCa, SiteIdentity, StatementDraft};
 use skein_wire::proto::{
@@ -263,6 +263,19 @@ impl Controller {
         }
     }
 
+    /// Counts a statement that is about to be signed and shown to others. What comes after it must outrank it, also when this process
+    /// ends in between: of two statements with one number the second would be ignored.
+    ///
+    /// # Errors
+    /// It cannot be saved; nothing has changed.
+    pub(crate) fn count_statement(&self, state: &mut State, now: i64) -> Result<u64, StoreError> {
+        let mut site = state.site.clone();
+        site.statement.counter = next_counter(site.statement.counter, now);
+        self.store.save_site(&site)?;
+        state.site = site;
+        Ok(state.site.statement.counter)
+    }
+
     fn wanted_statement(&self, state: &State) -> IssuedStatement {
         let digest =
             aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, self.ca.certificate().as_ref());
@@ -490,7 +503,7 @@ impl Controller {
     ) -> Result<(), StoreError> {
         let now = clock::unix_s();
         let last = state.endorsed.get(&subject).map_or(0, |known| known.sequence);
-        let sequence = (last + 1).max(u64::try_from(now).unwrap_or(0));
+        let sequence = next_counter(last, now);
         self.sign_endorsement(subject, &mut endorsed, sequence, now);
         self.store.save_endorsed(&endorsed)?;
         state.endorsed.insert(subject, endorsed);

@@ -2,6 +2,7 @@
 
 use skein_api::Kind;
 use skein_core::SiteId;
+use skein_site_core::next_counter;
 use skein_trust::{STATEMENT_VALIDITY_S, StatementDraft};
 
 use crate::{
@@ -25,7 +26,7 @@ impl Controller {
         let mut state = self.state();
         let now = clock::unix_s();
         let last = state.site.statement.clone();
-        let counter = (last.counter + 1).max(u64::try_from(now).unwrap_or(0));
+        let counter = next_counter(last.counter, now);
         let record = self.identity.farewell(&StatementDraft {
             epoch: counter,
             name: last.name,

@@ -17,5 +17,5 @@ pub use endpoint::{
 };
 pub use grant::{Admission, Grant, GrantRefusal, Redemption, Terms};
 pub use plan::{Draining, Inputs, Plan, listener_name, plan};
-pub use renewal::{Due, Endorsed, IssuedStatement, RENEW_AFTER_S, due};
+pub use renewal::{Due, Endorsed, IssuedStatement, RENEW_AFTER_S, due, next_counter};
 pub use resources::{Conflict, Resources};

@@ -95,11 +95,11 @@ pub fn due(
         || says(issued) != says(wanted)
         || is_old(issued.signed_unix_s, now_unix_s)
     {
-        out.push(Due::Statement { counter: next(issued.counter, now_unix_s) });
+        out.push(Due::Statement { counter: next_counter(issued.counter, now_unix_s) });
     }
     for (site, endorsement) in endorsed {
         if !endorsement.withdrawn && is_old(endorsement.signed_unix_s, now_unix_s) {
-            let sequence = next(endorsement.sequence, now_unix_s);
+            let sequence = next_counter(endorsement.sequence, now_unix_s);
             out.push(Due::Endorsement { site: *site, sequence });
         }
     }
@@ -111,8 +111,10 @@ fn is_old(signed_unix_s: i64, now_unix_s: i64) -> bool {
     !(signed_unix_s..signed_unix_s.saturating_add(RENEW_AFTER_S)).contains(&now_unix_s)
 }
 
-/// At least the time, so that a site rebuilt from an old back-up still counts on from above what it said before.
-fn next(last: u64, now_unix_s: i64) -> u64 {
+/// What follows `last` in the count of a site's statements or of what it says of another. At least the time, so that a site rebuilt from
+/// an old back-up still counts on from above what it said before.
+#[must_use]
+pub fn next_counter(last: u64, now_unix_s: i64) -> u64 {
     (last + 1).max(u64::try_from(now_unix_s).unwrap_or(0))
 }
 

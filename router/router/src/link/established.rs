@@ -18,7 +18,10 @@ use skein_wire::{
     proto::routing::{LinkMessage, LinkParameters, link_message::Message},
 };
 use std::{sync::Arc, time::Duration};
-use tokio::{sync::mpsc, time::sleep};
+use tokio::{
+    sync::mpsc,
+    time::{sleep, timeout},
+};
 use tokio_util::sync::CancellationToken;
 
 /// Control messages waiting for the hop connection, per link; the engine keeps the rest.
@@ -137,14 +140,11 @@ impl Established {
         let ping = (!incoming).then_some(&queue);
         let reason = tokio::select! {
             // The branches are futures made here and dropped together: none is resumed after another has ended.
-            reason = read(reader, id, inner) => reason,
-            outcome = write_queued(send, queued, &close) => {
-                write_reason(outcome, &close_reason.lock())
-            }
+            reason = read(reader, id, &connection, inner) => reason,
+            outcome = write(send, queued, &close) => write_reason(outcome, &close_reason.lock()),
             silence = keep_alive(&frames, reported, ping, inner) => {
                 format!("no sign of life for {} ms", silence.as_millis())
             }
-            error = connection.closed() => connection_reason(&error),
             () = async { close.cancelled().await; sleep(GOODBYE_MAX).await } => {
                 write_reason(Ok(()), &close_reason.lock())
             }
@@ -178,21 +178,41 @@ async fn settle(frames: &FrameLink, inner: &Inner) {
     }
 }
 
-/// Passes control messages on to the consumer of events.
-async fn read(mut reader: MessageReader, id: LinkId, inner: &Inner) -> String {
+/// Passes control messages on to the consumer of events until the connection or its stream ends. What came before a goodbye is passed on as
+/// well: it may be the neighbour's last word.
+async fn read(
+    mut reader: MessageReader,
+    id: LinkId,
+    connection: &Connection,
+    inner: &Inner,
+) -> String {
     loop {
         match reader.next().await {
             // Parameters of this type only make the hop connection send something.
             Ok(LinkMessage { message: Some(Message::Parameters(_)) }) => {}
             Ok(message) => inner.report(LinkEvent::Message(id, message)).await,
             Err(error @ ReadError::Ended) => {
-                // Usually the whole connection ended, knows the reason and reports it in a moment.
-                sleep(LINGER).await;
-                return error.to_string();
+                // Usually the whole connection ended or does so in a moment, and knows the reason.
+                let closed = timeout(LINGER, connection.closed()).await;
+                return closed
+                    .map_or_else(|_| error.to_string(), |error| connection_reason(&error));
             }
             Err(error) => return error.to_string(),
         }
     }
+}
+
+/// Writes control messages until the link is closed here. Where the connection is lost, what came before is still to be read.
+async fn write(
+    send: SendStream,
+    queued: mpsc::Receiver<LinkMessage>,
+    close: &CancellationToken,
+) -> Result<(), quinn::WriteError> {
+    let outcome = write_queued(send, queued, close).await;
+    if outcome.is_err() {
+        sleep(LINGER).await;
+    }
+    outcome
 }
 
 /// Probes the link and reports its changes until it is dead; returns for how long it has been silent.

@@ -79,7 +79,10 @@ async fn redeem(controller: &Controller, name: String, spec: AccessTokenSpec) {
         }
         Err(error) => {
             tracing::warn!(token = name, %error, "an applied token is not redeemed");
-            let may_succeed = matches!(error, RedeemError::Unreachable(_) | RedeemError::Store(_));
+            let may_succeed = matches!(
+                error,
+                RedeemError::Unreachable(_) | RedeemError::Unsaved(_) | RedeemError::Store(_)
+            );
             let retry_at = may_succeed.then(|| clock::instant() + RETRY_AFTER);
             // It may have been deleted meanwhile.
             if state.resources.tokens.contains_key(&name) {

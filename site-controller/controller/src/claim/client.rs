@@ -84,6 +84,8 @@ pub(crate) enum RedeemError {
     Refused(String),
     #[error("the issuer's answer does not hold: {0}")]
     Answer(#[from] ClaimError),
+    #[error("this site cannot save its state: {0}; the token was not used, try again")]
+    Unsaved(StoreError),
     #[error(
         "the token is redeemed, but this site cannot save that: {0}; run the same command again"
     )]
@@ -204,13 +206,13 @@ impl Controller {
         }
         let code = Code::from_bytes(token.code.expose())
             .ok_or(skein_api::TokenError::Garbled("its code has another length"))?;
-        let state = self.state();
+        let mut state = self.state();
         if let Some(name) = &wish.name {
             link_name(&state, &token, Some(name))?;
         }
         check_scope(&token, wish)?;
-        let known = state.endorses(token.issuer);
-        let is_joined = known.is_some_and(|known| !known.guest);
+        let known = state.endorses(token.issuer).cloned();
+        let is_joined = known.as_ref().is_some_and(|known| !known.guest);
         let ours = state.network(self.site);
         // Whoever vouches for nobody is alone, and joins whatever it is invited to.
         let is_grown = ours != self.site || state.vouches_for_members();
@@ -219,8 +221,9 @@ impl Controller {
             return Err(RedeemError::OtherNetwork { ours, theirs: token.network });
         }
         let network = if token.guest || is_joined { ours } else { token.network };
+        let counter = self.count_statement(&mut state, now).map_err(RedeemError::Unsaved)?;
         let statement = self.identity.statement(&StatementDraft {
-            epoch: state.site.statement.counter.max(u64::try_from(now).unwrap_or(0)) + 1,
+            epoch: counter,
             name: state.site_name().to_owned(),
             ca_certificates: vec![self.ca.certificate().to_vec()],
             endpoints: state.advertise(),
@@ -229,14 +232,15 @@ impl Controller {
         });
         // A member that issued a guest's token stays a member; a guest keeps its scope unless another one is named.
         let mut endorsed = match known {
-            Some(known) if is_joined => known.clone(),
+            Some(known) if is_joined => known,
             Some(known) if token.guest && wish.consume.is_empty() && wish.provide.is_empty() => {
-                known.clone()
+                known
             }
             _ => issuer_endorsed(&token, wish),
         };
         let last = state.endorsed.get(&token.issuer).map_or(0, |known| known.sequence);
-        let sequence = (last + 1).max(u64::try_from(now).unwrap_or(0));
+        // An earlier claim may have been accepted and its answer lost: what this one says comes after what that one said.
+        let sequence = (last + 1).max(counter);
         self.sign_endorsement(token.issuer, &mut endorsed, sequence, now);
         let endorsement =
             record::from_text(&endorsed.record).expect("invariant: it was written just now");

@@ -55,6 +55,25 @@ async fn a_site_that_left_is_forgotten() {
 }
 
 #[tokio::test]
+async fn what_a_site_says_after_its_claim_is_heard() {
+    let hub = issuer();
+    let leaf = Site::start("leaf", None);
+    client::redeem(&leaf.controller, &hub.token(1), &Wish::default()).await.unwrap();
+    let said = |site: &Site| {
+        crate::record::from_text(&site.controller.state().site.statement.record).unwrap()
+    };
+    let learn = |record| hub.controller.state().learned.learn(vec![record], clock::unix_s());
+    assert!(learn(said(&leaf)), "that it has joined");
+    // Nothing changes at a site that is a member already; and the second has not passed.
+    client::redeem(&leaf.controller, &hub.token(1), &Wish::default()).await.unwrap();
+    leaf.controller.say_farewell().unwrap();
+    assert!(learn(said(&leaf)), "its last word");
+    for site in [hub, leaf] {
+        site.stop().await;
+    }
+}
+
+#[tokio::test]
 async fn unlink_withdraws_trust_where_asked() {
     let hub = issuer();
     let leaf = Site::start("leaf", None);
