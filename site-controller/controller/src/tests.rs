@@ -485,6 +485,24 @@ fn what_was_answered_was_on_disk_wherever_it_fills_up() {
 }
 
 #[test]
+fn a_redemption_outlives_a_change_that_was_not_finished() {
+    let (_dir, paths) = listening();
+    // The journal of the new token and the first of its files find room, the second does not.
+    let disk = Arc::new(FullAfter(AtomicUsize::new(2)));
+    let loaded = Store::new(paths.clone()).load().unwrap();
+    let hub = Controller::new(Store::with_disk(paths.clone(), Arc::clone(&disk) as _), loaded);
+    let token = hub.create_token(&rpc::CreateTokenRequest::default()).unwrap().token;
+    assert!(paths.state().join("apply.journal").exists());
+    // Somebody frees some space.
+    disk.0.store(usize::MAX, Ordering::SeqCst);
+    assert_eq!(reason(&hub.redeemed(&claim(&hub, &identity(), &token))), None);
+    let restarted = silent(&paths, None);
+    let other = restarted.redeemed(&claim(&restarted, &identity(), &token));
+    assert_eq!(reason(&other), Some(Reason::UsedUp));
+    assert_eq!(restarted.state().endorsed.len(), 1);
+}
+
+#[test]
 fn apply_is_all_or_nothing() {
     let (_dir, paths) = listening();
     let controller = silent(&paths, None);

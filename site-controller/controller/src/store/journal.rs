@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 use skein_api::{Kind, Resource};
-use skein_site_core::Grant;
+use skein_site_core::{Endorsed, Grant};
 
 use super::{Store, StoreError, io_error, json, resource_file_name, resource_yaml};
 
@@ -23,6 +23,8 @@ pub enum Change {
     PutGrant(Box<Grant>),
     /// The grant of this name is to be gone.
     RemoveGrant(String),
+    /// What this site says of another is to be as given.
+    PutEndorsed(Box<Endorsed>),
     /// What this site says of another, given by its id, is to be gone.
     RemoveEndorsed(String),
 }
@@ -42,7 +44,8 @@ struct Journal {
 }
 
 impl Store {
-    /// Makes all changes, or none.
+    /// Makes all changes, or none. Whatever a journal may name is changed this way only: a file that was written past a journal that waits
+    /// to be finished would be undone by it.
     ///
     /// # Errors
     /// The file system refuses. Before the journal is written nothing has changed; after that the change stands and is finished at the
@@ -54,12 +57,12 @@ impl Store {
                 (file(resource.kind(), resource.name()), Some(resource_yaml(resource)))
             }
             Change::Remove(kind, name) => (file(*kind, name), None),
-            Change::PutGrant(grant) => {
-                let json = String::from_utf8(json(&**grant).to_vec());
-                (grant_file(&grant.name), Some(json.expect("invariant: JSON is UTF-8")))
-            }
+            Change::PutGrant(grant) => (grant_file(&grant.name), Some(json_text(&**grant))),
             Change::RemoveGrant(name) => (grant_file(name), None),
-            Change::RemoveEndorsed(site) => (format!("trust/endorsed/{site}.json"), None),
+            Change::PutEndorsed(endorsed) => {
+                (endorsed_file(&endorsed.site), Some(json_text(&**endorsed)))
+            }
+            Change::RemoveEndorsed(site) => (endorsed_file(site), None),
         };
         // What could not be finished earlier comes first: its journal is about to be replaced.
         self.finish_journal(&mut Vec::new())?;
@@ -121,4 +124,12 @@ impl Store {
 
 fn grant_file(name: &str) -> String {
     format!("grants/{name}.json")
+}
+
+fn endorsed_file(site: &str) -> String {
+    format!("trust/endorsed/{site}.json")
+}
+
+fn json_text<T: Serialize>(state: &T) -> String {
+    String::from_utf8(json(state).to_vec()).expect("invariant: JSON is UTF-8")
 }

@@ -349,7 +349,7 @@ impl Store {
     /// # Errors
     /// The file system refuses; the grant is as before.
     pub fn save_grant(&self, grant: &Grant) -> Result<(), StoreError> {
-        self.save_json(&format!("grants/{}.json", grant.name), grant)
+        self.commit(&[Change::PutGrant(Box::new(grant.clone()))])
     }
 
     /// Stores what this site says of another.
@@ -357,7 +357,7 @@ impl Store {
     /// # Errors
     /// The file system refuses; the file is as before.
     pub fn save_endorsed(&self, endorsed: &Endorsed) -> Result<(), StoreError> {
-        self.save_json(&format!("trust/endorsed/{}.json", endorsed.site), endorsed)
+        self.commit(&[Change::PutEndorsed(Box::new(endorsed.clone()))])
     }
 
     /// Stores what was heard of others.
