@@ -7,7 +7,7 @@ use edges::{Network, accept, connect, connector, eventually, listen_on_loopback,
 use prost::Message as _;
 use skein_router::{
     flows::{Edge, Outcome},
-    session::INITIAL_CREDIT_BYTES,
+    session::{INITIAL_CREDIT_BYTES, SESSION_BYTES},
 };
 use skein_wire::proto::{
     routing::Protocol,
@@ -157,7 +157,7 @@ async fn futures_join<T, U>(
 #[tokio::test]
 async fn at_the_ceiling_new_flows_are_refused_and_later_accepted() {
     const FLOWS: u64 = 4;
-    let mut network = Network::with_budget(2, FLOWS * INITIAL_CREDIT_BYTES);
+    let mut network = Network::with_budget(2, FLOWS * INITIAL_CREDIT_BYTES + SESSION_BYTES * 4 / 3);
     let target = listen_on_loopback();
     network.expose(1, "echo", target.local_addr().unwrap()).await;
     let entrance = network.listen(0, "echo").await;
@@ -179,7 +179,7 @@ async fn at_the_ceiling_new_flows_are_refused_and_later_accepted() {
         assert!(edge.budget.used_bytes() <= edge.budget.ceiling_bytes());
     }
     open.clear();
-    within(eventually(|| network.edges.iter().all(|edge| edge.budget.used_bytes() == 0))).await;
+    within(eventually(|| network.edges.iter().all(edges::Edge::holds_nothing))).await;
     tokio::select! {
         () = echo_server(&target) => {}
         answer = within(ask(entrance, b"again")) => assert_eq!(answer.unwrap(), b"again"),
@@ -189,7 +189,7 @@ async fn at_the_ceiling_new_flows_are_refused_and_later_accepted() {
 #[tokio::test]
 async fn flows_to_a_target_that_does_not_answer_leave_memory_for_others() {
     const WAITING: u64 = 24;
-    let mut network = Network::with_budget(2, 32 * INITIAL_CREDIT_BYTES);
+    let mut network = Network::with_budget(2, 40 * INITIAL_CREDIT_BYTES);
     let alive = listen_on_loopback();
     // The health check fills its queue of one, and every later connect is left without an answer.
     let dead = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
@@ -214,7 +214,7 @@ async fn flows_to_a_target_that_does_not_answer_leave_memory_for_others() {
     within(eventually(|| active(1) == WAITING)).await;
     // On both sides.
     for edge in [0, 1] {
-        within(eventually(|| used(edge) <= WAITING * (17 << 10))).await;
+        within(eventually(|| used(edge) <= WAITING * (17 << 10) + SESSION_BYTES)).await;
         assert_eq!(active(edge), WAITING);
     }
     let payload = vec![5; 1 << 20];
@@ -231,7 +231,8 @@ async fn idle_flows_give_their_credit_back_and_go_on() {
     let mut client = connect(entrance).await;
     let mut server = accept(&target).await;
     let used = || network.edges[1].budget.used_bytes();
-    within(eventually(|| used() > 0 && used() < INITIAL_CREDIT_BYTES / 4)).await;
+    let idle = SESSION_BYTES..SESSION_BYTES + INITIAL_CREDIT_BYTES / 4;
+    within(eventually(|| used() > SESSION_BYTES && idle.contains(&used()))).await;
     let payload = vec![3; 2 << 20];
     let (sent, mut got) = tokio::join!(client.write_all(&payload), async {
         let mut got = vec![0; payload.len()];
@@ -267,9 +268,7 @@ async fn many_tiny_flows_leave_nothing_behind() {
     }
     let clean = || {
         network.edges.iter().all(|edge| {
-            edge.counters.active() == 0
-                && edge.sessions.flow_count() == 0
-                && edge.budget.used_bytes() == 0
+            edge.counters.active() == 0 && edge.sessions.flow_count() == 0 && edge.holds_nothing()
         })
     };
     within(eventually(clean)).await;
@@ -329,6 +328,36 @@ async fn a_peer_keeps_no_more_sessions_than_it_can_need() {
     let count = || network.edges[1].sessions.count();
     within(eventually(|| count() <= ALLOWED)).await;
     assert!(count() > 1);
+}
+
+#[tokio::test]
+async fn what_nobody_reads_is_bounded_by_what_is_paid_for() {
+    let mut network = Network::with_budget(2, 4 << 20);
+    let connection = network.rogue(0, 1).await;
+    // The first stream is the control stream, on which nothing comes, so that nobody reads the others.
+    let _control = connection.open_bi().await.unwrap();
+    let chunk = vec![1; 1 << 20];
+    let mut streams = Vec::new();
+    let mut sent = 0;
+    for _ in 0..4 {
+        let (mut send, recv) = connection.open_bi().await.unwrap();
+        // Completes at once with what fits, or not at all.
+        if let Ok(written) = timeout(Duration::from_millis(100), send.write(&chunk)).await {
+            sent += written.unwrap() as u64;
+        }
+        streams.push((send, recv));
+    }
+    assert!((1..=SESSION_BYTES).contains(&sent), "{sent}");
+}
+
+#[tokio::test]
+async fn a_site_has_as_many_sessions_as_it_may_hold_memory() {
+    // Of three, one site gets two.
+    let mut network = Network::with_budget(2, 3 * SESSION_BYTES);
+    let connections = network.rogues(0, 1, 3).await;
+    let reason = within(connections[2].closed()).await;
+    assert!(reason.to_string().contains("no memory for another session"), "{reason}");
+    assert!(connections[..2].iter().all(|connection| connection.close_reason().is_none()));
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ use crate::{
     egress::{Local, LocalFlow},
     flows::{FlowRecord, Outcome, Progress, may_provide},
     net,
-    session::{Flow, FlowError},
+    session::{DialError, Flow, FlowError},
     splice::{self, Terms},
 };
 use bytes::Bytes;
@@ -295,20 +295,20 @@ impl Attempt<'_> {
         handed_over: &AtomicBool,
     ) -> Result<Result<Flow, Failure>, FlowError> {
         let router = candidate.router;
+        let overloaded = || match candidate.has_alternative {
+            true => Failure::Refused(Reason::Overloaded),
+            false => Failure::Fatal(Outcome::Overloaded),
+        };
         let session = match self.ingress.0.config.sessions.session(router, Pin(0)).await {
             Ok(session) => session,
+            Err(DialError::Overloaded) => return Ok(Err(overloaded())),
             Err(error) => {
                 tracing::debug!(%router, %error, "no session");
                 return Ok(Err(Failure::Lost));
             }
         };
         // Only now: a dial that takes long, or fails, must not use up the memory of flows that go elsewhere.
-        let Some(window) = session.window() else {
-            return Ok(Err(match candidate.has_alternative {
-                true => Failure::Refused(Reason::Overloaded),
-                false => Failure::Fatal(Outcome::Overloaded),
-            }));
-        };
+        let Some(window) = session.window() else { return Ok(Err(overloaded())) };
         handed_over.store(!along.is_empty(), Ordering::Relaxed);
         let mut flow = Flow::open(&session, window, &self.head(), along.clone()).await?;
         let reply = timeout(REPLY_TIMEOUT, flow.reply()).await;

@@ -1,9 +1,10 @@
 //! One session: a connection, its control stream, its ring of writers and its flows.
 
 use super::{
-    Account, INITIAL_CREDIT_BYTES, ReceiveWindow, SendCredit,
+    Account, INITIAL_CREDIT_BYTES, ReceiveWindow, Reservation, SendCredit,
     control::{self, ControlError, ControlReader, Outbox},
     flow::FlowState,
+    inbound::Inbound,
     incoming::IncomingFlow,
     transport::{Role, STREAMS_INITIAL},
     window::{self, WriteMeter},
@@ -44,6 +45,8 @@ pub(super) enum Close {
     Unused,
     /// The peer has opened too many others since.
     Superseded,
+    /// Its site makes us hold as much as it may already.
+    Overloaded,
 }
 
 impl Close {
@@ -55,10 +58,11 @@ impl Close {
             Self::NoPath => 3,
             Self::Unused => 4,
             Self::Superseded => 5,
+            Self::Overloaded => 6,
         })
     }
 
-    fn reason(self) -> &'static str {
+    pub(super) fn reason(self) -> &'static str {
         match self {
             Self::Shutdown => "the router stops",
             Self::Violation => "the peer broke the protocol",
@@ -66,6 +70,7 @@ impl Close {
             Self::NoPath => "no path for too long",
             Self::Unused => "unused",
             Self::Superseded => "superseded",
+            Self::Overloaded => "no memory for another session",
         }
     }
 }
@@ -108,6 +113,7 @@ pub(crate) struct Session {
     ring: Semaphore,
     pub(super) meter: WriteMeter,
     pub(super) outbox: Outbox,
+    inbound: Mutex<Inbound>,
     flows: Mutex<HashMap<u64, Weak<FlowState>>>,
     /// Streams that the peer has open, also those that are no flow yet.
     open_streams: AtomicUsize,
@@ -115,6 +121,8 @@ pub(crate) struct Session {
     draining: OnceLock<Instant>,
     /// Pays for what the peer's site makes us hold.
     pub(super) account: Arc<Account>,
+    /// For what it holds besides flows.
+    _paid: Reservation,
     counters: Arc<FlowCounters>,
 }
 
@@ -123,7 +131,7 @@ impl Session {
         connection: quinn::Connection,
         peer: Peer,
         terms: Terms,
-        account: Arc<Account>,
+        (account, paid): (Arc<Account>, Reservation),
         counters: Arc<FlowCounters>,
     ) -> Arc<Self> {
         Arc::new(Self {
@@ -137,10 +145,12 @@ impl Session {
             ring: Semaphore::new(1),
             meter: WriteMeter::default(),
             outbox: Outbox::default(),
+            inbound: Mutex::default(),
             flows: Mutex::default(),
             open_streams: AtomicUsize::new(0),
             draining: OnceLock::new(),
             account,
+            _paid: paid,
             counters,
         })
     }
@@ -237,6 +247,14 @@ impl Session {
 
     pub(super) fn unregister(&self, index: u64) {
         self.flows.lock().remove(&index);
+    }
+
+    /// Takes note that what one flow may still send has changed, so that QUIC lets it through, and no more.
+    pub(super) fn credit_changed(&self, before_bytes: u64, after_bytes: u64) {
+        let mut inbound = self.inbound.lock();
+        if let Some(window) = inbound.changed(before_bytes, after_bytes) {
+            self.connection.set_receive_window(VarInt::from_u64(window).unwrap_or(VarInt::MAX));
+        }
     }
 
     /// Pays for the window of a new flow; `None` at the ceiling of memory.

@@ -1,8 +1,9 @@
 //! Per-flow credit: how many bytes a peer may send that the local socket has not taken yet.
 //!
 //! quinn's own windows cannot do this: its stream window is one size for every stream of a connection, and a finite connection window lets
-//! stalled streams starve the rest. So they are practically unlimited, and every flow has a window of its own here, which grows with the
-//! rate at which its consumer drains it and is paid for from one budget. Pure: the time is an argument.
+//! stalled streams starve the rest. So the one is larger than any flow needs and the other follows what is granted here, where every flow
+//! has a window of its own, which grows with the rate at which its consumer drains it and is paid for from one budget. Pure: the time is
+//! an argument.
 
 use super::Reservation;
 use std::{
@@ -71,6 +72,11 @@ impl ReceiveWindow {
         self.reservation.bytes()
     }
 
+    /// What the sender may still send.
+    pub(super) fn open_bytes(&self) -> u64 {
+        if self.finished { 0 } else { self.granted_bytes.saturating_sub(self.received_bytes) }
+    }
+
     /// Counts bytes that arrived.
     ///
     /// # Errors
@@ -131,11 +137,14 @@ impl ReceiveWindow {
     /// # Errors
     /// When the sender does not have as much.
     pub fn returned(&mut self, bytes: u64) -> Result<(), CreditViolation> {
-        if bytes > self.granted_bytes - self.received_bytes {
+        if bytes > self.granted_bytes.saturating_sub(self.received_bytes) {
             return Err(CreditViolation::ReturnedTooMuch);
         }
         self.granted_bytes -= bytes;
-        self.reservation.shrink(bytes);
+        // What is still reserved after the end is for what is held, and nothing for credit. A return may be overtaken by the end.
+        if !self.finished {
+            self.reservation.shrink(bytes);
+        }
         Ok(())
     }
 
@@ -273,6 +282,21 @@ mod tests {
         flow.received(INITIAL_CREDIT_BYTES).unwrap();
         assert_eq!(flow.returned(1), Err(CreditViolation::ReturnedTooMuch));
         assert_eq!(flow.received(1), Err(CreditViolation::Exceeded));
+    }
+
+    #[test]
+    fn what_is_held_after_the_end_stays_paid_for() {
+        let budget = Budget::new(u64::MAX);
+        let now = crate::clock::now();
+        let mut flow = window(&budget, now);
+        let sent = INITIAL_CREDIT_BYTES / 2;
+        flow.received(sent).unwrap();
+        flow.finished();
+        assert_eq!((budget.used_bytes(), flow.open_bytes()), (sent, 0));
+        flow.returned(INITIAL_CREDIT_BYTES - sent).unwrap();
+        assert_eq!(budget.used_bytes(), sent);
+        assert_eq!(flow.consumed(sent, || (now, RTT)), None);
+        assert_eq!(budget.used_bytes(), 0);
     }
 
     #[derive(Clone, Debug)]

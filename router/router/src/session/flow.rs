@@ -93,6 +93,7 @@ impl FlowState {
         window: ReceiveWindow,
         counted: Option<OpenStream>,
     ) -> Self {
+        session.credit_changed(0, window.open_bytes());
         Self {
             session,
             index,
@@ -110,10 +111,19 @@ impl FlowState {
             self.credit.add(add_bytes);
         }
         if return_bytes > 0 {
-            self.window.lock().returned(return_bytes)?;
+            self.with_window(|window| window.returned(return_bytes))?;
             self.returned.notify_one();
         }
         Ok(())
+    }
+
+    /// Changes the receive window, and the connection's with it.
+    fn with_window<T>(&self, change: impl FnOnce(&mut ReceiveWindow) -> T) -> T {
+        let mut window = self.window.lock();
+        let before = window.open_bytes();
+        let changed = change(&mut window);
+        self.session.credit_changed(before, window.open_bytes());
+        changed
     }
 
     pub(super) fn peer_aborted(&self, after_bytes: u64) {
@@ -124,6 +134,7 @@ impl FlowState {
 
 impl Drop for FlowState {
     fn drop(&mut self) {
+        self.session.credit_changed(self.window.get_mut().open_bytes(), 0);
         self.session.unregister(self.index);
     }
 }
@@ -210,7 +221,7 @@ impl Flow {
         }
     }
 
-    /// Tells the ingress that the target is there.
+    /// Tells the ingress that the target is there, taking what arrives in the meantime: the ring may be in others' hands for long.
     ///
     /// # Errors
     /// The flow or the session is gone.
@@ -218,8 +229,16 @@ impl Flow {
     /// # Cancel safety
     /// Not cancel-safe: drop the flow then.
     pub(crate) async fn accept(&mut self) -> Result<(), FlowError> {
+        let Self { send, recv } = self;
         let reply = FlowReply { outcome: Some(Reply::Accepted(Accepted {})) };
-        self.send.write_reply(&reply).await
+        let mut written = std::pin::pin!(send.write_reply(&reply));
+        loop {
+            tokio::select! {
+                biased;
+                written = &mut written => return written,
+                filled = recv.fill(), if !recv.finished => filled?, // cancel-safe
+            }
+        }
     }
 
     /// Tells the ingress why not, and ends the flow.
@@ -230,9 +249,10 @@ impl Flow {
     /// # Cancel safety
     /// Not cancel-safe: drop the flow then.
     pub(crate) async fn refuse(mut self, reason: Reason, detail: String) -> Result<(), FlowError> {
+        // First, because nobody reads any more.
+        self.recv.stop(incoming::CODE_REFUSED);
         incoming::refuse(&self.send.state.session, &mut self.send.stream, reason, detail).await?;
         self.send.ended = true;
-        self.recv.stop(incoming::CODE_REFUSED);
         Ok(())
     }
 
@@ -390,7 +410,7 @@ impl FlowRecv {
             }
             None => {
                 self.finished = true;
-                self.state.window.lock().finished();
+                self.state.with_window(ReceiveWindow::finished);
                 Ok(())
             }
         }
@@ -411,7 +431,7 @@ impl FlowRecv {
         self.queue.advance(len);
         let session = &self.state.session;
         let measure = || (clock::now(), session.rtt());
-        let grant = self.state.window.lock().consumed(len as u64, measure);
+        let grant = self.state.with_window(|window| window.consumed(len as u64, measure));
         if let Some(bytes) = grant {
             session.outbox.grant(self.state.index, bytes);
         }
@@ -447,7 +467,8 @@ impl FlowRecv {
 
     fn push(&mut self, chunk: Bytes) -> Result<(), FlowError> {
         self.received_bytes += chunk.len() as u64;
-        if let Err(violation) = self.state.window.lock().received(chunk.len() as u64) {
+        let received = self.state.with_window(|window| window.received(chunk.len() as u64));
+        if let Err(violation) = received {
             self.state.session.violated(&violation);
             return Err(FlowError::SessionLost);
         }

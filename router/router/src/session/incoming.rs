@@ -62,10 +62,10 @@ impl IncomingFlow {
 
     async fn refuse(mut self) -> Result<(), FlowError> {
         if let Some((_, send, recv)) = &mut self.stream {
+            // First, because nobody reads it. Fails when the peer has ended it already.
+            let _ = recv.stop(CODE_REFUSED);
             let detail = "the egress router is at its ceiling of memory".into();
             refuse(&self.session, send, Reason::Overloaded, detail).await?;
-            // Already ended by the peer: nothing is left to stop.
-            let _ = recv.stop(CODE_REFUSED);
         }
         // Ended cleanly; a reset would overtake the reply.
         self.stream = None;

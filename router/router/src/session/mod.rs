@@ -9,6 +9,7 @@ mod connection;
 mod control;
 mod credit;
 mod flow;
+mod inbound;
 mod incoming;
 mod pool;
 mod queue;
@@ -21,7 +22,7 @@ pub use credit::{
     CreditViolation, INITIAL_CREDIT_BYTES, ReceiveWindow, SendCredit, TURN_BYTES, WINDOW_BYTES_MAX,
 };
 pub use pool::DialError;
-pub use transport::endpoint;
+pub use transport::{SESSION_BYTES, endpoint};
 
 pub(crate) use connection::Session;
 pub(crate) use flow::{Flow, FlowError, FlowRecv, FlowSend};

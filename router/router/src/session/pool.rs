@@ -1,7 +1,7 @@
 //! Which sessions there are: dialling single-flight, and accepting.
 
 use super::{
-    Account, SessionsConfig,
+    Account, Reservation, SESSION_BYTES, SessionsConfig,
     connection::{Close, Peer, Session, Terms},
     control::{self, ControlError, ControlReader},
     transport::{self, Role},
@@ -45,6 +45,9 @@ pub enum DialError {
     /// The peer did not answer in time.
     #[error("the router did not answer within {} s", ESTABLISH_TIMEOUT.as_secs())]
     Timeout,
+    /// At the ceiling of memory, or of what the peer's site may make this router hold.
+    #[error("there is no memory for another session")]
+    Overloaded,
     /// The connection failed.
     #[error("the connection failed: {0}")]
     Connection(Arc<str>),
@@ -210,13 +213,14 @@ impl Pool {
             self.config.endpoint.connect_with(config, vaddr(key.handle, key.pin), SERVER_NAME);
         let connection = connecting.map_err(|e| failed(&e))?.await.map_err(|e| failed(&e))?;
         let peer = self.peer(&connection, key.handle, key.pin)?;
+        let paid = self.pay(&connection, &peer)?;
         let (mut writer, reader) = connection.open_bi().await.map_err(|e| failed(&e))?;
         let mut reader = ControlReader::new(reader);
         let hello = self.hello(&mut writer, &mut reader, key.pin);
         let peer_credit_bytes = hello.await.map_err(|e| failed(&e))?;
         let path_mtu = transport::mtu(path);
         let terms = Terms { role: Role::Initiator, path_mtu, peer_credit_bytes };
-        Ok((self.session_of(connection, peer, terms), writer, reader))
+        Ok((self.session_of(connection, peer, terms, paid), writer, reader))
     }
 
     /// Both say hello at once; returns the credit implied by the peer's.
@@ -232,11 +236,30 @@ impl Pool {
         Ok(reader.hello().await?.initial_credit_bytes.into())
     }
 
-    fn session_of(&self, connection: quinn::Connection, peer: Peer, terms: Terms) -> Arc<Session> {
-        let surroundings = &self.config.surroundings;
+    fn session_of(
+        &self,
+        connection: quinn::Connection,
+        peer: Peer,
+        terms: Terms,
+        paid: (Arc<Account>, Reservation),
+    ) -> Arc<Session> {
+        let counters = Arc::clone(&self.config.surroundings.counters);
+        Session::new(connection, peer, terms, paid, counters)
+    }
+
+    /// Pays for what every session may hold, or closes the connection.
+    fn pay(
+        &self,
+        connection: &quinn::Connection,
+        peer: &Peer,
+    ) -> Result<(Arc<Account>, Reservation), DialError> {
         let account = self.account(peer.site);
-        let counters = Arc::clone(&surroundings.counters);
-        Session::new(connection, peer, terms, account, counters)
+        let Some(paid) = account.reserve(SESSION_BYTES) else {
+            let close = Close::Overloaded;
+            connection.close(close.code(), close.reason().as_bytes());
+            return Err(DialError::Overloaded);
+        };
+        Ok((account, paid))
     }
 
     /// One for all sessions with the routers of `site`.
@@ -321,13 +344,14 @@ impl Pool {
                 .close(Close::Stale.code(), b"handle and certificate are of different routers");
             return Err(DialError::NoPath);
         }
+        let paid = self.pay(&connection, &peer)?;
         let (mut writer, reader) = connection.accept_bi().await.map_err(|e| failed(&e))?;
         let mut reader = ControlReader::new(reader);
         let hello = self.hello(&mut writer, &mut reader, pin);
         let peer_credit_bytes = hello.await.map_err(|e| failed(&e))?;
         let path_mtu = transport::mtu(path);
         let terms = Terms { role: Role::Responder, path_mtu, peer_credit_bytes };
-        Ok((self.session_of(connection, peer, terms), writer, reader))
+        Ok((self.session_of(connection, peer, terms, paid), writer, reader))
     }
 
     async fn run(&self, session: Arc<Session>, writer: quinn::SendStream, reader: ControlReader) {

@@ -1,6 +1,6 @@
 //! Settings of the end-to-end endpoint and of each connection.
 
-use super::credit::WINDOW_BYTES_MAX;
+use super::{credit::WINDOW_BYTES_MAX, inbound};
 use aws_lc_rs::hmac;
 use quinn::{
     AsyncUdpSocket, Endpoint, EndpointConfig, IdleTimeout, TransportConfig, VarInt,
@@ -10,13 +10,17 @@ use quinn_proto::HashedConnectionIdGenerator;
 use skein_core::{LABELS_MAX, Path};
 use std::{io, sync::Arc, time::Duration};
 
-/// Practically unlimited: flow control is per flow and ours, and a finite connection window lets stalled streams starve the rest.
-const CONNECTION_WINDOW_BYTES: u32 = u32::MAX;
-/// Must exceed the largest credit: a writer blocked on a stream window would hold the ring and stop the whole session.
+/// At first; see [`inbound`] for how it follows the credit of flows.
+const CONNECTION_WINDOW_BYTES: u32 = 64 << 10;
+const _: () = assert!(CONNECTION_WINDOW_BYTES as u64 == inbound::SLACK_BYTES);
+/// Must exceed the largest credit: a writer blocked on a stream window would hold the ring and stop the whole session. What it allows
+/// beyond the credit the connection's window does not.
 const STREAM_WINDOW_BYTES: u32 = 128 << 20;
 const _: () = assert!(STREAM_WINDOW_BYTES as u64 > WINDOW_BYTES_MAX);
-/// Start and floor of the send window; see [`super::window`] for how it follows the path.
-pub(super) const SEND_WINDOW_BYTES_MIN: u64 = 1 << 20;
+/// Send window of a session that does not write; see [`super::window`] for one that does.
+pub(super) const SEND_WINDOW_BYTES_IDLE: u64 = 32 << 10;
+/// What a session may make us hold whatever its flows are granted, in both directions: paid for as long as it lasts.
+pub const SESSION_BYTES: u64 = inbound::SLACK_BYTES + SEND_WINDOW_BYTES_IDLE;
 /// Every QUIC path must carry this, and every carrier does.
 const MTU_MIN: u16 = 1_200;
 /// Largest packet a session uses, whatever a path claims; bounds quinn's receive buffers.
@@ -70,7 +74,7 @@ pub(super) fn transport(role: Role, path: Option<&Path>) -> Arc<TransportConfig>
         .initial_rtt(rtt.clamp(INITIAL_RTT_MIN, INITIAL_RTT_MAX))
         .receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES))
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
-        .send_window(SEND_WINDOW_BYTES_MIN)
+        .send_window(SEND_WINDOW_BYTES_IDLE)
         .send_fairness(true)
         .persistent_congestion_threshold(PERSISTENT_CONGESTION_RTTS)
         .congestion_controller_factory(Arc::new(cubic))

@@ -1,9 +1,8 @@
 //! The send window follows the path: small enough that the ring of writers, not quinn's queue, decides who sends.
 
-use super::{Account, Reservation, transport::SEND_WINDOW_BYTES_MIN};
+use super::{Account, Reservation, transport::SEND_WINDOW_BYTES_IDLE};
 use crate::clock;
 use std::{
-    cmp::Ordering::{Equal, Greater, Less},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -12,6 +11,8 @@ use std::{
 };
 use tokio::sync::Notify;
 
+/// Floor of the send window while a session writes.
+const SEND_WINDOW_BYTES_MIN: u64 = 1 << 20;
 /// Above the bandwidth-delay product of 10 Gbit/s over 200 ms.
 const SEND_WINDOW_BYTES_MAX: u64 = 256 << 20;
 /// The window is looked at once per round trip, within these bounds: shorter measures noise, longer reacts late.
@@ -19,6 +20,8 @@ const STEP_MIN: Duration = Duration::from_millis(10);
 const STEP_MAX: Duration = Duration::from_millis(200);
 /// Down by a sixteenth per step: a short pause of the application must not cost the window.
 const DECAY_DIVISOR: u64 = 16;
+/// After so many idle steps at the floor, a second, a session pays for no more than an idle one. The next write takes the floor back.
+const QUIET_STEPS: u32 = 5;
 
 /// Counts what a session writes, and wakes the follower after idleness, so that sessions idle for long have no timer.
 #[derive(Debug, Default)]
@@ -38,44 +41,54 @@ impl WriteMeter {
     }
 }
 
-/// Adjusts the send window of `connection` for as long as it is polled. What is above the least comes out of `account`.
+/// Adjusts the send window of `connection` for as long as it is polled. What is above that of an idle session comes out of `account`; at
+/// the ceiling a session goes on with what it has.
 pub(super) async fn follow(
     connection: &quinn::Connection,
     meter: &WriteMeter,
     account: &Arc<Account>,
 ) {
     let mut paid = account.reserve(0).expect("invariant: nothing always fits");
-    let mut seen = 0;
+    let (mut seen, mut quiet_steps) = (0, 0);
     loop {
-        let is_idle = meter.total() == seen;
-        if is_idle && paid.bytes() == 0 {
+        if meter.total() == seen && paid.bytes() == 0 {
             meter.resumed.notified().await;
         }
-        let (started, rtt) = (clock::now(), connection.rtt());
+        let is_idle = meter.total() == seen;
+        let started = clock::now();
+        if paid.bytes() == 0 && resize(&mut paid, SEND_WINDOW_BYTES_MIN) {
+            connection.set_send_window(window(&paid));
+        }
+        let rtt = connection.rtt();
         let step = if is_idle { STEP_MAX } else { rtt.clamp(STEP_MIN, STEP_MAX) };
         tokio::time::sleep(step).await;
-        let total = meter.total();
-        let elapsed = clock::now().saturating_duration_since(started);
-        let window = SEND_WINDOW_BYTES_MIN + paid.bytes();
-        let next = next_window(window, total - seen, elapsed, rtt);
-        seen = total;
+        let written = meter.total() - seen;
+        seen += written;
+        quiet_steps = if written == 0 { quiet_steps + 1 } else { 0 };
+        let next = if quiet_steps >= QUIET_STEPS && window(&paid) <= SEND_WINDOW_BYTES_MIN {
+            SEND_WINDOW_BYTES_IDLE
+        } else {
+            let elapsed = clock::now().saturating_duration_since(started);
+            next_window(window(&paid), written, elapsed, connection.rtt())
+        };
         if resize(&mut paid, next) {
-            connection.set_send_window(SEND_WINDOW_BYTES_MIN + paid.bytes());
+            connection.set_send_window(window(&paid));
         }
     }
 }
 
+fn window(paid: &Reservation) -> u64 {
+    SEND_WINDOW_BYTES_IDLE + paid.bytes()
+}
+
 /// Pays for the `next` window or takes back what was paid too much; whether there is a change. At the ceiling there is no growth.
 fn resize(paid: &mut Reservation, next: u64) -> bool {
-    let (before, needed) = (paid.bytes(), next.saturating_sub(SEND_WINDOW_BYTES_MIN));
-    match needed.cmp(&before) {
-        Greater => paid.try_grow(needed - before),
-        Less => {
-            paid.shrink(before - needed);
-            true
-        }
-        Equal => false,
+    let (before, needed) = (paid.bytes(), next.saturating_sub(SEND_WINDOW_BYTES_IDLE));
+    if needed > before {
+        return paid.try_grow(needed - before);
     }
+    paid.shrink(before - needed);
+    needed < before
 }
 
 /// Twice what was written per round trip, up at once and down slowly.
@@ -107,10 +120,11 @@ mod tests {
         let budget = Budget::new(8 << 20);
         let mut paid = Account::new(Arc::clone(&budget)).reserve(0).unwrap();
         assert!(resize(&mut paid, 4 << 20));
-        assert_eq!(budget.used_bytes(), 3 << 20);
+        assert_eq!(budget.used_bytes(), (4 << 20) - SEND_WINDOW_BYTES_IDLE);
         assert!(!resize(&mut paid, 200 << 20));
-        assert_eq!(budget.used_bytes(), 3 << 20);
-        assert!(resize(&mut paid, SEND_WINDOW_BYTES_MIN));
+        assert_eq!(window(&paid), 4 << 20);
+        assert!(resize(&mut paid, SEND_WINDOW_BYTES_IDLE));
+        assert!(!resize(&mut paid, SEND_WINDOW_BYTES_IDLE));
         assert_eq!(budget.used_bytes(), 0);
     }
 }

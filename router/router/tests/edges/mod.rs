@@ -420,6 +420,11 @@ impl Edge {
         }
     }
 
+    /// Whether its peers make it hold nothing but sessions.
+    pub(crate) fn holds_nothing(&self) -> bool {
+        self.budget.used_bytes() == session::SESSION_BYTES * self.sessions.count() as u64
+    }
+
     /// Nothing leaves or reaches this router any more.
     pub(crate) fn cut(&self) {
         self.wire.cut.store(true, Ordering::Relaxed);
