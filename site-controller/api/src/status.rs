@@ -217,7 +217,7 @@ pub struct Endpoint {
     pub bound: String,
     /// Whether it came by itself.
     pub automatic: bool,
-    /// Whether it took its fallback port.
+    /// Whether it has another port than the service: an automatic endpoint whose own is privileged, reserved or taken here.
     pub fallback: bool,
     /// Name of the listener resource; empty for automatic ones.
     pub listener: String,

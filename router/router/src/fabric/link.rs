@@ -259,7 +259,9 @@ impl FrameLink {
     fn send_control(&self, control: Control, len: usize) {
         let frame = self.control_frame(control, len);
         // A probe that finds the socket full is a lost probe; the next one follows.
-        let _ = self.carrier.send(&frame, frame.len(), None);
+        if let Ok(sent) = self.carrier.send(&frame, frame.len(), None) {
+            self.bytes_sent.fetch_add(sent as u64, Ordering::Relaxed);
+        }
     }
 
     fn control_frame(&self, control: Control, len: usize) -> Vec<u8> {

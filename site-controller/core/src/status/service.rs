@@ -1,6 +1,9 @@
 //! `service list`: every address with its local endpoints and providers.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+};
 
 use skein_api::{
     Protocol,
@@ -177,12 +180,13 @@ fn endpoint(
     port: &control::ListenerPortStatus,
     explicit: bool,
 ) -> Endpoint {
+    let is_own = port.bound.parse::<SocketAddr>().is_ok_and(|at| u32::from(at.port()) == port.port);
     Endpoint {
         port: u16::try_from(port.port).unwrap_or(0),
         protocol: protocol(port.protocol),
         bound: port.bound.clone(),
         automatic: !explicit,
-        fallback: port.fallback,
+        fallback: !explicit && !port.bound.is_empty() && !is_own,
         listener: if explicit { listener.name.clone() } else { String::new() },
         error: port.error.clone(),
     }
