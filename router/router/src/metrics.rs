@@ -115,7 +115,7 @@ const DEFINITIONS: &[Definition] = &[
         "skein_memory_used",
         "bytes",
         &[],
-        "Flow buffers promised to peers, and send windows of sessions that write, and 96 KiB per session",
+        "Flow buffers promised to peers, send windows of sessions that write, and 96 KiB per session",
     ),
     gauge("skein_memory_ceiling", "bytes", &[], "Ceiling of that; at it new flows are refused"),
     gauge("skein_lsdb_records", "", &[], "Records in the link-state database"),

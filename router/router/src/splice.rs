@@ -6,7 +6,7 @@
 use crate::{
     flows::{Outcome, Progress},
     net,
-    session::{Flow, FlowError, FlowRecv, FlowSend, TURN_BYTES},
+    session::{Flow, FlowError, FlowRecv, FlowSend, TURN_BYTES, Turn},
 };
 use bytes::{BufMut as _, Bytes, BytesMut};
 use parking_lot::Mutex;
@@ -32,8 +32,11 @@ const SENT_CHECK: Duration = Duration::from_millis(10);
 const IDLE_CHECKS: u32 = 4;
 /// A read buffer with less room than this is replaced.
 const READ_ROOM_MIN: usize = 16 << 10;
+/// A shorter read is copied. One that is split off keeps a whole buffer for as long as it waits to be acknowledged: a quarter of which it
+/// fills at least. Copying costs little beside encrypting.
+const SPLIT_LEN_MIN: usize = TURN_BYTES / 4;
 
-/// The buffer that every socket of a router is read into, so that idle flows hold none. What was read is split off.
+/// The buffer that every socket of a router is read into, so that idle flows hold none. What was read is split off, or copied if little.
 #[derive(Debug, Default)]
 pub struct ReadBuffer(Mutex<BytesMut>);
 
@@ -44,8 +47,13 @@ impl ReadBuffer {
         if buffer.capacity() < READ_ROOM_MIN {
             buffer.reserve(TURN_BYTES);
         }
-        socket.try_read_buf(&mut (&mut *buffer).limit(len_max))?;
-        Ok(buffer.split().freeze())
+        let len = socket.try_read_buf(&mut (&mut *buffer).limit(len_max))?;
+        if len >= SPLIT_LEN_MIN {
+            return Ok(buffer.split().freeze());
+        }
+        let read = Bytes::copy_from_slice(&buffer);
+        buffer.clear();
+        Ok(read)
     }
 }
 
@@ -222,44 +230,27 @@ async fn socket_to_flow(
     Ok(())
 }
 
-/// Credit first, then the socket, then the session's ring: whoever waits for its turn holds one turn's bytes and no more.
+/// The socket must have something to say, then the peer must have granted credit, then it must be this flow's turn in the session's ring:
+/// only then is the socket read. So whoever waits holds nothing, however long.
 async fn pump_to_flow(
     socket: &TcpStream,
     send: &mut FlowSend,
-    first: Bytes,
+    mut first: Bytes,
     terms: Terms<'_>,
 ) -> Result<(), Outcome> {
-    let mut chunk = first;
+    while !first.is_empty() {
+        // What was read before may be more than the credit now.
+        let (turn, len_max) = turn(socket, send).await?;
+        let part = first.split_to(first.len().min(len_max));
+        write_turn(socket, send, turn, part, terms.progress).await?;
+    }
     loop {
-        while !chunk.is_empty() {
-            // What was read before may be more than the credit now.
-            let credit = credit(socket, send).await?;
-            let part = chunk.split_to(chunk.len().min(credit));
-            let before = send.sent_bytes();
-            let ended = tokio::select! {
-                biased;
-                written = send.write(part) => written.map_err(outcome),
-                () = reset_of(socket) => Err(Outcome::NearReset),
-            };
-            terms.progress.add_from_socket(send.sent_bytes() - before);
-            ended?;
-        }
-        chunk = read_turn(socket, send, terms.buffer).await?;
-        if chunk.is_empty() {
+        let (turn, read) = read_turn(socket, send, terms.buffer).await?;
+        if read.is_empty() {
             send.finish();
             return Ok(());
         }
-    }
-}
-
-/// What may be sent in one turn, once there is credit.
-async fn credit(socket: &TcpStream, send: &FlowSend) -> Result<usize, Outcome> {
-    tokio::select! {
-        biased;
-        credit = send.credit() => {
-            Ok(usize::try_from(credit).unwrap_or(TURN_BYTES).min(TURN_BYTES))
-        }
-        () = reset_of(socket) => Err(Outcome::NearReset),
+        write_turn(socket, send, turn, read, terms.progress).await?;
     }
 }
 
@@ -268,14 +259,8 @@ async fn read_turn(
     socket: &TcpStream,
     send: &FlowSend,
     buffer: &ReadBuffer,
-) -> Result<Bytes, Outcome> {
+) -> Result<(Turn, Bytes), Outcome> {
     loop {
-        let len_max = credit(socket, send).await?;
-        match buffer.try_read(socket, len_max) {
-            Ok(read) => return Ok(read),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(_reset) => return Err(Outcome::NearReset),
-        }
         let patience = if send.is_fresh() { CREDIT_IDLE_FRESH } else { CREDIT_IDLE };
         match timeout(patience, socket.readable()).await {
             Ok(ready) => ready.map_err(|_reset| Outcome::NearReset)?,
@@ -284,7 +269,43 @@ async fn read_turn(
                 socket.readable().await.map_err(|_reset| Outcome::NearReset)?;
             }
         }
+        let (turn, len_max) = turn(socket, send).await?;
+        match buffer.try_read(socket, len_max) {
+            Ok(read) => return Ok((turn, read)),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(_reset) => return Err(Outcome::NearReset),
+        }
     }
+}
+
+/// Waits for credit and then for the flow's turn; returns what may be sent in it.
+async fn turn(socket: &TcpStream, send: &FlowSend) -> Result<(Turn, usize), Outcome> {
+    tokio::select! {
+        biased;
+        turn = async {
+            let credit = send.credit().await;
+            // Only this flow spends it, so it is still there afterwards.
+            (send.turn().await, usize::try_from(credit).unwrap_or(TURN_BYTES).min(TURN_BYTES))
+        } => Ok(turn),
+        () = reset_of(socket) => Err(Outcome::NearReset),
+    }
+}
+
+async fn write_turn(
+    socket: &TcpStream,
+    send: &mut FlowSend,
+    turn: Turn,
+    chunk: Bytes,
+    progress: &Progress,
+) -> Result<(), Outcome> {
+    let before = send.sent_bytes();
+    let ended = tokio::select! {
+        biased;
+        written = send.write(turn, chunk) => written.map_err(outcome),
+        () = reset_of(socket) => Err(Outcome::NearReset),
+    };
+    progress.add_from_socket(send.sent_bytes() - before);
+    ended
 }
 
 async fn flow_to_socket(
@@ -445,5 +466,29 @@ impl Drop for AbortOnDrop {
             // Fails when the connection is already gone.
             let _ = socket.set_zero_linger();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::AsyncWriteExt as _;
+
+    #[tokio::test]
+    async fn little_that_was_read_keeps_no_buffer_alive() {
+        let listener = net::tcp_listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        let connecting = net::tcp_connect(listener.local_addr().unwrap(), None);
+        let (mut far, accepted) = tokio::try_join!(connecting, listener.accept()).unwrap();
+        let (near, _) = accepted;
+        let buffer = ReadBuffer::default();
+        let mut held = Vec::new();
+        for _ in 0..10 {
+            far.write_all(&[7; 100]).await.unwrap();
+            near.readable().await.unwrap();
+            held.push(buffer.try_read(&near, TURN_BYTES).unwrap());
+        }
+        assert!(held.iter().all(|read| !read.is_empty() && read.iter().all(|&byte| byte == 7)));
+        // All of it is there for the next: nothing that is held is a part of it.
+        assert_eq!(buffer.0.lock().capacity(), TURN_BYTES);
     }
 }

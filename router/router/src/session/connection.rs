@@ -22,7 +22,7 @@ use std::{
     },
     time::{Duration, Instant},
 };
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Flows a peer may have open in a session. More would wait, and the memory budget refuses long before.
 const STREAMS_MAX: u32 = 65_536;
@@ -110,7 +110,7 @@ pub(crate) struct Session {
     /// A successor is being dialled.
     pub(super) is_succeeded: AtomicBool,
     /// One writer at a time, first come first served. quinn wakes blocked writers last-in-first-out, which starves some for seconds.
-    ring: Semaphore,
+    ring: Arc<Semaphore>,
     pub(super) meter: WriteMeter,
     pub(super) outbox: Outbox,
     inbound: Mutex<Inbound>,
@@ -142,7 +142,7 @@ impl Session {
             terms,
             uses: AtomicU64::new(0),
             is_succeeded: AtomicBool::new(false),
-            ring: Semaphore::new(1),
+            ring: Arc::new(Semaphore::new(1)),
             meter: WriteMeter::default(),
             outbox: Outbox::default(),
             inbound: Mutex::default(),
@@ -210,15 +210,20 @@ impl Session {
         }
     }
 
-    /// Writes in turn: at most one writer per session at a time, in the order of asking. `written` is told what quinn has accepted, which
-    /// counts also where the rest fails or is cancelled.
+    /// Waits for a turn to write: at most one writer per session at a time, in the order of asking.
+    pub(super) async fn turn(&self) -> Turn {
+        let ring = Arc::clone(&self.ring);
+        Turn(ring.acquire_owned().await.expect("invariant: the ring is never closed"))
+    }
+
+    /// Writes in turn. `written` is told what quinn has accepted, which counts also where the rest fails or is cancelled.
     pub(super) async fn write(
         &self,
+        _turn: Turn,
         stream: &mut quinn::SendStream,
         mut chunks: &mut [Bytes],
         mut written: impl FnMut(usize),
     ) -> Result<(), quinn::WriteError> {
-        let _turn = self.ring.acquire().await.expect("invariant: the ring is never closed");
         while !chunks.is_empty() {
             let accepted = stream.write_chunks(chunks).await?;
             self.meter.add(accepted.bytes);
@@ -315,6 +320,10 @@ impl Session {
         std::future::pending::<()>().await;
     }
 }
+
+/// A writer's turn, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Turn(#[allow(dead_code, reason = "held, not read")] OwnedSemaphorePermit);
 
 /// Counts a stream of the peer until it is dropped.
 #[derive(Debug)]

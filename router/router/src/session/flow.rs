@@ -5,7 +5,7 @@
 
 use super::{
     CreditViolation, IDLE_CREDIT_BYTES, ReceiveWindow, SendCredit,
-    connection::{OpenStream, Session},
+    connection::{OpenStream, Session, Turn},
     incoming,
     queue::{CHUNKS_MAX, ChunkQueue},
 };
@@ -187,7 +187,8 @@ impl Flow {
         framing::encode(head, &mut buffer);
         let (head_len, mut written) = (buffer.len(), 0);
         let mut chunks = [buffer.freeze(), first];
-        let sent = session.write(&mut flow.send.stream, &mut chunks, |len| written += len).await;
+        let (turn, stream) = (session.turn().await, &mut flow.send.stream);
+        let sent = session.write(turn, stream, &mut chunks, |len| written += len).await;
         flow.send.sent_bytes = written.saturating_sub(head_len) as u64;
         match sent {
             // Refused before all of it was written: the reply says why.
@@ -303,17 +304,25 @@ impl FlowSend {
         self.state.credit.wait(self.sent_bytes).await
     }
 
-    /// Sends payload within the credit, in turn with the other flows of the session.
+    /// Waits until it is this flow's turn to write to the session.
+    ///
+    /// # Cancel safety
+    /// Cancelled, it goes to the end of the queue.
+    pub(crate) async fn turn(&self) -> Turn {
+        self.state.session.turn().await
+    }
+
+    /// Sends payload within the credit.
     ///
     /// # Errors
     /// The flow or the session is gone.
     ///
     /// # Cancel safety
     /// Not cancel-safe: abort the flow then; [`FlowSend::sent_bytes`] tells what was sent.
-    pub(crate) async fn write(&mut self, chunk: Bytes) -> Result<(), FlowError> {
+    pub(crate) async fn write(&mut self, turn: Turn, chunk: Bytes) -> Result<(), FlowError> {
         let Self { state, stream, sent_bytes, .. } = self;
         let written = |len: usize| *sent_bytes += len as u64;
-        Ok(state.session.write(stream, &mut [chunk], written).await?)
+        Ok(state.session.write(turn, stream, &mut [chunk], written).await?)
     }
 
     /// Payload that was sent.
@@ -371,7 +380,8 @@ impl FlowSend {
     async fn write_reply(&mut self, reply: &FlowReply) -> Result<(), FlowError> {
         let mut buffer = BytesMut::new();
         framing::encode(reply, &mut buffer);
-        Ok(self.state.session.write(&mut self.stream, &mut [buffer.freeze()], |_| {}).await?)
+        let (session, chunks) = (&self.state.session, &mut [buffer.freeze()]);
+        Ok(session.write(session.turn().await, &mut self.stream, chunks, |_| {}).await?)
     }
 }
 

@@ -94,6 +94,6 @@ pub(super) async fn refuse(
     let reply = FlowReply { outcome: Some(Reply::Refused(refused)) };
     let mut buffer = BytesMut::new();
     framing::encode(&reply, &mut buffer);
-    session.write(stream, &mut [buffer.freeze()], |_| {}).await?;
+    session.write(session.turn().await, stream, &mut [buffer.freeze()], |_| {}).await?;
     stream.finish().map_err(|_closed| FlowError::Reset)
 }

@@ -24,7 +24,7 @@ pub use credit::{
 pub use pool::DialError;
 pub use transport::{SESSION_BYTES, endpoint};
 
-pub(crate) use connection::Session;
+pub(crate) use connection::{Session, Turn};
 pub(crate) use flow::{Flow, FlowError, FlowRecv, FlowSend};
 pub(crate) use incoming::IncomingFlow;
 
