@@ -321,7 +321,9 @@ async fn a_peer_keeps_no_more_sessions_than_it_can_need() {
     const ALLOWED: usize = 17;
     let (mut network, _target, _) = Network::service().await;
     let mut kept = Vec::new();
-    for connection in network.rogues(0, 1, ALLOWED + 5).await {
+    let dialler = network.rogue_dialler(0, 1);
+    for _ in 0..ALLOWED + 5 {
+        let connection = dialler.connect().await;
         let control = say_hello(&connection).await;
         kept.push((connection, control));
     }
@@ -351,10 +353,34 @@ async fn what_nobody_reads_is_bounded_by_what_is_paid_for() {
 }
 
 #[tokio::test]
+async fn handshakes_of_one_router_leave_room_for_others() {
+    const OF_ONE_ROUTER: usize = 16;
+    let mut network = Network::new(3);
+    let target = listen_on_loopback();
+    network.expose(1, "echo", target.local_addr().unwrap()).await;
+    let entrance = network.listen(2, "echo").await;
+    let dialler = network.rogue_dialler(0, 1);
+    // None says hello, so that they go on. Only the first two were not asked to show that they get answers.
+    let mut kept = Vec::new();
+    for _ in 0..OF_ONE_ROUTER {
+        kept.push(within(dialler.dial()).await.unwrap());
+    }
+    tokio::select! {
+        () = echo_server(&target) => {}
+        refused = dialler.dial() => panic!("a further handshake ended: {refused:?}"),
+        answer = within(ask(entrance, b"other")) => assert_eq!(answer.unwrap(), b"other"),
+    }
+}
+
+#[tokio::test]
 async fn a_site_has_as_many_sessions_as_it_may_hold_memory() {
     // Of three, one site gets two.
     let mut network = Network::with_budget(2, 3 * SESSION_BYTES);
-    let connections = network.rogues(0, 1, 3).await;
+    let dialler = network.rogue_dialler(0, 1);
+    let mut connections = Vec::new();
+    for _ in 0..3 {
+        connections.push(dialler.connect().await);
+    }
     let reason = within(connections[2].closed()).await;
     assert!(reason.to_string().contains("no memory for another session"), "{reason}");
     assert!(connections[..2].iter().all(|connection| connection.close_reason().is_none()));

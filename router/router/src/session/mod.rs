@@ -4,6 +4,7 @@
 //! flows; the first bidirectional stream is the control stream. A session dies at once when its peer's boot or site is gone from the
 //! network's view, and after a while when no path is left or nothing uses it.
 
+mod admission;
 mod budget;
 mod connection;
 mod control;

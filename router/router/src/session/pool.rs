@@ -2,6 +2,7 @@
 
 use super::{
     Account, Reservation, SESSION_BYTES, SessionsConfig,
+    admission::{Admission, Slot, Verdict},
     connection::{Close, Peer, Session, Terms},
     control::{self, ControlError, ControlReader},
     transport::{self, Role},
@@ -16,17 +17,12 @@ use std::{
     sync::{Arc, Weak, atomic::Ordering},
     time::Duration,
 };
-use tokio::{
-    sync::{Semaphore, watch},
-    time::timeout,
-};
+use tokio::{sync::watch, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument as _;
 
 /// From the first packet to the peer's hello: a flow waits no longer for an egress either.
 const ESTABLISH_TIMEOUT: Duration = Duration::from_secs(5);
-/// Handshakes of peers going on at a time; a router has as many neighbours at most that dial at once after a restart.
-const HANDSHAKES_MAX: usize = 256;
 /// Sessions of one peer that are accepted. It needs one per pin, and successors of those whose flows last.
 const ACCEPTED_PER_PEER_MAX: usize = 16;
 
@@ -70,7 +66,7 @@ pub(super) struct Pool {
     /// Every session, dialled or accepted, that runs.
     running: Mutex<HashMap<usize, Arc<Session>>>,
     accounts: Mutex<HashMap<SiteId, Weak<Account>>>,
-    handshakes: Arc<Semaphore>,
+    handshakes: Arc<Admission>,
     pub(super) tasks: TaskTracker,
     pub(super) stop: CancellationToken,
 }
@@ -85,7 +81,7 @@ impl Pool {
             dialled: Mutex::default(),
             running: Mutex::default(),
             accounts: Mutex::default(),
-            handshakes: Arc::new(Semaphore::new(HANDSHAKES_MAX)),
+            handshakes: Arc::default(),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         });
@@ -295,30 +291,44 @@ impl Pool {
                 () = self.stop.cancelled() => return,
             };
             let Some(incoming) = incoming else { return };
-            let from = parse_vaddr(&incoming.remote_address())
-                .filter(|(handle, _)| self.fib().handles.contains_key(handle));
-            let permit = Arc::clone(&self.handshakes).try_acquire_owned();
-            match (from, permit) {
-                (Some((handle, pin)), Ok(permit)) => {
-                    let pool = Arc::clone(&self);
-                    self.spawn(async move {
-                        let admitted =
-                            timeout(ESTABLISH_TIMEOUT, pool.admit(incoming, handle, pin));
-                        let admitted = admitted.await.unwrap_or(Err(DialError::Timeout));
-                        drop(permit);
-                        match admitted {
-                            Ok((session, writer, reader)) => {
-                                pool.run(session, writer, reader).await
-                            }
-                            Err(error) => {
-                                pool.config.surroundings.counters.sessions_failed.add(1);
-                                tracing::debug!(handle = handle.0, %error, "session not accepted");
-                            }
-                        }
-                    });
+            let Some((handle, pin)) = parse_vaddr(&incoming.remote_address()) else {
+                incoming.ignore();
+                continue;
+            };
+            let fib = self.fib();
+            // Without a route our answer would not get there.
+            let route = fib.handles.get(&handle).and_then(|router| fib.routes.get(router));
+            let verdict = route.map(|route| {
+                let is_proven = incoming.remote_address_validated();
+                self.handshakes.enter(route.router, route.site, is_proven)
+            });
+            match verdict {
+                Some(Verdict::Enter(slot)) => {
+                    self.spawn(Arc::clone(&self).admit_and_run(incoming, handle, pin, slot));
+                }
+                Some(Verdict::Prove) => {
+                    incoming.retry().expect("invariant: what is not validated may be retried");
                 }
                 // Its first packet comes again: by then we may have heard of it, or have time.
-                _ => incoming.ignore(),
+                Some(Verdict::Ignore) | None => incoming.ignore(),
+            }
+        }
+    }
+
+    async fn admit_and_run(
+        self: Arc<Self>,
+        incoming: quinn::Incoming,
+        handle: Handle,
+        pin: Pin,
+        slot: Slot,
+    ) {
+        let admitted = timeout(ESTABLISH_TIMEOUT, self.admit(incoming, handle, pin)).await;
+        drop(slot);
+        match admitted.unwrap_or(Err(DialError::Timeout)) {
+            Ok((session, writer, reader)) => self.run(session, writer, reader).await,
+            Err(error) => {
+                self.config.surroundings.counters.sessions_failed.add(1);
+                tracing::debug!(handle = handle.0, %error, "session not accepted");
             }
         }
     }

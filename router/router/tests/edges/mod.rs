@@ -296,16 +296,11 @@ impl Network {
 
     /// A bare connection to an edge with the credentials of another, to say what a router never says.
     pub(crate) async fn rogue(&mut self, from: usize, to: usize) -> quinn::Connection {
-        self.rogues(from, to, 1).await.remove(0)
+        self.rogue_dialler(from, to).connect().await
     }
 
-    /// As many of them.
-    pub(crate) async fn rogues(
-        &mut self,
-        from: usize,
-        to: usize,
-        count: usize,
-    ) -> Vec<quinn::Connection> {
+    /// Makes as many of them as one likes.
+    pub(crate) fn rogue_dialler(&mut self, from: usize, to: usize) -> RogueDialler {
         let (from, to) = (&self.edges[from], &self.edges[to]);
         let handle = Handle(1_000);
         let wire = Wire::new(handle);
@@ -318,12 +313,7 @@ impl Network {
         self.aliases.push((handle, from.local.router));
         self.publish();
         let endpoint = session::endpoint(wire, &[0; 32]).unwrap();
-        let mut connections = Vec::new();
-        for _ in 0..count {
-            let connecting = endpoint.connect_with(config.clone(), remote, SERVER_NAME).unwrap();
-            connections.push(connecting.await.unwrap());
-        }
-        connections
+        RogueDialler { endpoint, config, remote }
     }
 
     /// An address served at edge 1 by the returned socket, and where edge 0 listens for it.
@@ -333,6 +323,23 @@ impl Network {
         network.expose(1, "echo", target.local_addr().unwrap()).await;
         let entrance = network.listen(0, "echo").await;
         (network, target, entrance)
+    }
+}
+
+/// Dials as a router, and then does as it likes.
+pub(crate) struct RogueDialler {
+    endpoint: quinn::Endpoint,
+    config: quinn::ClientConfig,
+    remote: SocketAddr,
+}
+
+impl RogueDialler {
+    pub(crate) async fn connect(&self) -> quinn::Connection {
+        self.dial().await.unwrap()
+    }
+
+    pub(crate) fn dial(&self) -> quinn::Connecting {
+        self.endpoint.connect_with(self.config.clone(), self.remote, SERVER_NAME).unwrap()
     }
 }
 
