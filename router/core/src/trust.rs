@@ -186,13 +186,16 @@ pub struct TrustView {
     pub sites: BTreeMap<SiteId, Arc<TrustedSite>>,
     /// Sites under a revocation that counts.
     pub revoked: BTreeSet<SiteId>,
+    /// What sites last said that the local site itself endorses, and that are not trusted because it has expired. Whoever brings newer
+    /// word of one is let back in.
+    pub lapsed: BTreeMap<SiteId, Arc<SiteStatement>>,
 }
 
 impl TrustView {
     /// A view that trusts nobody.
     #[must_use]
     pub fn empty(local: SiteId) -> Self {
-        Self { local, sites: BTreeMap::new(), revoked: BTreeSet::new() }
+        Self { local, sites: BTreeMap::new(), revoked: BTreeSet::new(), lapsed: BTreeMap::new() }
     }
 
     /// The site, if it is trusted.
@@ -259,7 +262,14 @@ pub fn evaluate(local: SiteId, evidence: Evidence<'_>, unix_s: i64) -> (TrustVie
             Some((site, Arc::new(trusted_site(statement, membership, scope))))
         })
         .collect();
-    (TrustView { local, sites, revoked }, next_expiry(evidence, unix_s))
+    let lapsed = valid
+        .iter()
+        .filter(|e| e.issuer == local)
+        .filter_map(|e| evidence.statements.get(&e.subject))
+        .filter(|statement| statement.expires_unix_s <= unix_s)
+        .map(|statement| (statement.site, Arc::clone(statement)))
+        .collect();
+    (TrustView { local, sites, revoked, lapsed }, next_expiry(evidence, unix_s))
 }
 
 fn trusted_site(statement: &SiteStatement, membership: Membership, scope: Scope) -> TrustedSite {

@@ -12,6 +12,7 @@ use skein_core::{
 use std::{sync::Arc, time::Duration};
 
 const SECOND: Duration = Duration::from_secs(1);
+const DAY: Duration = Duration::from_secs(86_400);
 
 fn line(routers: usize) -> Network {
     let mut network = Network::new(routers, 1);
@@ -407,4 +408,30 @@ fn an_edge_carries_nothing_for_others() {
     network.run_for(SECOND);
     assert!(!network.routers[0].fib.routes.contains_key(&router_id(2)));
     assert!(network.routers[1].fib.routes.contains_key(&router_id(2)));
+}
+
+#[test]
+fn the_last_word_of_an_endorsed_site_outlives_its_lifetime() {
+    let mut network = Network::new(3, 1);
+    for subject in [1, 2] {
+        network.endorse(0, subject);
+    }
+    network.run_for(6 * DAY);
+    let renewed = endorsement(site_id(0), site_id(1), Membership::Member, Scope::default());
+    network.give(
+        0,
+        vec![seal(RecordDraft {
+            key: renewed.key,
+            sequence: 2,
+            lifetime_s: renewed.lifetime_s,
+            payload: renewed.payload,
+        })],
+    );
+    network.run_for(3 * DAY);
+    let lsdb = network.routers[0].engine.lsdb();
+    assert!(lsdb.statement(site_id(1)).is_some(), "endorsed anew");
+    assert!(lsdb.statement(site_id(2)).is_none(), "no longer endorsed");
+    network.run_for(6 * DAY);
+    let lsdb = network.routers[0].engine.lsdb();
+    assert!(lsdb.statement(site_id(1)).is_none(), "no longer endorsed");
 }

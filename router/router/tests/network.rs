@@ -140,6 +140,26 @@ async fn links_come_up_and_routers_learn_of_each_other() {
 }
 
 #[tokio::test]
+async fn sites_that_were_apart_for_long_link_again() {
+    support::log();
+    let (mut hub, mut edge) = (Site::new("hub", None), Site::new("edge", None));
+    hub.settings(|settings| settings.listen = vec!["127.0.0.1:0".into()]);
+    hub.remember(&edge);
+    edge.remember(&hub);
+    hub.start();
+    let endpoint = hub.until("bound socket", bound_socket).await.parse().unwrap();
+    edge.dial("hub", &hub, endpoint);
+    edge.start();
+    for site in [&mut hub, &mut edge] {
+        site.until("trust and a link", |status| {
+            let trusted = status.sites.iter().filter(|site| site.trusted).count();
+            (links_up(status) == 1 && trusted == 2).then_some(())
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
 async fn bytes_flow_between_sites_through_a_hub() {
     let mut network = Network::start(&["hub"]).await;
     let mut stream = network.connect().await;

@@ -6,16 +6,19 @@
 use crate::{
     ca::{CertificateRole, SpiffeId},
     hash::sha256,
-    statement::{CAS_MAX, CERTIFICATE_LEN_MAX},
+    statement::{CAS_MAX, CERTIFICATE_LEN_MAX, VerifiedStatement, verify_statement},
 };
 use rustls_pki_types::{CertificateDer, TrustAnchor, UnixTime};
 use skein_core::{RouterId, SiteId, TrustView};
+use skein_wire::proto::routing::Record;
 use std::fmt;
 use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
 use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 
 /// Longest chain a peer may present: leaf, two intermediates of an external CA, root.
 pub const CHAIN_LEN_MAX: usize = 4;
+/// Records of an introduction that are looked at: the neighbour's statement and its endorsement of us, and room for what may come.
+const INTRODUCTION_LEN_MAX: usize = 4;
 /// Longest text quoted from a peer's certificate, in characters.
 const QUOTE_LEN_MAX: usize = 128;
 
@@ -92,6 +95,17 @@ pub enum PeerError {
     /// The site is not trusted here, or not known yet.
     #[error("site {0} is not trusted here (not linked, no longer endorsed, or not yet heard of)")]
     UnknownSite(SiteId),
+    /// What is known of the site has expired, and the peer has not brought anything newer.
+    #[error(
+        "what site {site} last said here expired {} ago, and it brought nothing newer: one of the two clocks is wrong, or its controller \
+         is away", duration(.ago_s)
+    )]
+    Lapsed {
+        /// The site.
+        site: SiteId,
+        /// Seconds since it expired.
+        ago_s: u64,
+    },
     /// The site was revoked.
     #[error("site {0} was revoked")]
     Revoked(SiteId),
@@ -166,6 +180,75 @@ pub fn verify_router(
     trust: &TrustView,
     now: UnixTime,
 ) -> Result<PeerIdentity, PeerError> {
+    let id = expected_router(leaf, expected, trust)?;
+    let site = trust.site(id.site).ok_or(PeerError::UnknownSite(id.site))?;
+    verify_chain(leaf, intermediates, usage, &as_slices(&site.anchors), &id, now)?;
+    Ok(id.into())
+}
+
+/// As [`verify_router`], where a neighbour is met: a router of a site whose statement has lapsed gets as far as its introduction, which
+/// must go through [`verify_introduction`] before anything else is believed or told.
+///
+/// # Errors
+/// See [`PeerError`].
+pub fn verify_neighbour(
+    leaf: &CertificateDer<'_>,
+    intermediates: &[CertificateDer<'_>],
+    usage: Usage,
+    expected: Expected,
+    trust: &TrustView,
+    now: UnixTime,
+) -> Result<PeerIdentity, PeerError> {
+    let id = expected_router(leaf, expected, trust)?;
+    let anchors = match (trust.site(id.site), trust.lapsed.get(&id.site)) {
+        (Some(site), _) => &site.anchors,
+        (None, Some(lapsed)) => &lapsed.ca_certificates,
+        (None, None) => return Err(PeerError::UnknownSite(id.site)),
+    };
+    verify_chain(leaf, intermediates, usage, &as_slices(anchors), &id, now)?;
+    Ok(id.into())
+}
+
+/// Checks what a neighbour has introduced itself with, if its site needs it: with a statement that has lapsed, one in force that is newer
+/// and of the same key history, whose CAs have issued the chain as well. A CA that was replaced since lets nobody in.
+///
+/// # Errors
+/// See [`PeerError`].
+pub fn verify_introduction(
+    chain: &[CertificateDer<'_>],
+    usage: Usage,
+    introduction: &[Record],
+    trust: &TrustView,
+    now: UnixTime,
+) -> Result<(), PeerError> {
+    let (leaf, intermediates) = chain.split_first().ok_or(PeerError::Missing)?;
+    let id = expected_router(leaf, Expected::AnyRouter, trust)?;
+    if trust.site(id.site).is_some() {
+        return Ok(());
+    }
+    let known = trust.lapsed.get(&id.site).ok_or(PeerError::UnknownSite(id.site))?;
+    let unix_s = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+    let is_newer = |said: &VerifiedStatement| {
+        said.site == id.site
+            && said.statement.epoch > known.epoch
+            && said.continues(known)
+            && said.current_at(unix_s).is_ok()
+    };
+    let said = introduction.iter().take(INTRODUCTION_LEN_MAX);
+    let Some(said) = said.filter_map(|record| verify_statement(record).ok()).find(is_newer) else {
+        let ago_s = u64::try_from(unix_s.saturating_sub(known.expires_unix_s)).unwrap_or(0);
+        return Err(PeerError::Lapsed { site: id.site, ago_s });
+    };
+    let anchors = as_slices(&said.statement.ca_certificates);
+    verify_chain(leaf, intermediates, usage, &anchors, &id, now)
+}
+
+/// Whom a leaf speaks for, if that is a router, the one expected, and not revoked.
+fn expected_router(
+    leaf: &CertificateDer<'_>,
+    expected: Expected,
+    trust: &TrustView,
+) -> Result<SpiffeId, PeerError> {
     let id = leaf_id(leaf)?;
     let Some(router) = id.router_id() else { return Err(PeerError::WrongRole(id)) };
     match expected {
@@ -182,10 +265,11 @@ pub fn verify_router(
     if trust.revoked.contains(&id.site) {
         return Err(PeerError::Revoked(id.site));
     }
-    let site = trust.site(id.site).ok_or(PeerError::UnknownSite(id.site))?;
-    let anchors: Vec<&[u8]> = site.anchors.iter().map(|anchor| &anchor[..]).collect();
-    verify_chain(leaf, intermediates, usage, &anchors, &id, now)?;
-    Ok(id.into())
+    Ok(id)
+}
+
+fn as_slices(certificates: &[impl AsRef<[u8]>]) -> Vec<&[u8]> {
+    certificates.iter().map(AsRef::as_ref).collect()
 }
 
 /// Checks that the leaf is the controller of `issuer`, under the one CA whose certificate hashes to `ca_pin`.

@@ -19,7 +19,7 @@ pub use ca::{
 };
 pub use certificate::{
     CHAIN_LEN_MAX, CaPin, Expected, PeerError, PeerIdentity, Usage, peer_identity,
-    verify_controller, verify_router,
+    verify_controller, verify_introduction, verify_neighbour, verify_router,
 };
 pub use claim::{
     ALPN_CLAIM, AcceptedClaim, CLAIM_EXPORTER_LABEL, CLAIM_PROTOCOL, CLAIM_RECORDS_MAX,

@@ -16,16 +16,13 @@ use crate::{
     hash::sha256,
     identity::{self, PublicKey, handle},
     memo::Memo,
-    statement::{
-        Issuer, StatementError, VerifiedStatement, verify_endorsement, verify_revocation,
-        verify_statement,
-    },
+    statement::{Issuer, StatementError, verify_endorsement, verify_revocation, verify_statement},
     tls::IdentityCell,
 };
 use rustls_pki_types::{CertificateDer, UnixTime};
 use skein_core::{
     Handle, Known, Notary, Origin, Payload, Record, RecordDraft, Rejection, RouterId, RouterLsa,
-    SealError, Sealed, SiteId, SiteStatement,
+    SealError, Sealed, SiteId,
 };
 use skein_wire::{
     convert::{encode_body, signed_bytes},
@@ -68,7 +65,7 @@ impl RouterNotary {
         }
         let verified = verify_statement(&envelope(record)).map_err(rejection)?;
         if let Some(known) = known.statement(verified.site)
-            && !continues(&verified, known)
+            && !verified.continues(known)
         {
             return Err(Rejection::Invalid("it contradicts the key history known of this site"));
         }
@@ -222,15 +219,6 @@ fn verify_unknown(record: &Record, key: &PublicKey) -> Result<(), Rejection> {
     } else {
         Err(Rejection::Invalid("it is not signed by its site's identity key"))
     }
-}
-
-/// Whether one of two key histories is the beginning of the other. A shorter one is merely old: its record's sequence
-/// is below that of the longer.
-fn continues(statement: &VerifiedStatement, known: &SiteStatement) -> bool {
-    let rotations = &statement.statement.rotations;
-    rotations.iter().zip(&known.rotations).all(|(ours, theirs)| {
-        ours.identity_key == theirs.identity_key && ours.next_key_sha256 == theirs.next_key_sha256
-    })
 }
 
 fn digest(record: &Record) -> [u8; 32] {

@@ -215,6 +215,17 @@ impl VerifiedStatement {
     pub fn current_at(&self, unix_s: i64) -> Result<(), StatementError> {
         not_expired(self.statement.expires_unix_s, unix_s)
     }
+
+    /// Whether its key history and that of another statement of the site are one, so that neither is a fork. A shorter one is merely old: its
+    /// record's sequence is below that of the longer.
+    #[must_use]
+    pub fn continues(&self, known: &skein_core::SiteStatement) -> bool {
+        let rotations = &self.statement.rotations;
+        rotations.iter().zip(&known.rotations).all(|(ours, theirs)| {
+            ours.identity_key == theirs.identity_key
+                && ours.next_key_sha256 == theirs.next_key_sha256
+        })
+    }
 }
 
 /// Checks a site statement: self-certifying, so nothing else is needed. Says nothing of trust, nor of expiry.

@@ -4,7 +4,10 @@
 
 use crate::{
     ca::{CertificateRole, SpiffeId},
-    certificate::{CaPin, Expected, PeerError, PeerIdentity, leaf_id, peer_identity},
+    certificate::{
+        CaPin, Expected, PeerError, PeerIdentity, Usage, leaf_id, peer_identity,
+        verify_introduction,
+    },
     claim::ALPN_CLAIM,
     verifier::{ClaimPeer, ClaimVerifier, Failure, RouterVerifier, TrustCell},
 };
@@ -19,6 +22,7 @@ use rustls::{
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use skein_core::{RouterId, SiteId};
+use skein_wire::proto::routing::Record;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
@@ -214,6 +218,20 @@ impl RouterTls {
         self.router_client(Expected::RouterOf(site), ALPN_LINK)
     }
 
+    /// Checks what a neighbour introduced itself with, before anything else it says is believed. `usage` is that of its chain.
+    ///
+    /// # Errors
+    /// See [`verify_introduction`].
+    pub fn introduced(
+        &self,
+        chain: &[CertificateDer<'_>],
+        usage: Usage,
+        introduction: &[Record],
+    ) -> Result<(), PeerError> {
+        let now = self.time.current_time().ok_or(PeerError::Malformed)?;
+        verify_introduction(chain, usage, introduction, &self.trust.view(), now)
+    }
+
     /// Dials a session to exactly `router`.
     #[must_use]
     pub fn session_client(&self, router: RouterId) -> Dial {
@@ -249,6 +267,7 @@ impl RouterTls {
             expected,
             algorithms: provider.signature_verification_algorithms,
             optional: false,
+            introduces: alpn == ALPN_LINK,
             failure: Arc::clone(&failure),
         };
         let identity = Some(Arc::clone(&self.identity));
@@ -264,6 +283,7 @@ impl RouterTls {
             expected: Expected::AnyRouter,
             algorithms: provider.signature_verification_algorithms,
             optional,
+            introduces: alpn.contains(&ALPN_LINK),
             failure: Failure::default(),
         };
         let config = ServerConfig::builder_with_details(provider, Arc::clone(&self.time))

@@ -1,7 +1,8 @@
 //! The rustls verifiers, one for each role of a connection.
 
 use crate::certificate::{
-    CaPin, Expected, PeerError, Usage, leaf_id, verify_controller, verify_router,
+    CaPin, Expected, PeerError, PeerIdentity, Usage, leaf_id, verify_controller, verify_neighbour,
+    verify_router,
 };
 use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme,
@@ -48,7 +49,22 @@ pub(crate) struct RouterVerifier {
     pub(crate) algorithms: WebPkiSupportedAlgorithms,
     /// Accept clients without a certificate; whoever admits the connection must ask for one where it is needed.
     pub(crate) optional: bool,
+    /// Let routers of sites whose statement has lapsed get as far as their introduction.
+    pub(crate) introduces: bool,
     pub(crate) failure: Failure,
+}
+
+impl RouterVerifier {
+    fn verify(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        usage: Usage,
+        now: UnixTime,
+    ) -> Result<PeerIdentity, PeerError> {
+        let verify = if self.introduces { verify_neighbour } else { verify_router };
+        verify(leaf, intermediates, usage, self.expected, &self.trust.view(), now)
+    }
 }
 
 impl ServerCertVerifier for RouterVerifier {
@@ -60,8 +76,7 @@ impl ServerCertVerifier for RouterVerifier {
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let view = self.trust.view();
-        verify_router(leaf, intermediates, Usage::Server, self.expected, &view, now)
+        self.verify(leaf, intermediates, Usage::Server, now)
             .map(|_| ServerCertVerified::assertion())
             .map_err(|error| refuse(&self.failure, error))
     }
@@ -105,8 +120,7 @@ impl ClientCertVerifier for RouterVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        let view = self.trust.view();
-        verify_router(leaf, intermediates, Usage::Client, self.expected, &view, now)
+        self.verify(leaf, intermediates, Usage::Client, now)
             .map(|_| ClientCertVerified::assertion())
             .map_err(|error| {
                 // The library's error is shorter; strangers can cause this at will, hence no louder.

@@ -9,11 +9,13 @@ use common::{
     view,
 };
 use rcgen::{ExtendedKeyUsagePurpose, SanType};
-use skein_core::{SiteId, TrustView};
+use skein_core::{Payload, SiteId, TrustView};
 use skein_trust::{
     ALPN_CLAIM, ALPN_LINK, ALPN_SESSION, Admitted, CaPin, Dial, IdentityCell, PeerError, RouterTls,
-    TrustCell, admit, claim_carrier_client, claim_client, claim_server, peer_identity,
+    StatementDraft, TrustCell, Usage, admit, claim_carrier_client, claim_client, claim_server,
+    peer_identity,
 };
+use skein_wire::proto::routing::Record;
 use std::sync::{Arc, atomic::Ordering};
 
 struct World {
@@ -132,6 +134,62 @@ fn every_certificate_against_every_end() {
         let got = handshake(presented.client(ALPN_LINK), tls.port_server()).is_ok();
         expect(trusted.contains(&name) || client_use, got, "the port");
     }
+}
+
+/// B has heard nothing of A for longer than A's statement holds.
+fn lapsed(world: &World) {
+    let known = statement(&world.a, &world.a, 1, NOW - DAY);
+    let known = skein_wire::convert::parse_record(&known.body, &known.signature).unwrap();
+    let Payload::SiteStatement(known) = known.payload else { panic!("a statement") };
+    let lapsed = [(world.a.id(), known)].into();
+    world.trust.publish(Arc::new(TrustView { lapsed, ..(*view(&world.b, &[])).clone() }));
+}
+
+/// What `site` says, under the CA of `authority`.
+fn statement(site: &Site, authority: &Site, epoch: u64, expires_unix_s: i64) -> Record {
+    site.identity.statement(&StatementDraft {
+        epoch,
+        ca_certificates: vec![authority.ca.certificate().to_vec()],
+        expires_unix_s,
+        ..StatementDraft::default()
+    })
+}
+
+#[test]
+fn a_router_of_a_site_that_lapsed_gets_as_far_as_its_introduction() {
+    let world = World::new();
+    lapsed(&world);
+    let (tls, a) = (&world.tls, &world.a);
+    let router = a.router("r1");
+    assert!(dial(&tls.link_client(a.id()), &router, ALPN_LINK));
+    assert!(handshake(router.client(ALPN_LINK), tls.port_server()).is_ok());
+    assert!(!dial(&tls.session_client(router_of(a)), &router, ALPN_SESSION), "no session");
+    assert!(handshake(router.client(ALPN_SESSION), tls.session_server()).is_err());
+    assert!(!dial(&tls.link_client(a.id()), &a.router_at("r1", NOW - 4 * DAY), ALPN_LINK));
+    let minted = world.stranger.mint(vec![world.uri(a, "/router/r1")], both_usages());
+    assert!(!dial(&tls.link_client(a.id()), &minted, ALPN_LINK), "by another CA");
+
+    let introduced = |said: &[Record]| tls.introduced(&router.chain, Usage::Server, said);
+    let fresh = statement(a, a, 2, NOW + DAY);
+    assert_eq!(introduced(&[fresh.clone()]), Ok(()));
+    let refused = Err(PeerError::Lapsed { site: a.id(), ago_s: DAY.unsigned_abs() });
+    for (why, said) in [
+        ("nothing", None),
+        ("no newer", Some(statement(a, a, 1, NOW + DAY))),
+        ("lapsed as well", Some(statement(a, a, 2, NOW - 1))),
+        ("of another", Some(statement(&world.stranger, a, 2, NOW + DAY))),
+        ("unsigned", Some(Record { signature: vec![0; 64].into(), ..fresh.clone() })),
+    ] {
+        assert_eq!(introduced(said.as_slice()), refused, "{why}");
+    }
+    // Whoever stole the CA that was replaced since can repeat what the site said, but is not of it.
+    let replaced = introduced(&[statement(a, &world.stranger, 2, NOW + DAY)]);
+    assert!(matches!(replaced, Err(PeerError::WrongIssuer { .. })), "{replaced:?}");
+
+    let revoked = TrustView { revoked: [a.id()].into(), ..(*world.trust.view()).clone() };
+    world.trust.publish(Arc::new(revoked));
+    assert!(!dial(&tls.link_client(a.id()), &router, ALPN_LINK));
+    assert_eq!(introduced(&[fresh]), Err(PeerError::Revoked(a.id())));
 }
 
 #[test]

@@ -32,7 +32,8 @@ use zeroize::Zeroizing;
 use crate::{
     attach::RouterEntry,
     claim::applied::Redeeming,
-    clock, hosts,
+    clock::{self, SteadyClock},
+    hosts,
     learned::LearnedRecords,
     platform::linux,
     record,
@@ -94,6 +95,8 @@ pub(crate) struct State {
     pub(crate) departed: BTreeSet<SiteId>,
     /// The site has said its last word.
     pub(crate) leaving: bool,
+    /// Whether the time is to be believed where something is dropped for good.
+    clock: SteadyClock,
 }
 
 /// A running controller.
@@ -126,7 +129,7 @@ impl Controller {
             resources: loaded.resources,
             grants: loaded.grants,
             endorsed: loaded.endorsed,
-            learned: LearnedRecords::new(loaded.identity.site_id(), loaded.learned, now),
+            learned: LearnedRecords::new(loaded.identity.site_id(), loaded.learned),
             epochs: loaded.epochs,
             endpoints: loaded.endpoints,
             problems: loaded.problems,
@@ -142,6 +145,7 @@ impl Controller {
             redeeming: BTreeMap::new(),
             departed: BTreeSet::new(),
             leaving: false,
+            clock: SteadyClock::new(now, clock::instant()),
         };
         Arc::new(Self {
             store,
@@ -375,6 +379,7 @@ impl Controller {
     pub(crate) fn tick(&self, seconds: u64) {
         let now = clock::unix_s();
         let mut state = self.state();
+        let is_steady = state.clock.observe(now, clock::instant());
         let mut changed = seconds.is_multiple_of(60);
         state.draining.retain(|gone| {
             let keep = now < gone.until_unix_s;
@@ -392,12 +397,14 @@ impl Controller {
             changed |= interfaces != state.interfaces;
             state.host = host;
             state.interfaces = interfaces;
-            changed |= state.learned.expire(now);
             let known = std::mem::take(&mut state.problems);
             let aside = self.store.still_aside(known.clone());
             changed |= aside.as_ref().is_ok_and(|aside| *aside != known);
             state.problems = aside.unwrap_or(known);
             changed |= self.forget(&mut state, now);
+            if is_steady {
+                changed |= self.forget_expired(&mut state, now);
+            }
         }
         // Not at the start, when no router has told yet who serves what.
         if seconds > 0 && seconds.is_multiple_of(UNUSED_CHECKED_S) {

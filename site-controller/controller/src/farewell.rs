@@ -47,8 +47,8 @@ impl Controller {
         Ok(self.config().borrow().version)
     }
 
-    /// Drops what this site said of sites that are gone for good, its links to them, and withdrawals that have done their work. Returns
-    /// whether there was anything; what cannot be removed is tried again.
+    /// Drops what this site said of sites that are gone for good, and its links to them. Returns whether there was anything; what cannot be
+    /// removed is tried again.
     pub(crate) fn forget(&self, state: &mut State, now: i64) -> bool {
         state.departed = state.learned.departed(now);
         let is_known = |site: &&SiteId| {
@@ -57,16 +57,32 @@ impl Controller {
                 || state.resources.links.values().any(|link| link.spec.peer == peer)
         };
         let gone: Vec<SiteId> = state.departed.iter().filter(is_known).copied().collect();
+        self.forget_sites(state, &gone)
+    }
+
+    /// Drops what others said that is long over, and withdrawals that have done their work. Returns as [`forget`](Self::forget).
+    pub(crate) fn forget_expired(&self, state: &mut State, now: i64) -> bool {
+        let State { learned, endorsed, resources, .. } = state;
+        let is_known = |site: SiteId| {
+            let peer = site.to_string();
+            endorsed.contains_key(&site)
+                || resources.links.values().any(|link| link.spec.peer == peer)
+        };
+        let expired = learned.expire(now, is_known);
         let over = |signed: i64| signed.saturating_add(i64::from(STATEMENT_VALIDITY_S)) <= now;
         let withdrawn = state.endorsed.iter();
         let withdrawn = withdrawn.filter(|(_, said)| said.withdrawn && over(said.signed_unix_s));
         let withdrawn: Vec<SiteId> = withdrawn.map(|(site, _)| *site).collect();
-        for site in gone.iter().chain(&withdrawn) {
+        self.forget_sites(state, &withdrawn) || expired
+    }
+
+    fn forget_sites(&self, state: &mut State, sites: &[SiteId]) -> bool {
+        for site in sites {
             if let Err(error) = self.forget_site(state, *site) {
                 tracing::error!(%error, %site, "a site that left is not forgotten");
             }
         }
-        !gone.is_empty() || !withdrawn.is_empty()
+        !sites.is_empty()
     }
 
     fn forget_site(&self, state: &mut State, site: SiteId) -> Result<(), StoreError> {

@@ -26,10 +26,10 @@ pub(crate) struct LearnedRecords {
 }
 
 impl LearnedRecords {
-    /// Takes what was stored.
-    pub(crate) fn new(site: SiteId, stored: Vec<Record>, now_unix_s: i64) -> Self {
+    /// Takes what was stored, however old it is: [`expire`](Self::expire) knows what may go.
+    pub(crate) fn new(site: SiteId, stored: Vec<Record>) -> Self {
         let mut out = Self { site, records: BTreeMap::new(), len: 0, dirty: false };
-        out.learn(stored, now_unix_s);
+        out.learn(stored, i64::MIN);
         out.dirty = false;
         out
     }
@@ -41,7 +41,11 @@ impl LearnedRecords {
         for record in records {
             let Ok(body) = RecordBody::decode(record.body.as_ref()) else { continue };
             let key = (body.kind, body.origin.clone(), body.subkey.clone());
-            if body.origin == self.site.0 || is_forgotten(&body, now_unix_s) {
+            if body.origin == self.site.0 {
+                continue;
+            }
+            // What follows on something known is taken whatever it says, or an old statement could stand against a withdrawal.
+            if !self.records.contains_key(&key) && is_forgotten(&body, now_unix_s) {
                 continue;
             }
             let known = self.records.get(&key);
@@ -59,12 +63,16 @@ impl LearnedRecords {
         changed
     }
 
-    /// Drops what says nothing any more; returns whether anything was.
-    pub(crate) fn expire(&mut self, now_unix_s: i64) -> bool {
+    /// Drops what says nothing any more; returns whether anything was. Statements of sites that are `known`, be it by an endorsement or a
+    /// link, stay however old they are: by the keys and CAs in them such a site is known again when it comes back.
+    pub(crate) fn expire(&mut self, now_unix_s: i64, known: impl Fn(SiteId) -> bool) -> bool {
         let before = self.records.len();
-        self.records.retain(|_, (_, record)| {
-            RecordBody::decode(record.body.as_ref())
-                .is_ok_and(|body| !is_forgotten(&body, now_unix_s))
+        self.records.retain(|(kind, origin, _), (_, record)| {
+            let is_statement = *kind == i32::from(RecordKind::SiteStatement);
+            let origin = origin[..].try_into().ok().map(SiteId);
+            (is_statement && origin.is_some_and(&known))
+                || RecordBody::decode(record.body.as_ref())
+                    .is_ok_and(|body| !is_forgotten(&body, now_unix_s))
         });
         self.len = self.records.values().map(|(_, record)| stored_len(record)).sum();
         let changed = before != self.records.len();
@@ -175,23 +183,24 @@ mod tests {
     #[test]
     fn the_newest_valid_statement_is_kept() {
         let other = SiteIdentity::generate(&SystemRandom::new()).unwrap();
-        let mut learned = LearnedRecords::new(SiteId([0; 32]), Vec::new(), 0);
+        let mut learned = LearnedRecords::new(SiteId([0; 32]), Vec::new());
         assert!(learned.learn(vec![statement(&other, 2, 100)], 0));
         assert!(!learned.learn(vec![statement(&other, 1, 100)], 0));
         assert_eq!(learned.statements().count(), 1);
         assert!(learned.take_dirty() && !learned.take_dirty());
         assert!(learned.learn(vec![statement(&other, 3, 50)], 60), "a farewell");
         let week = i64::from(STATEMENT_VALIDITY_S);
-        assert!(!learned.expire(49 + week), "an older one could be valid");
+        assert!(!learned.expire(49 + week, |_| false), "an older one could be valid");
         assert!(!learned.learn(vec![statement(&other, 2, 100)], 60));
-        assert!(learned.expire(50 + week));
+        assert!(!learned.expire(i64::MAX, |site| site == other.site_id()), "it is ours to know");
+        assert!(learned.expire(50 + week, |_| false));
         assert_eq!((learned.iter().count(), learned.len), (0, 0));
         assert!(!learned.learn(vec![statement(&other, 4, 50)], 50 + week), "long over");
     }
 
     #[test]
     fn what_is_kept_can_be_read_back() {
-        let mut learned = LearnedRecords::new(SiteId([0; 32]), Vec::new(), 0);
+        let mut learned = LearnedRecords::new(SiteId([0; 32]), Vec::new());
         let large = |n: u32| {
             let body = RecordBody {
                 kind: RecordKind::Revocation.into(),
@@ -212,7 +221,7 @@ mod tests {
     #[test]
     fn own_words_and_garbage_are_not_learned() {
         let own = SiteIdentity::generate(&SystemRandom::new()).unwrap();
-        let mut learned = LearnedRecords::new(own.site_id(), Vec::new(), 0);
+        let mut learned = LearnedRecords::new(own.site_id(), Vec::new());
         let garbage = Record { body: vec![0xff; 40].into(), signature: Vec::new().into() };
         assert!(!learned.learn(vec![statement(&own, 9, 100), garbage], 0));
     }

@@ -328,7 +328,7 @@ async fn a_token_links_two_sites() {
     assert!(hub.controller.state().endorsed.contains_key(&branch.controller.site));
     for (site, peer) in [(&hub, "branch"), (&branch, "hub")] {
         let stored = Store::new(site.paths.clone()).load().unwrap();
-        let learned = LearnedRecords::new(site.controller.site, stored.learned, 0);
+        let learned = LearnedRecords::new(site.controller.site, stored.learned);
         assert!(learned.statements().any(|of| of.name == peer), "power may be cut from now on");
     }
 

@@ -11,6 +11,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// How much longer the statement of a site that ours endorses is kept at a time.
+const LAST_WORD_LIFETIME: Duration = Duration::from_secs(86_400);
+
 impl<N: Notary> Engine<N> {
     pub(super) fn message(&mut self, link: LinkId, message: Message, now: Instant, unix_s: i64) {
         // A link that was refused may still have had messages under way.
@@ -267,14 +270,27 @@ impl<N: Notary> Engine<N> {
     pub(super) fn expire(&mut self, now: Instant) {
         while let Some(entry) = self.lsdb.expire(now) {
             let record = entry.record;
-            tracing::debug!(key = ?record.key, sequence = record.sequence, "record expired");
             for adjacency in self.adjacencies.values_mut() {
                 adjacency.dequeue(record.key, entry.serial);
             }
+            if self.is_last_word(&record) {
+                let standing = self.standing(&record);
+                self.lsdb.insert(record, LAST_WORD_LIFETIME, standing, now);
+                continue;
+            }
+            tracing::debug!(key = ?record.key, sequence = record.sequence, "record expired");
             self.trust_stale |= record.key.kind.is_statement();
             self.index(record.key, Some(&record), None);
             self.snapshot.mark();
         }
+    }
+
+    /// Whether this is the statement of a site that ours has endorsed. It is kept however old it is: by what it says of keys and CAs the site
+    /// is known again after years.
+    fn is_last_word(&self, record: &Record) -> bool {
+        let Origin::Site(site) = record.key.origin else { return false };
+        let endorsement = RecordKey::endorsement(self.identity.site, site);
+        record.key.kind == RecordKind::SiteStatement && self.has(&endorsement)
     }
 
     /// Whether a record of ours is in the database.

@@ -206,3 +206,25 @@ proptest! {
         prop_assert_eq!(found, oracle(&world, local));
     }
 }
+
+#[test]
+fn of_whom_the_local_site_endorses_the_last_word_is_kept_when_it_lapses() {
+    let mut world = World::new(4);
+    world.endorsements = vec![
+        endorsement(0, 1, Membership::Member, true),
+        endorsement(1, 2, Membership::Member, true),
+        endorsement(0, 3, Membership::Member, true),
+    ];
+    for n in [1, 2, 3] {
+        world.statements.insert(site(n), statement(n, NOW));
+    }
+    world.revocations.push(revocation(0, 3));
+    let lapsed = world.evaluate(0, NOW).0.lapsed;
+    assert_eq!(
+        lapsed.keys().collect::<Vec<_>>(),
+        [&site(1)],
+        "neither a friend's friend nor the revoked"
+    );
+    world.endorsements[0].valid_until_unix_s = NOW;
+    assert!(world.evaluate(0, NOW).0.lapsed.is_empty(), "withdrawn");
+}

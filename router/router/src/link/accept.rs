@@ -209,7 +209,7 @@ async fn greet(
     mine.protocol_max = hello::PROTOCOL_MAX;
     mine.sent_unix_ms = clock::unix_ms();
     mine.link_nonce = inner.link_nonce();
-    let greeted = hello::accept(connection, peer, mine).await?;
+    let greeted = hello::accept(connection, peer, mine, &inner.tls).await?;
     let site = greeted.hello.site_name.chars().filter(|c| !c.is_control());
     let terms =
         Terms { name: site.take(NAME_MAX).collect(), cost: greeted.hello.cost, incoming: true };

@@ -163,7 +163,7 @@ impl Dialler {
         mine.cost = self.cost;
         mine.link_name.clone_from(&self.name);
         mine.link_nonce = self.inner.link_nonce();
-        let greeted = hello::dial(&connection, peer, mine).await;
+        let greeted = hello::dial(&connection, peer, mine, &self.inner.tls).await;
         let terms = Terms { name: self.name.clone(), cost: self.cost, incoming: false };
         let link = greeted.and_then(|greeted| {
             Established::new(&self.inner, connection.clone(), port, greeted, terms)

@@ -3,8 +3,9 @@
 use super::{Peer, stream::MessageReader};
 use aws_lc_rs::digest::{SHA256, digest};
 use quinn::{Connection, ConnectionError, RecvStream, SendStream, VarInt};
+use rustls_pki_types::CertificateDer;
 use skein_core::{LinkId, RouterId};
-use skein_trust::{Admitted, PeerError};
+use skein_trust::{Admitted, PeerError, RouterTls, Usage};
 use skein_wire::{
     framing::{self, FramingError},
     proto::routing::{LinkHello, LinkMessage, link_message::Message},
@@ -72,10 +73,22 @@ pub(super) fn admitted(connection: &Connection) -> Result<Admitted, PeerError> {
         .handshake_data()
         .and_then(|data| data.downcast::<quinn::crypto::rustls::HandshakeData>().ok())
         .and_then(|data| data.protocol);
-    let chain = connection
-        .peer_identity()
-        .and_then(|identity| identity.downcast::<Vec<rustls_pki_types::CertificateDer<'_>>>().ok());
-    skein_trust::admit(alpn.as_deref(), chain.as_deref().map(Vec::as_slice))
+    skein_trust::admit(alpn.as_deref(), chain(connection).as_deref().map(Vec::as_slice))
+}
+
+fn chain(connection: &Connection) -> Option<Box<Vec<CertificateDer<'static>>>> {
+    connection.peer_identity()?.downcast().ok()
+}
+
+/// The certificate of a neighbour whose last statement has expired is good for nothing before it has shown a new one.
+fn check_introduction(
+    connection: &Connection,
+    usage: Usage,
+    hello: &LinkHello,
+    tls: &RouterTls,
+) -> Result<(), HelloError> {
+    let chain = chain(connection).ok_or(PeerError::Missing)?;
+    Ok(tls.introduced(&chain, usage, &hello.statements)?)
 }
 
 /// The neighbour, if it is a router.
@@ -97,12 +110,14 @@ pub(super) async fn dial(
     connection: &Connection,
     peer: Peer,
     mine: LinkHello,
+    tls: &RouterTls,
 ) -> Result<Greeted, HelloError> {
     let exchange = async {
         let (mut send, recv) = connection.open_bi().await?;
         let nonce = mine.link_nonce.clone();
         write_hello(&mut send, mine).await?;
         let (hello, reader) = read_hello(recv, &peer).await?;
+        check_introduction(connection, Usage::Server, &hello, tls)?;
         let id = link_id(&nonce, &hello.link_nonce);
         Ok(Greeted { peer, hello, id, send, reader })
     };
@@ -117,10 +132,12 @@ pub(super) async fn accept(
     connection: &Connection,
     peer: Peer,
     mine: LinkHello,
+    tls: &RouterTls,
 ) -> Result<Greeted, HelloError> {
     let exchange = async {
         let (mut send, recv) = connection.accept_bi().await?;
         let (hello, reader) = read_hello(recv, &peer).await?;
+        check_introduction(connection, Usage::Client, &hello, tls)?;
         let id = link_id(&hello.link_nonce, &mine.link_nonce);
         write_hello(&mut send, mine).await?;
         Ok(Greeted { peer, hello, id, send, reader })

@@ -2,6 +2,7 @@
 
 use super::controller::{Attachment, FakeController};
 use aws_lc_rs::rand::SystemRandom;
+use prost::Message as _;
 use skein_core::SiteId;
 use skein_router::{Config, ControllerAddress, Router, Runtimes, clock};
 use skein_trust::{EndorsementDraft, STATEMENT_VALIDITY_S, SiteCa, SiteIdentity, StatementDraft};
@@ -12,8 +13,8 @@ use skein_wire::{
             Certificate, ConnectorConfig, ConnectorPort, LinkConfig, ListenerConfig, ListenerPort,
             RouterConfig, RouterSettings, RouterStatus, Welcome, from_router, to_router,
         },
-        routing::{Protocol, Record, Role},
-        trust::Membership,
+        routing::{Protocol, Record, RecordBody, Role},
+        trust::{Membership, SiteStatement},
     },
 };
 use std::{net::SocketAddr, sync::Arc, thread::JoinHandle, time::Duration};
@@ -86,7 +87,7 @@ impl Site {
         let ca = SiteCa::generate(site, &random, clock::unix_s()).unwrap();
         let founder = founder.unwrap_or(site);
         let statement = identity.statement(&StatementDraft {
-            epoch: 1,
+            epoch: 2,
             name: name.into(),
             ca_certificates: vec![ca.certificate().to_vec()],
             endpoints: Vec::new(),
@@ -190,6 +191,23 @@ impl Site {
             config.records.extend([ours, theirs]);
             config.records.extend(statement);
         });
+    }
+
+    /// Makes this site trust another of which it has heard nothing since its statement expired.
+    pub(crate) fn remember(&self, other: &Self) {
+        let known = other.configuration.borrow().records[0].clone();
+        let known = RecordBody::decode(known.body.as_ref()).unwrap();
+        let known = SiteStatement::decode(known.payload.as_slice()).unwrap();
+        let lapsed = other.identity.statement(&StatementDraft {
+            epoch: 1,
+            name: known.name,
+            ca_certificates: known.ca_certificates,
+            endpoints: Vec::new(),
+            network_id: Some(known.network_id.as_slice().try_into().map(SiteId).unwrap()),
+            expires_unix_s: clock::unix_s() - 86_400,
+        });
+        let ours = endorsement(&self.identity, other.id());
+        self.configure(|config| config.records.extend([ours, lapsed]));
     }
 
     pub(crate) fn dial(&self, name: &str, peer: &Self, endpoint: SocketAddr) {

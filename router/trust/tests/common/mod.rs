@@ -24,7 +24,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use skein_core::{Membership, Scope, SiteId, TrustView, TrustedSite};
 use skein_trust::{KeyRequest, RouterIdentity, SERVER_NAME, SiteCa, SiteIdentity};
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicI64, Ordering},
@@ -150,7 +150,7 @@ pub(crate) fn uri(text: &str) -> SanType {
 pub(crate) fn view(local: &Site, trusted: &[&Site]) -> Arc<TrustView> {
     let sites: BTreeMap<_, _> =
         trusted.iter().chain([&local]).map(|site| (site.id(), site.trusted())).collect();
-    Arc::new(TrustView { local: local.id(), sites, revoked: BTreeSet::new() })
+    Arc::new(TrustView { sites, ..TrustView::empty(local.id()) })
 }
 
 /// What a peer presents in a handshake.
