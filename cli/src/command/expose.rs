@@ -9,15 +9,10 @@ use skein_api::{
 use crate::{
     args::Global,
     client::Client,
-    clock,
     command::resource::{self, PortPair, free_name},
     error::Failure,
     output::note,
 };
-
-/// How long to wait for the first check of the targets, so that a typo shows at once.
-const CHECK_WAIT: std::time::Duration = std::time::Duration::from_secs(3);
-const CHECK_INTERVAL: std::time::Duration = std::time::Duration::from_millis(100);
 
 /// Serves an address of the network from here
 ///
@@ -192,18 +187,9 @@ fn is_loopback(host: &str) -> bool {
 
 /// Waits for the first check of the targets. A target that is down is no failure: it may come up later.
 async fn warn_of_targets(global: &Global, client: &mut Client, name: &str) -> Result<(), Failure> {
-    let deadline = clock::instant() + CHECK_WAIT;
-    while !global.quiet && clock::instant() < deadline {
-        let resources = client.get("Connector", name).await?;
-        let Some(status) = resources.first().and_then(Resource::status) else { return Ok(()) };
-        match status.phase {
-            Phase::Ready => return Ok(()),
-            Phase::Error => {
-                note(global, format_args!("warning: {}", status.message));
-                return Ok(());
-            }
-            Phase::Pending => clock::sleep(CHECK_INTERVAL).await,
-        }
+    let (phase, message) = resource::settled(global, client, "Connector", name).await?;
+    if phase == Phase::Error {
+        note(global, format_args!("warning: {message}"));
     }
     Ok(())
 }

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use clap::Args;
-use skein_api::{ListenerPort, ListenerSpec, Manifest, Protocol, Resource};
+use skein_api::{ListenerPort, ListenerSpec, Manifest, Phase, Protocol, Resource};
 
 use crate::{
     args::Global,
@@ -67,12 +67,19 @@ pub(crate) async fn run(global: &Global, args: Listen) -> Result<(), Failure> {
         .iter()
         .find(|listener| at(listener, &args.address, Some(args.host)))
         .map_or_else(|| free_name(&args.address, &listeners), |found| found.name().to_owned());
-    let changes = client.apply(&[Resource::Listener(Manifest::new(name, spec))], false).await?;
+    let changes =
+        client.apply(&[Resource::Listener(Manifest::new(name.clone(), spec))], false).await?;
     resource::show_changes(global, changes, |change| match change.action.as_str() {
         "unchanged" => format!("{} already has this endpoint.", args.address),
         "changed" => format!("Changed the endpoint of {} at {}.", args.address, args.host),
-        _ => format!("Listening for {} at {}; see `skctl service list`.", args.address, args.host),
+        _ => format!("Listening for {} at {}.", args.address, args.host),
     })?;
+    let (phase, message) = resource::settled(global, &mut client, "Listener", &name).await?;
+    match phase {
+        Phase::Ready => note(global, format_args!("{} {message}", args.address)),
+        Phase::Error => note(global, format_args!("warning: {message}")),
+        Phase::Pending => note(global, format_args!("note: {message}; see `skctl service list`")),
+    }
     if !args.host.is_loopback() {
         note(
             global,

@@ -27,6 +27,10 @@ use crate::{
 /// How often a controller that went away is looked for.
 const RECONNECT_INTERVAL: Duration = Duration::from_millis(500);
 
+/// How long a change is watched until it works or does not, so that a typo shows at once.
+const SETTLE_MAX: Duration = Duration::from_secs(3);
+const SETTLE_INTERVAL: Duration = Duration::from_millis(100);
+
 /// Makes the site be as documents say
 ///
 /// Takes YAML or JSON with the kinds Site, Link, AccessGrant, AccessToken, Listener and Connector. Applying the same again
@@ -178,6 +182,26 @@ pub(crate) fn free_name(address: &str, taken: &[Resource]) -> String {
         .map(|number| format!("{base}-{number}"))
         .find(|name| !taken.contains(name.as_str()))
         .expect("invariant: finitely many names are taken")
+}
+
+/// Waits a moment for what became of a resource that was changed; returns its phase and what there is to say about it.
+pub(crate) async fn settled(
+    global: &Global,
+    client: &mut Client,
+    kind: &str,
+    name: &str,
+) -> Result<(Phase, String), Failure> {
+    let deadline = clock::instant() + SETTLE_MAX;
+    let mut last = (Phase::Pending, String::new());
+    while !global.quiet && last.0 == Phase::Pending && clock::instant() < deadline {
+        if !last.1.is_empty() {
+            clock::sleep(SETTLE_INTERVAL).await;
+        }
+        let resources = client.get(kind, name).await?;
+        let Some(status) = resources.first().and_then(Resource::status) else { break };
+        last = (status.phase, status.message.clone());
+    }
+    Ok(last)
 }
 
 /// Shows changes in the format asked for; for people as `sentence` words them.

@@ -1,16 +1,17 @@
 //! `skctl token create|list|delete`
 
-use std::path::Path;
+use std::{ffi::OsStr, path::Path};
 
 use clap::{Args, Subcommand};
 use serde::Serialize;
-use skein_api::{Duration, status::TokenRow};
+use skein_api::{Duration, Resource, status::TokenRow};
 use skein_wire::proto::site::CreateTokenRequest;
 
 use crate::{
     args::Global,
     client::Client,
     clock,
+    command::resource::free_name,
     error::Failure,
     input,
     output::{self, Show, columns, note},
@@ -67,7 +68,7 @@ struct Create {
     /// Lets a site that belongs to another network join both networks
     #[arg(long, conflicts_with = "guest")]
     merge: bool,
-    /// Name of the grant, for `token list` and `token delete`
+    /// Name of the grant, for `token list` and `token delete`; default: that of the file
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
     /// Makes the token of an AccessGrant that was applied, which says everything else
@@ -85,7 +86,7 @@ struct List {}
 
 /// Makes a token useless; links made with it stay
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  skctl token delete token-1a2b3c4d")]
+#[command(after_help = "Example:\n  skctl token delete branch")]
 struct Delete {
     /// Name as shown by `token list`
     name: String,
@@ -112,6 +113,10 @@ async fn create(global: &Global, args: Create) -> Result<(), Failure> {
             .because(format_args!("it must be 1s to {}", skein_api::TOKEN_EXPIRES_MAX)));
     }
     let mut client = Client::connect(global).await?;
+    let name = match (args.name, &args.grant) {
+        (None, None) => name_of(path, &client.get("AccessGrant", "").await?),
+        (name, _) => name.unwrap_or_default(),
+    };
     let reply = client
         .create_token(CreateTokenRequest {
             uses: args.uses,
@@ -119,7 +124,7 @@ async fn create(global: &Global, args: Create) -> Result<(), Failure> {
             cost: args.cost,
             guest: args.guest,
             merge: args.merge,
-            name: args.name.unwrap_or_default(),
+            name,
             consume: args.consume,
             provide: args.provide,
             transit: false,
@@ -148,6 +153,16 @@ async fn create(global: &Global, args: Create) -> Result<(), Failure> {
     output::show(global, &created)
 }
 
+/// A name for a grant that tells which file its token is in; empty, for one of the controller's choice, where the file's is no name.
+fn name_of(file: &Path, grants: &[Resource]) -> String {
+    let stem = file.file_stem().and_then(OsStr::to_str).unwrap_or_default().to_ascii_lowercase();
+    let is_plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '.');
+    if !stem.starts_with(|c: char| c.is_ascii_lowercase()) || !stem.chars().all(is_plain) {
+        return String::new();
+    }
+    free_name(&stem, grants)
+}
+
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Created {
@@ -162,8 +177,9 @@ impl Show for Created {
         let sites =
             if self.uses == 1 { "one site".to_owned() } else { format!("{} sites", self.uses) };
         format!(
-            "Wrote {file}: lets {sites} in, for {expires}.\nTake it there by a safe way and run: skctl link {file}\n",
+            "Wrote {file}: lets {sites} in, for {expires}. `token list` calls it {grant}.\nTake it there by a safe way and run: skctl link {file}\n",
             file = self.file,
+            grant = self.grant,
             expires = self.expires_in,
         )
     }
@@ -217,4 +233,24 @@ async fn delete(global: &Global, args: Delete) -> Result<(), Failure> {
         note(global, text);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_called_like_its_file_if_that_is_a_name() {
+        for (file, name) in [
+            ("branch.token", "branch"),
+            ("/tmp/Fleet", "fleet"),
+            ("a.b.token", "a-b"),
+            ("7.token", ""),
+            ("é.token", ""),
+            ("-", ""),
+            ("-x.token", ""),
+        ] {
+            assert_eq!(name_of(Path::new(file), &[]), name, "{file}");
+        }
+    }
 }
