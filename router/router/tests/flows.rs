@@ -304,7 +304,13 @@ async fn a_session_takes_as_many_flows_at_once_as_come() {
 
 /// Establishes a session on a bare connection; to be kept, since the session ends with it.
 async fn say_hello(connection: &quinn::Connection) -> (quinn::SendStream, quinn::RecvStream) {
-    let (mut control, mut from_peer) = connection.open_bi().await.unwrap();
+    let (control, mut from_peer) = send_hello(connection).await;
+    assert!(within(from_peer.read_chunk(100, true)).await.unwrap().is_some());
+    (control, from_peer)
+}
+
+async fn send_hello(connection: &quinn::Connection) -> (quinn::SendStream, quinn::RecvStream) {
+    let (mut control, from_peer) = connection.open_bi().await.unwrap();
     let hello = SessionHello {
         protocol_min: 1,
         protocol_max: 1,
@@ -312,24 +318,28 @@ async fn say_hello(connection: &quinn::Connection) -> (quinn::SendStream, quinn:
         ..SessionHello::default()
     };
     control.write_all(&hello.encode_length_delimited_to_vec()).await.unwrap();
-    assert!(within(from_peer.read_chunk(100, true)).await.unwrap().is_some());
     (control, from_peer)
 }
 
 #[tokio::test]
-async fn a_peer_keeps_no_more_sessions_than_it_can_need() {
-    const ALLOWED: usize = 17;
+async fn a_peer_gets_no_more_sessions_than_it_can_need_and_keeps_what_it_has() {
+    const ALLOWED: usize = 16;
     let (mut network, _target, _) = Network::service().await;
     let mut kept = Vec::new();
     let dialler = network.rogue_dialler(0, 1);
-    for _ in 0..ALLOWED + 5 {
+    for _ in 0..ALLOWED {
         let connection = dialler.connect().await;
         let control = say_hello(&connection).await;
         kept.push((connection, control));
     }
-    let count = || network.edges[1].sessions.count();
-    within(eventually(|| count() <= ALLOWED)).await;
-    assert!(count() > 1);
+    within(eventually(|| network.edges[1].sessions.count() == ALLOWED)).await;
+    for _ in 0..3 {
+        let connection = dialler.connect().await;
+        let _control = send_hello(&connection).await;
+        let reason = within(connection.closed()).await;
+        assert!(reason.to_string().contains("too many sessions"), "{reason}");
+    }
+    assert!(kept.iter().all(|(connection, _)| connection.close_reason().is_none()));
 }
 
 #[tokio::test]
@@ -550,6 +560,37 @@ async fn new_flows_get_packets_of_the_size_that_the_path_has_now() {
     drop((client, server));
     within(eventually(|| network.edges[0].sessions.count() == 1)).await;
     within(eventually(|| network.edges[1].sessions.count() == 1)).await;
+}
+
+#[tokio::test]
+async fn a_path_that_flaps_between_two_sizes_needs_two_sessions() {
+    const LEN: usize = 256 << 10;
+    let (mut network, target, entrance) = Network::service().await;
+    let mut running = vec![(connect(entrance).await, accept(&target).await)];
+    for mtu in [2_800, 1_452].repeat(5) {
+        for edge in &network.edges {
+            edge.set_mtu(mtu);
+        }
+        network.publish();
+        let session_fits = async {
+            loop {
+                let oversized = || network.edges[0].oversized();
+                let (mut client, mut server) = (connect(entrance).await, accept(&target).await);
+                let (before, sent_before) = (oversized(), network.edges[0].sent());
+                push(&mut client, &mut server, LEN).await;
+                let packets = network.edges[0].sent() - sent_before;
+                // Of another size are also those that are too small, and so too many.
+                if oversized() == before && packets * u64::from(mtu) < LEN as u64 * 5 / 4 {
+                    return (client, server);
+                }
+            }
+        };
+        running.push(within(session_fits).await);
+    }
+    assert_eq!(network.edges[0].sessions.count(), 2);
+    for (mut client, mut server) in running {
+        within(push(&mut client, &mut server, LEN)).await;
+    }
 }
 
 #[tokio::test]

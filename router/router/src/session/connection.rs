@@ -6,6 +6,7 @@ use super::{
     flow::FlowState,
     inbound::Inbound,
     incoming::IncomingFlow,
+    pool::Key,
     transport::{Role, STREAMS_INITIAL},
     window::{self, WriteMeter},
 };
@@ -43,8 +44,8 @@ pub(super) enum Close {
     NoPath,
     /// No flow for long.
     Unused,
-    /// The peer has opened too many others since.
-    Superseded,
+    /// The peer has too many others.
+    TooMany,
     /// Its site makes us hold as much as it may already.
     Overloaded,
 }
@@ -57,7 +58,7 @@ impl Close {
             Self::Stale => 2,
             Self::NoPath => 3,
             Self::Unused => 4,
-            Self::Superseded => 5,
+            Self::TooMany => 5,
             Self::Overloaded => 6,
         })
     }
@@ -69,7 +70,7 @@ impl Close {
             Self::Stale => "the peer's boot or site is gone",
             Self::NoPath => "no path for too long",
             Self::Unused => "unused",
-            Self::Superseded => "superseded",
+            Self::TooMany => "too many sessions",
             Self::Overloaded => "no memory for another session",
         }
     }
@@ -153,6 +154,12 @@ impl Session {
             _paid: paid,
             counters,
         })
+    }
+
+    /// What it is known by at its initiator.
+    pub(super) fn key(&self) -> Key {
+        let Peer { router, handle, pin, .. } = self.peer;
+        Key { router, handle, pin }
     }
 
     /// Whether new flows may be opened on it.

@@ -25,6 +25,9 @@ use tracing::Instrument as _;
 const ESTABLISH_TIMEOUT: Duration = Duration::from_secs(5);
 /// Sessions of one peer that are accepted. It needs one per pin, and successors of those whose flows last.
 const ACCEPTED_PER_PEER_MAX: usize = 16;
+/// Sessions to one router and pin, for packets of so many sizes. Flows beyond do with packets that the fabric splits, where a path keeps
+/// changing.
+const SIZES_MAX: usize = 4;
 
 /// Why there is no session to a router.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -137,6 +140,11 @@ impl Pool {
                 return Ok(dial.clone());
             }
         }
+        if let Some(spare) = self.spare(key) {
+            let (_, receiver) = watch::channel(Some(Ok(spare)));
+            dialled.insert(key, receiver.clone());
+            return Ok(receiver);
+        }
         let (outcome, receiver) = watch::channel(None);
         dialled.insert(key, receiver.clone());
         self.spawn(Arc::clone(self).dial_and_run(key, outcome));
@@ -157,38 +165,77 @@ impl Pool {
                 outcome.send_replace(Some(Err(error)));
             }
         }
-        self.forget(key, &outcome);
+        self.forget(key);
     }
 
-    /// Unless a new dial has taken the place.
-    fn forget(&self, key: Key, outcome: &watch::Sender<Dialled>) {
+    /// Forgets how the dial of `key` ended if nothing came of it, or no more will.
+    fn forget(&self, key: Key) {
         let mut dialled = self.dialled.lock();
-        if dialled.get(&key).is_some_and(|dial| dial.same_channel(&outcome.subscribe())) {
+        let is_over = |dial: &watch::Receiver<Dialled>| match &*dial.borrow() {
+            None => false,
+            Some(Ok(session)) => session.connection.close_reason().is_some(),
+            Some(Err(_)) => true,
+        };
+        if dialled.get(&key).is_some_and(is_over) {
             dialled.remove(&key);
+        }
+    }
+
+    /// Sessions that this router has dialled to `key`, the one for new flows among them.
+    fn ours(&self, key: Key) -> impl Iterator<Item = Arc<Session>> {
+        let is_ours = move |session: &Arc<Session>| {
+            session.terms.role == Role::Initiator && session.key() == key
+        };
+        self.sessions().into_iter().filter(is_ours)
+    }
+
+    /// One of them whose packets are of the size that the path has now: it had that before.
+    fn spare(&self, key: Key) -> Option<Arc<Session>> {
+        let mtu = transport::mtu(self.fib().path(key.handle, key.pin));
+        self.ours(key).find(|session| session.is_usable() && !session.is_outgrown(mtu))
+    }
+
+    /// Lets new flows have a session whose packets have the right size, if `old` is the one that they have now: one that is left from
+    /// before, or a new one, unless there are many.
+    pub(super) fn replace(self: &Arc<Self>, old: Arc<Session>) {
+        let key = old.key();
+        let mut dialled = self.dialled.lock();
+        let is_for_new_flows = dialled.get(&key).is_some_and(
+            |dial| matches!(&*dial.borrow(), Some(Ok(session)) if Arc::ptr_eq(session, &old)),
+        );
+        if !is_for_new_flows {
+            return;
+        }
+        if let Some(spare) = self.spare(key) {
+            tracing::debug!(peer = %key.router, pin = key.pin.0, mtu = spare.terms.path_mtu, "session resumed");
+            dialled.insert(key, watch::channel(Some(Ok(spare))).1);
+        } else if self.ours(key).count() < SIZES_MAX
+            && !old.is_succeeded.swap(true, Ordering::Relaxed)
+        {
+            self.spawn(Arc::clone(self).succeed(old));
         }
     }
 
     /// Dials a session that takes the place of `old` for new flows, and runs it. Until it is there, and if it does not come about, `old`
     /// goes on.
-    pub(super) async fn succeed(self: Arc<Self>, old: Arc<Session>) {
-        let Peer { router, handle, pin, .. } = old.peer;
-        let key = Key { router, handle, pin };
+    async fn succeed(self: Arc<Self>, old: Arc<Session>) {
+        let key @ Key { router, pin, .. } = old.key();
         let dial = timeout(ESTABLISH_TIMEOUT, self.dial(key));
-        let (session, writer, reader) = match dial.await.unwrap_or(Err(DialError::Timeout)) {
+        let dialled = dial.await.unwrap_or(Err(DialError::Timeout));
+        old.is_succeeded.store(false, Ordering::Relaxed);
+        drop(old);
+        let (session, writer, reader) = match dialled {
             Ok(dialled) => dialled,
             Err(error) => {
                 tracing::debug!(peer = %router, pin = pin.0, %error, "session keeps its packet size");
                 self.config.surroundings.counters.sessions_failed.add(1);
-                old.is_succeeded.store(false, Ordering::Relaxed);
                 return;
             }
         };
         tracing::info!(peer = %router, pin = pin.0, mtu = session.terms.path_mtu, "session succeeded");
-        let (outcome, receiver) = watch::channel(Some(Ok(Arc::clone(&session))));
-        self.dialled.lock().insert(key, receiver);
-        old.set_draining();
+        self.dialled.lock().insert(key, watch::channel(Some(Ok(Arc::clone(&session)))).1);
         self.run(session, writer, reader).await;
-        self.forget(key, &outcome);
+        self.forget(key);
     }
 
     async fn dial(
@@ -372,8 +419,11 @@ impl Pool {
             // The view changed during the handshake.
             session.close(Close::Stale);
         }
-        if session.terms.role == Role::Responder {
-            self.supersede(&session);
+        if session.terms.role == Role::Responder
+            && self.accepted(session.peer.router).count() > ACCEPTED_PER_PEER_MAX
+        {
+            // Not an older one, whose flows are well.
+            session.close(Close::TooMany);
         }
         let span =
             tracing::info_span!("session", peer = %session.peer.router, pin = session.peer.pin.0);
@@ -382,22 +432,19 @@ impl Pool {
         self.running.lock().remove(&id);
     }
 
-    /// The newest session of a peer and pin is the one for new flows, and of many the oldest goes.
-    fn supersede(&self, newest: &Arc<Session>) {
-        let mut older = self.sessions();
-        older.retain(|session| {
-            session.terms.role == Role::Responder
-                && session.peer.router == newest.peer.router
-                && !Arc::ptr_eq(session, newest)
-        });
-        for session in older.iter().filter(|session| session.peer == newest.peer) {
-            session.drain();
-        }
-        if older.len() >= ACCEPTED_PER_PEER_MAX
-            && let Some(oldest) = older.iter().min_by_key(|session| session.established)
-        {
-            oldest.close(Close::Superseded);
-        }
+    fn accepted(&self, from: RouterId) -> impl Iterator<Item = Arc<Session>> {
+        let is_accepted = move |session: &Arc<Session>| {
+            session.terms.role == Role::Responder && session.peer.router == from
+        };
+        self.sessions().into_iter().filter(is_accepted)
+    }
+
+    /// Whether new flows of the peer had better come in another session than `old`, whose packets have the wrong size, and it has none.
+    pub(super) fn wants_another(&self, old: &Session, path_mtu: u16) -> bool {
+        let same: Vec<_> =
+            self.accepted(old.peer.router).filter(|other| other.peer == old.peer).collect();
+        let fits = |other: &Arc<Session>| other.is_usable() && !other.is_outgrown(path_mtu);
+        same.len() < SIZES_MAX && !same.iter().any(fits)
     }
 
     pub(super) fn sessions(&self) -> Vec<Arc<Session>> {

@@ -127,6 +127,7 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
         #[test]
         fn a_queue_keeps_order(ops in proptest::collection::vec(op(), 0..100)) {
             let (mut queue, mut held, mut next) = (ChunkQueue::default(), VecDeque::<u8>::new(), 0_u8);

@@ -1,5 +1,5 @@
 //! Which sessions stay: those that the network's view no longer supports are closed, as are unused ones, and those whose path has come to
-//! carry packets of another size get a successor.
+//! carry packets of another size get a successor, or make way for one that had that size before.
 
 use super::{
     connection::{Close, Session},
@@ -7,9 +7,10 @@ use super::{
     transport::{self, Role},
 };
 use crate::clock;
+use skein_core::Path;
 use std::{
     collections::HashMap,
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     time::{Duration, Instant},
 };
 use tokio::time::sleep_until;
@@ -116,8 +117,8 @@ impl Pool {
                 session.close(Close::Unused);
             } else if pathless.is_some_and(|until| until <= now) {
                 session.close(Close::NoPath);
-            } else if outgrown.is_some_and(|at| at <= now) {
-                due = due.min(self.outgrown(session, uses.1, now));
+            } else if let (Some(path), Some(_)) = (path, outgrown.filter(|&at| at <= now)) {
+                due = due.min(self.outgrown(session, path, uses.1, now));
             }
             let later = [unused, pathless, outgrown].into_iter().flatten();
             due = later.filter(|&at| at > now).fold(due, Ord::min);
@@ -126,16 +127,23 @@ impl Pool {
     }
 
     /// Lets new flows have a session with packets of the right size; returns when to look again.
-    fn outgrown(self: &Arc<Self>, session: Arc<Session>, is_unused: bool, now: Instant) -> Instant {
+    fn outgrown(
+        self: &Arc<Self>,
+        session: Arc<Session>,
+        path: &Path,
+        is_unused: bool,
+        now: Instant,
+    ) -> Instant {
         match session.terms.role {
-            // The peer opens flows, so it dials.
-            Role::Responder => session.drain(),
+            // The peer opens flows, so it dials, unless it has done so.
+            Role::Responder if self.wants_another(&session, transport::mtu(Some(path))) => {
+                session.drain();
+            }
+            Role::Responder => {}
             // The next flow dials.
             Role::Initiator if is_unused => session.set_draining(),
             Role::Initiator => {
-                if !session.is_succeeded.swap(true, Ordering::Relaxed) {
-                    self.spawn(Arc::clone(self).succeed(session));
-                }
+                self.replace(session);
                 return now + SUCCESSION_AGE_MIN;
             }
         }

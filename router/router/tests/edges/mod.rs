@@ -57,6 +57,8 @@ pub(crate) struct Wire {
     mtu: AtomicU16,
     /// Packets sent that were larger.
     oversized: AtomicU64,
+    /// Packets sent.
+    sent: AtomicU64,
 }
 
 impl Wire {
@@ -70,6 +72,7 @@ impl Wire {
             cut: AtomicBool::new(false),
             mtu: AtomicU16::new(1_452),
             oversized: AtomicU64::new(0),
+            sent: AtomicU64::new(0),
         })
     }
 
@@ -90,6 +93,8 @@ impl AsyncUdpSocket for Wire {
             return Ok(());
         };
         let len = transmit.segment_size.unwrap_or(transmit.contents.len());
+        let packets = transmit.contents.len().div_ceil(len.max(1));
+        self.sent.fetch_add(packets as u64, Ordering::Relaxed);
         if len > self.mtu.load(Ordering::Relaxed).into() {
             self.oversized.fetch_add(1, Ordering::Relaxed);
         }
@@ -445,6 +450,11 @@ impl Edge {
     /// Packets sent so far that were larger than that.
     pub(crate) fn oversized(&self) -> u64 {
         self.wire.oversized.load(Ordering::Relaxed)
+    }
+
+    /// Packets sent so far.
+    pub(crate) fn sent(&self) -> u64 {
+        self.wire.sent.load(Ordering::Relaxed)
     }
 
     /// Takes the place of this router's endpoint without a word to its peers, as after a crash.
