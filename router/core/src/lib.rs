@@ -14,6 +14,7 @@ mod labels;
 mod lsdb;
 mod pages;
 mod record;
+mod share;
 mod spf;
 mod throttle;
 mod trust;
@@ -34,6 +35,7 @@ pub use record::{
     ROUTER_RECORD_LIFETIME, ROUTER_RECORD_REFRESH, Record, RecordDraft, RecordHeader, RecordKey,
     RecordKind, Role, RouterLsa, SUBKEY_LEN_MAX, Sealed, Subkey,
 };
+pub use share::{Portion, Room, fair_share};
 pub use spf::HOPS_MAX;
 pub use trust::{
     Endorsement, Evidence, Inception, KeyRotation, Membership, Pattern, Revocation, Scope,

@@ -289,28 +289,27 @@ impl Attachment {
                 match self.in_force.snapshot(&chunk, assembler) {
                     Ok(None) => return Ok(()),
                     Ok(Some(order)) => order,
-                    Err(error) => return self.ask_for_all(&error, outbound).await,
+                    Err(error) => return self.refuse(&error, outbound).await,
                 }
             }
             to_router::Message::Delta(delta) => match self.in_force.delta(&delta) {
                 Ok(order) => order,
-                Err(error) => return self.ask_for_all(&error, outbound).await,
+                Err(error) => return self.refuse(&error, outbound).await,
             },
         };
         self.orders.send(order).await.map_err(|_| AttachError::Ends)
     }
 
-    async fn ask_for_all(
+    /// Keeps what is in force, and asks for everything where that can help.
+    async fn refuse(
         &self,
         error: &config::ConfigError,
         outbound: &mpsc::Sender<FromRouter>,
     ) -> Result<(), AttachError> {
-        tracing::warn!(%error, version = self.in_force.version, "asking for the full configuration");
-        let applied = Applied {
-            version: self.in_force.version,
-            need_full: true,
-            problems: vec![error.to_string()],
-        };
+        let (version, need_full) = (self.in_force.version, error.is_transient());
+        tracing::warn!(%error, version, need_full, "a configuration is not taken over");
+        let applied =
+            Applied { version, need_full, problems: vec![error.to_string()], refused: !need_full };
         let message = FromRouter { message: Some(from_router::Message::Applied(applied)) };
         outbound.send(message).await.map_err(|_| AttachError::Closed)
     }

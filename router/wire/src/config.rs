@@ -16,7 +16,7 @@ pub const CONFIG_LEN_MAX: usize = 64 << 20;
 /// A delta above this is sent as a snapshot, in bytes: the same bound as a chunk, for the same reason.
 const DELTA_LEN_MAX: usize = CHUNK_LEN_MAX;
 
-/// Why a configuration could not be taken over. Asking for the full one helps in every case but `Invalid`.
+/// Why a configuration could not be taken over.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
     /// A delta starts at a version that is not in force here.
@@ -44,6 +44,14 @@ pub enum ConfigError {
     /// Not a configuration at all.
     #[error("the configuration is malformed: {0}")]
     Invalid(String),
+}
+
+impl ConfigError {
+    /// Whether asking for the full configuration helps; otherwise the same would come again.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        !matches!(self, Self::TooLarge | Self::Invalid(_))
+    }
 }
 
 /// Brings a configuration into its canonical order; items of the same name and equal records collapse to the last one given.
@@ -171,6 +179,8 @@ pub fn apply(
 pub struct Assembler {
     version: u64,
     bytes: Vec<u8>,
+    /// The rest of this one is passed over.
+    too_large: Option<u64>,
 }
 
 impl Assembler {
@@ -179,6 +189,10 @@ impl Assembler {
     /// # Errors
     /// Too large, mixed, damaged or malformed; what was collected is thrown away.
     pub fn push(&mut self, chunk: &Snapshot) -> Result<Option<(u64, RouterConfig)>, ConfigError> {
+        if self.too_large.take() == Some(chunk.version) {
+            self.too_large = (!chunk.last).then_some(chunk.version);
+            return Ok(None);
+        }
         if self.bytes.is_empty() {
             self.version = chunk.version;
         }
@@ -189,6 +203,7 @@ impl Assembler {
         }
         if self.bytes.len() + chunk.chunk.len() > CONFIG_LEN_MAX {
             self.bytes = Vec::new();
+            self.too_large = (!chunk.last).then_some(chunk.version);
             return Err(ConfigError::TooLarge);
         }
         self.bytes.extend_from_slice(&chunk.chunk);
@@ -348,6 +363,24 @@ mod tests {
             assert_eq!(assembler.push(chunk), Ok(None));
         }
         assert_eq!(assembler.push(last), Ok(Some((7, config))));
+    }
+
+    #[test]
+    fn what_is_too_large_is_refused_once() {
+        let chunk = |version, last| {
+            let chunk = vec![0; CHUNK_LEN_MAX];
+            Snapshot { version, chunk, last, sha256: Vec::new() }
+        };
+        let mut assembler = Assembler::default();
+        for _ in 0..CONFIG_LEN_MAX / CHUNK_LEN_MAX {
+            assert_eq!(assembler.push(&chunk(1, false)), Ok(None));
+        }
+        assert_eq!(assembler.push(&chunk(1, false)), Err(ConfigError::TooLarge));
+        assert_eq!(assembler.push(&chunk(1, false)), Ok(None));
+        assert_eq!(assembler.push(&chunk(1, true)), Ok(None));
+        let config = padded(RouterConfig::default());
+        let again = assembler.push(&snapshot(1, &config)[0]);
+        assert_eq!(again, Ok(Some((1, config))));
     }
 
     #[test]

@@ -27,6 +27,8 @@ pub(crate) const MESSAGE_LEN_MAX: usize = 64 << 20;
 /// A router that outlived its controller tells it within this time what it sees; until then its configuration stays as it is, because a
 /// controller that does not know the network yet would close every listener.
 const FIRST_STATUS_TIMEOUT: Duration = Duration::from_secs(3);
+/// A router that could not take its configuration over is not sent another before this time is over: the next is probably no better.
+const REFUSED_PAUSE: Duration = Duration::from_secs(60);
 /// Requests of ours a router has not answered.
 const PENDING_MAX: usize = 64;
 
@@ -39,8 +41,12 @@ pub(crate) struct RouterEntry {
     /// Since when it is attached or away, Unix time.
     pub(crate) since_unix_s: i64,
     pub(crate) status: Option<RouterStatus>,
-    /// Version of the configuration it said it has applied.
+    /// The number under which it knows the configuration it has applied.
+    pub(crate) held: u64,
+    /// Version of that configuration; above `held` where nothing but the number has changed.
     pub(crate) applied: u64,
+    /// Why it did not take over what it was sent last; empty if it did.
+    pub(crate) refused: String,
     /// Version of the configuration that was in force when it made its last status.
     pub(crate) seen: u64,
     /// `None` while it is away.
@@ -103,7 +109,8 @@ impl Control for ControlService {
             outbound,
             config: self.0.config(),
             sent: None,
-            is_held: attach.config_version > 0,
+            held: (attach.config_version > 0).then_some(Held::FirstStatus),
+            hold: Box::pin(tokio::time::sleep(FIRST_STATUS_TIMEOUT)),
         };
         self.0.tasks.spawn(serving.run(inbound, attach));
         Ok(Response::new(Box::pin(ReceiverStream::new(queue))))
@@ -119,18 +126,28 @@ struct Serving {
     config: watch::Receiver<Versioned>,
     /// What the router has, as far as we know.
     sent: Option<Versioned>,
-    /// Until its first status nothing is sent to a router that has a configuration.
-    is_held: bool,
+    /// Why nothing is sent at the moment.
+    held: Option<Held>,
+    /// The end of that.
+    hold: Pin<Box<tokio::time::Sleep>>,
+}
+
+/// What a configuration waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Held {
+    /// The first status of a router that has a configuration.
+    FirstStatus,
+    /// Time, because it refused the last one.
+    Refused,
 }
 
 impl Serving {
     async fn run(mut self, mut inbound: Streaming<FromRouter>, attach: Attach) {
-        let hold = tokio::time::sleep(FIRST_STATUS_TIMEOUT);
-        tokio::pin!(hold);
         let current = self.config.borrow_and_update().clone();
         let mut is_alive = true;
         if current.version > 0 && attach.config_sha256 == current.sha256 {
             // It outlived us with exactly this configuration.
+            self.controller.holds_the_same(&self.router, self.id, current.version);
             self.sent = Some(Versioned { version: attach.config_version, ..current });
         } else {
             is_alive = self.send_config().await;
@@ -138,8 +155,8 @@ impl Serving {
         while is_alive {
             is_alive = tokio::select! {
                 () = self.controller.shutdown.cancelled() => false, // cancel-safe
-                () = &mut hold, if self.is_held => { // cancel-safe
-                    self.is_held = false;
+                () = &mut self.hold, if self.held.is_some() => { // cancel-safe
+                    self.held = None;
                     self.send_config().await
                 }
                 changed = self.config.changed() => { // cancel-safe
@@ -165,9 +182,10 @@ impl Serving {
             from_router::Message::Applied(applied) => self.applied(applied).await,
             from_router::Message::Status(status) => {
                 self.controller.observe(&self.router, status);
-                if !std::mem::take(&mut self.is_held) {
+                if self.held != Some(Held::FirstStatus) {
                     return true;
                 }
+                self.held = None;
                 self.send_config().await
             }
             from_router::Message::Learned(learned) => {
@@ -213,18 +231,23 @@ impl Serving {
         }
         if applied.need_full {
             self.sent = None;
-            self.is_held = false;
+            self.held = None;
             return self.send_config().await;
         }
-        self.controller.applied(&self.router, self.id, applied.version);
+        if applied.refused {
+            self.sent = None;
+            self.held = Some(Held::Refused);
+            self.hold.as_mut().reset(tokio::time::Instant::now() + REFUSED_PAUSE);
+        }
+        self.controller.applied(&self.router, self.id, &applied);
         true
     }
 
     /// Sends what the router does not have: a delta if it has something, else everything.
     async fn send_config(&mut self) -> bool {
         let current = self.config.borrow_and_update().clone();
-        if current.version == 0 || self.is_held {
-            return true; // Nothing is planned yet, or not on what the router sees.
+        if current.version == 0 || self.held.is_some() {
+            return true; // Nothing is planned yet, or not on what the router sees, or it would refuse it.
         }
         let delta = self.sent.as_ref().and_then(|sent| {
             config::diff(sent.version, &sent.config, current.version, &current.config)
@@ -239,7 +262,7 @@ impl Serving {
         };
         if messages.is_empty() {
             // The same again under another number.
-            self.controller.applied(&self.router, self.id, current.version);
+            self.controller.holds_the_same(&self.router, self.id, current.version);
         } else {
             self.sent = Some(current);
         }
@@ -335,7 +358,7 @@ impl Controller {
             earlier.as_ref().and_then(|e| e.session.as_ref()).map_or(1, |session| session.id + 1);
         // The status of an earlier boot says nothing any more.
         let status = earlier.filter(|e| e.boot_epoch == boot_epoch).and_then(|e| e.status);
-        let applied = attach.config_version;
+        let held = attach.config_version;
         state.routers.insert(
             attach.router_name.clone(),
             RouterEntry {
@@ -344,7 +367,9 @@ impl Controller {
                 boot_epoch,
                 since_unix_s: clock::unix_s(),
                 status,
-                applied,
+                held,
+                applied: held,
+                refused: String::new(),
                 seen: 0,
                 session: Some(Session {
                     id,
@@ -360,10 +385,24 @@ impl Controller {
         id
     }
 
-    fn applied(&self, router: &str, id: u64, version: u64) {
-        if let Some(entry) = self.state().routers.get_mut(router)
-            && entry.session.as_ref().is_some_and(|session| session.id == id)
-        {
+    fn applied(&self, router: &str, id: u64, applied: &Applied) {
+        if let Some(entry) = self.state().entry_of(router, id) {
+            if applied.refused {
+                entry.refused = applied.problems.join("; ");
+            } else {
+                entry.refused = String::new();
+                (entry.held, entry.applied) = (applied.version, applied.version);
+            }
+        }
+        self.touch();
+    }
+
+    /// The router has the configuration that is now called `version`.
+    fn holds_the_same(&self, router: &str, id: u64, version: u64) {
+        if let Some(entry) = self.state().entry_of(router, id) {
+            if entry.seen == entry.applied {
+                entry.seen = version;
+            }
             entry.applied = version;
         }
         self.touch();
@@ -371,9 +410,7 @@ impl Controller {
 
     fn detached(&self, router: &str, id: u64) {
         let mut state = self.state();
-        if let Some(entry) = state.routers.get_mut(router)
-            && entry.session.as_ref().is_some_and(|session| session.id == id)
-        {
+        if let Some(entry) = state.entry_of(router, id) {
             entry.session = None;
             entry.since_unix_s = clock::unix_s();
             tracing::info!(router, "router detached");
@@ -442,6 +479,25 @@ impl Controller {
             let _ = sender.send(Ok(ToRouter { message: Some(message.clone()) })).await;
         }
         outbound.len()
+    }
+}
+
+impl State {
+    /// The router, if this is still its session.
+    fn entry_of(&mut self, router: &str, id: u64) -> Option<&mut RouterEntry> {
+        let entry = self.routers.get_mut(router)?;
+        entry.session.as_ref().is_some_and(|session| session.id == id).then_some(entry)
+    }
+}
+
+impl RouterEntry {
+    /// Takes a status over, and whether it was made with the configuration we know the router to have.
+    pub(crate) fn observe(&mut self, status: RouterStatus) {
+        // An older router does not say.
+        if status.config_version == 0 || status.config_version == self.held {
+            self.seen = self.applied;
+        }
+        self.status = Some(status);
     }
 }
 

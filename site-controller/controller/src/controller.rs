@@ -14,10 +14,10 @@ use std::{
 use aws_lc_rs::rand::SystemRandom;
 use parking_lot::{Mutex, MutexGuard};
 use skein_api::Resource;
-use skein_core::{Address, Port, SiteId};
+use skein_core::{Address, Port, Room, SiteId};
 use skein_site_core::{
-    AutoEndpoints, Draining, Due, Endorsed, Grant, Inputs, IssuedStatement, LocalPorts, Resources,
-    due, next_counter, plan,
+    AutoEndpoints, Draining, Due, Endorsed, Grant, Inputs, IssuedStatement, LeftOut, LocalPorts,
+    Resources, Services, automatic_room, due, next_counter, plan,
 };
 use skein_trust::{EndorsementDraft, STATEMENT_VALIDITY_S, SiteCa, SiteIdentity, StatementDraft};
 use skein_wire::proto::{
@@ -37,12 +37,10 @@ use crate::{
     learned::LearnedRecords,
     platform::linux,
     record,
+    served::Served,
     store::{Loaded, SetAside, SiteState, Store, StoreError},
 };
 
-/// An address that nobody serves any more keeps its listener this long: a router that restarts learns the network anew, and its
-/// listeners must not flap meanwhile.
-const SERVICE_KEPT_S: i64 = 3600;
 /// How often endpoints are looked at that nobody serves.
 const UNUSED_CHECKED_S: u64 = 3600;
 /// How long flows of a deleted connector may run on.
@@ -79,8 +77,9 @@ pub(crate) struct State {
     /// What of it is on disk.
     pub(crate) draining_kept: Vec<DrainingUntil>,
     pub(crate) routers: BTreeMap<String, RouterEntry>,
-    /// Ports of each address and when it was last served, Unix time.
-    pub(crate) services: BTreeMap<Address, (BTreeSet<Port>, i64)>,
+    pub(crate) served: Served,
+    /// What of it has no automatic endpoint for want of room.
+    pub(crate) left_out: LeftOut,
     pub(crate) host: LocalPorts,
     /// Addresses of this host under which others might reach it.
     pub(crate) interfaces: Vec<std::net::IpAddr>,
@@ -136,7 +135,8 @@ impl Controller {
             draining_kept: loaded.draining.clone(),
             draining: loaded.draining,
             routers: BTreeMap::new(),
-            services: BTreeMap::new(),
+            served: Served::default(),
+            left_out: LeftOut::new(),
             host: LocalPorts::default(),
             interfaces: Vec::new(),
             config: Versioned::default(),
@@ -199,7 +199,7 @@ impl Controller {
             .collect();
         let draining: Vec<Draining> =
             state.draining.iter().map(|gone| gone.draining.clone()).collect();
-        let services = state.known_services();
+        let services = state.known_services(self.site);
         let advertise = state.advertise();
         let claim_socket = self.store.paths().claim_socket();
         let planned = plan(Inputs {
@@ -207,6 +207,7 @@ impl Controller {
             resources: &state.resources,
             draining: &draining,
             services: &services,
+            automatic: state.automatic_room(),
             endpoints: &state.endpoints,
             host: &state.host,
             advertise: &advertise,
@@ -221,6 +222,7 @@ impl Controller {
             }
             state.endpoints = planned.endpoints;
         }
+        state.left_out = planned.left_out;
         if *state.config.config != planned.config || state.config.version == 0 {
             state.config = Versioned {
                 version: state.config.version + 1,
@@ -239,8 +241,8 @@ impl Controller {
 
     /// Counts on from above `version`: a router that outlived its controller must not see versions go back.
     pub(crate) fn count_from(&self, state: &mut State, version: u64) {
-        if version > state.config.version {
-            state.config.version = version;
+        if version >= state.config.version && version > 0 {
+            state.config.version = version + 1;
             self.config.send_replace(state.config.clone());
         }
     }
@@ -360,15 +362,12 @@ impl Controller {
         status.sites.retain(|site| !departed(&site.site_id));
         status.routers.retain(|router| !departed(&router.site_id));
         let now = clock::unix_s();
-        let before = state.known_services();
-        for (address, ports) in crate::observed::services(&status) {
-            state.services.insert(address, (ports, now));
-        }
+        let before = (state.known_services(self.site), state.automatic_room());
+        state.served.observe(&status, now);
         if let Some(entry) = state.routers.get_mut(router) {
-            entry.status = Some(status);
-            entry.seen = entry.applied;
+            entry.observe(status);
         }
-        if state.known_services() == before {
+        if (state.known_services(self.site), state.automatic_room()) == before {
             self.touch();
         } else {
             self.refresh(&mut state);
@@ -378,6 +377,10 @@ impl Controller {
     /// What the passing of time brings: deadlines, renewals, things nobody tells us about. Called every second.
     pub(crate) fn tick(&self, seconds: u64) {
         let now = clock::unix_s();
+        // Before the lock is taken: the kernel makes these tables while they are read.
+        let host = seconds
+            .is_multiple_of(10)
+            .then(|| (crate::observed::local_ports(), crate::observed::interfaces()));
         let mut state = self.state();
         let is_steady = state.clock.observe(now, clock::instant());
         let mut changed = seconds.is_multiple_of(60);
@@ -387,12 +390,8 @@ impl Controller {
             keep
         });
         changed |= drop_drained(&mut state);
-        let services = state.services.len();
-        state.services.retain(|_, (_, seen)| now < seen.saturating_add(SERVICE_KEPT_S));
-        changed |= services != state.services.len();
-        if seconds.is_multiple_of(10) {
-            let host = crate::observed::local_ports();
-            let interfaces = crate::observed::interfaces();
+        changed |= state.served.forget(now);
+        if let Some((host, interfaces)) = host {
             // A port that becomes free again changes nothing: endpoints handed out are kept.
             changed |= interfaces != state.interfaces;
             state.host = host;
@@ -428,7 +427,7 @@ impl Controller {
     }
 
     fn forget_endpoints(&self, state: &mut State, now: i64) -> bool {
-        let services = state.known_services();
+        let services = state.known_services(self.site);
         let is_served = |address: &Address| services.contains_key(address);
         if !skein_site_core::forget_unused(&mut state.endpoints, is_served, now) {
             return false;
@@ -444,7 +443,7 @@ impl Controller {
         let label = self.store.paths().label();
         let wanted = state.resources.site.as_ref().is_some_and(|site| site.spec.manage_hosts);
         let done = if wanted {
-            let services = state.known_services();
+            let services = state.known_services(self.site);
             let mut named = state.endpoints.clone();
             named.retain(|address, _| services.contains_key(address));
             hosts::update(hosts::FILE.as_ref(), &label, &named)
@@ -518,31 +517,30 @@ impl Controller {
     }
 }
 
-/// Forgets draining connectors whose last flow ended. A router that has not reported yet may still have some.
+/// Forgets draining connectors whose last flow ended. Only a router that has been told that they drain, and reset what is to be reset, can
+/// say so.
 fn drop_drained(state: &mut State) -> bool {
-    let before = state.draining.len();
-    let routers: Vec<_> = state.routers.values().filter_map(|r| r.status.as_ref()).collect();
-    if routers.is_empty() {
+    let told = state.config.version;
+    if state.draining.is_empty() || !state.routers.values().all(|router| router.seen >= told) {
         return false;
     }
-    let busy: BTreeSet<&str> = routers
-        .iter()
+    let flows: BTreeMap<&str, u64> = state
+        .routers
+        .values()
+        .filter_map(|router| router.status.as_ref())
         .flat_map(|status| &status.connectors)
-        .filter(|connector| connector.flows_active > 0)
-        .map(|connector| connector.name.as_str())
-        .collect();
-    let known: BTreeSet<&str> = routers
-        .iter()
-        .flat_map(|status| &status.connectors)
-        .map(|connector| connector.name.as_str())
-        .collect();
-    let gone: BTreeSet<String> = state
-        .draining
-        .iter()
-        .map(|gone| gone.draining.connector.metadata.name.clone())
-        .filter(|name| known.contains(name.as_str()) && !busy.contains(name.as_str()))
-        .collect();
-    state.draining.retain(|draining| !gone.contains(&draining.draining.connector.metadata.name));
+        .map(|connector| (connector.name.as_str(), connector.flows_active))
+        .fold(BTreeMap::new(), |mut sums, (name, flows)| {
+            *sums.entry(name).or_default() += flows;
+            sums
+        });
+    let is_over = |gone: &DrainingUntil| {
+        flows.get(gone.draining.connector.metadata.name.as_str()) == Some(&0)
+    };
+    let over: Vec<bool> = state.draining.iter().map(is_over).collect();
+    let mut over = over.into_iter();
+    let before = state.draining.len();
+    state.draining.retain(|_| !over.next().unwrap_or(false));
     before != state.draining.len()
 }
 
@@ -601,21 +599,25 @@ impl State {
         crate::observed::advertised(&site.spec, &self.interfaces)
     }
 
-    /// Addresses of the network with their ports, those served from here included.
-    pub(crate) fn known_services(&self) -> BTreeMap<Address, BTreeSet<Port>> {
-        let mut out: BTreeMap<Address, BTreeSet<Port>> = self
-            .services
-            .iter()
-            .map(|(address, (ports, _))| (address.clone(), ports.clone()))
-            .collect();
+    /// Addresses of the network, those served from here included.
+    pub(crate) fn known_services(&self, site: SiteId) -> Services {
+        let mut out = self.served.by_address();
         for connector in self.resources.connectors.values() {
             let Ok(address) = connector.spec.address.parse::<Address>() else { continue };
             let ports = out.entry(address).or_default();
-            ports.extend(connector.spec.ports.iter().filter_map(|port| {
-                let number = u16::try_from(port.port).ok()?;
-                Some(Port { port: number, protocol: port.protocol.into() })
-            }));
+            for port in &connector.spec.ports {
+                let Ok(number) = u16::try_from(port.port) else { continue };
+                let port = Port { port: number, protocol: port.protocol.into() };
+                ports.entry(port).or_default().insert(site);
+            }
         }
         out
+    }
+
+    /// How many automatic endpoints the routers here can have.
+    pub(crate) fn automatic_room(&self) -> Room {
+        let statuses = self.routers.values().filter_map(|router| router.status.as_ref());
+        let limits = statuses.map(|status| status.open_files_max).filter(|files| *files > 0);
+        automatic_room(limits.min())
     }
 }

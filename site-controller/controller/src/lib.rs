@@ -19,6 +19,7 @@ pub mod paths;
 pub mod platform;
 mod process;
 mod record;
+mod served;
 mod service;
 pub mod site;
 pub mod store;

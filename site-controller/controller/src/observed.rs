@@ -1,46 +1,19 @@
-//! What this host and its routers show: interfaces, ports, addresses served.
+//! What this host shows: interfaces, ports.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     fs,
+    io::{BufRead, BufReader},
     net::{IpAddr, SocketAddr},
     path::Path,
 };
 
 use skein_api::{DEFAULT_PORT, HostPort, SiteSpec};
-use skein_core::{Address, Port, Protocol};
+use skein_core::Protocol;
 use skein_site_core::LocalPorts;
-use skein_wire::proto::{control::RouterStatus, routing};
 
 /// Addresses a site advertises by itself; more only slow down whoever dials them all.
 const INTERFACES_MAX: usize = 8;
-
-/// Addresses and ports that anybody in the network serves.
-pub(crate) fn services(status: &RouterStatus) -> BTreeMap<Address, BTreeSet<Port>> {
-    let mut out: BTreeMap<Address, BTreeSet<Port>> = BTreeMap::new();
-    for service in &status.addresses {
-        let Ok(address) = service.address.parse::<Address>() else { continue };
-        let ports: BTreeSet<Port> = service
-            .providers
-            .iter()
-            .flat_map(|provider| &provider.ports)
-            .filter_map(port)
-            .collect();
-        if !ports.is_empty() {
-            out.entry(address).or_default().extend(ports);
-        }
-    }
-    out
-}
-
-fn port(port: &routing::Port) -> Option<Port> {
-    let protocol = match routing::Protocol::try_from(port.protocol) {
-        Ok(routing::Protocol::Tcp) => Protocol::Tcp,
-        Ok(routing::Protocol::Udp) => Protocol::Udp,
-        Ok(routing::Protocol::Unspecified) | Err(_) => return None,
-    };
-    Some(Port { port: u16::try_from(port.port).ok()?, protocol })
-}
 
 /// `host:port` under which others reach a site with this specification on a host with these addresses.
 pub(crate) fn advertised(spec: &SiteSpec, interfaces: &[IpAddr]) -> Vec<String> {
@@ -131,8 +104,10 @@ pub(crate) fn local_ports() -> LocalPorts {
         ("/proc/net/udp", Protocol::Udp),
         ("/proc/net/udp6", Protocol::Udp),
     ] {
-        let text = fs::read_to_string(file).unwrap_or_default();
-        out.wildcard.extend(wildcard_ports(&text, protocol).map(|port| (port, protocol)));
+        // Without IPv6 there is no such file.
+        let Ok(table) = fs::File::open(file) else { continue };
+        let ports = wildcard_ports(BufReader::new(table), protocol);
+        out.wildcard.extend(ports.map(|port| (port, protocol)));
     }
     let reserved =
         fs::read_to_string("/proc/sys/net/ipv4/ip_local_reserved_ports").unwrap_or_default();
@@ -141,15 +116,23 @@ pub(crate) fn local_ports() -> LocalPorts {
 }
 
 /// Local ports of sockets bound to the wildcard, from a table of proc(5): listening ones for TCP, all for UDP.
-fn wildcard_ports(table: &str, protocol: Protocol) -> impl Iterator<Item = u16> {
+fn wildcard_ports(table: impl BufRead, protocol: Protocol) -> impl Iterator<Item = u16> {
     const LISTEN: &str = "0A";
-    table.lines().skip(1).filter_map(move |line| {
+    let local_and_state = |line: String| {
         let mut fields = line.split_ascii_whitespace();
         let (ip, port) = fields.nth(1)?.split_once(':')?;
-        let state = fields.nth(1)?;
-        let counts = protocol == Protocol::Udp || state == LISTEN;
-        (counts && ip.bytes().all(|b| b == b'0')).then(|| u16::from_str_radix(port, 16).ok())?
-    })
+        let is_listening = fields.nth(1)? == LISTEN;
+        let is_wildcard = ip.bytes().all(|b| b == b'0');
+        Some((is_wildcard, u16::from_str_radix(port, 16).ok()?, is_listening))
+    };
+    table
+        .lines()
+        .map_while(Result::ok)
+        .skip(1)
+        .filter_map(local_and_state)
+        // Listeners come first in a table of TCP, and then there may be hundreds of thousands of connections.
+        .take_while(move |(.., is_listening)| protocol == Protocol::Udp || *is_listening)
+        .filter_map(|(is_wildcard, port, _)| is_wildcard.then_some(port))
 }
 
 /// `8080,9148-9150`
@@ -192,8 +175,11 @@ mod tests {
    1: 0100007F:1539 00000000:0000 0A 00000000:00000000 00:00000000 00000000 0
    2: 00000000:153A 0100007F:1539 01 00000000:00000000 00:00000000 00000000 0
 ";
-        assert_eq!(wildcard_ports(table, Protocol::Tcp).collect::<Vec<_>>(), [5432]);
-        assert_eq!(wildcard_ports(table, Protocol::Udp).collect::<Vec<_>>(), [5432, 5434]);
+        assert_eq!(wildcard_ports(table.as_bytes(), Protocol::Tcp).collect::<Vec<_>>(), [5432]);
+        assert_eq!(
+            wildcard_ports(table.as_bytes(), Protocol::Udp).collect::<Vec<_>>(),
+            [5432, 5434]
+        );
         let reserved: Vec<u16> = reserved_ports("8080,9148-9150\n").into_iter().collect();
         assert_eq!(reserved, [8080, 9148, 9149, 9150]);
         assert!(reserved_ports("\n").is_empty());

@@ -4,7 +4,7 @@
 //! their configuration files.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     net::Ipv4Addr,
 };
 
@@ -40,6 +40,10 @@ pub struct AutoEndpoint {
 
 /// An endpoint whose address nobody has served for so long is forgotten; until then clients may still have it in their configuration.
 const UNUSED_MAX_S: i64 = 90 * 86_400;
+/// Endpoints kept, whatever the network offered in the meantime: four times what can be open at once.
+const KEPT_MAX: usize = 4 * crate::admission::AUTOMATIC_MAX;
+/// Ports kept of one endpoint beyond those in use: as many as four routers can offer of an address.
+const PORTS_KEPT_MAX: usize = 256;
 
 /// Notes which endpoints nobody serves, and forgets those unused for 90 days. Returns whether anything changed.
 pub fn forget_unused(
@@ -96,8 +100,8 @@ impl LocalPorts {
     }
 }
 
-/// Gives every address of `services` an endpoint. `known` is the earlier result: whatever it says is kept, also for addresses that are
-/// away at the moment.
+/// Gives every address of `services` an endpoint, as long as there is an IP address for it. `known` is the earlier result: what it says is
+/// kept, also for addresses that are away at the moment. Only where there is too much of it, those away for longest are forgotten.
 #[must_use]
 pub fn assign(
     site: SiteId,
@@ -108,26 +112,64 @@ pub fn assign(
     let mut out = known.clone();
     let mut taken: BTreeSet<Ipv4Addr> = known.values().map(|endpoint| endpoint.ip).collect();
     for (address, ports) in services {
-        let endpoint = out.entry(address.clone()).or_insert_with(|| {
-            let ip = free_ip(site, address, &taken);
-            taken.insert(ip);
-            AutoEndpoint { ip, ports: Vec::new(), unused_since_unix_s: None }
-        });
-        for port in ports {
-            let udp = port.protocol == Protocol::Udp;
-            if endpoint.ports.iter().any(|known| known.port == port.port && known.udp == udp) {
-                continue;
+        let endpoint = match out.entry(address.clone()) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => {
+                let Some(ip) = free_ip(site, address, &taken) else { continue };
+                taken.insert(ip);
+                new.insert(AutoEndpoint { ip, ports: Vec::new(), unused_since_unix_s: None })
             }
-            let used: BTreeSet<u16> =
-                endpoint.ports.iter().flat_map(|known| [known.local, known.fallback]).collect();
-            let fallback = fallback_port(address, *port, &used, host);
-            let own = host.own_port_is_free(*port) && !used.contains(&port.port);
-            let local = if own { port.port } else { fallback };
-            endpoint.ports.push(AutoPort { port: port.port, udp, local, fallback });
-        }
-        endpoint.ports.sort_by_key(|port| (port.port, port.udp));
+        };
+        assign_ports(address, ports, endpoint, host);
     }
+    forget_oldest(&mut out, services);
     out
+}
+
+fn assign_ports(
+    address: &Address,
+    ports: &BTreeSet<Port>,
+    endpoint: &mut AutoEndpoint,
+    host: &LocalPorts,
+) {
+    let number = |known: &AutoPort| {
+        let protocol = if known.udp { Protocol::Udp } else { Protocol::Tcp };
+        Port { port: known.port, protocol }
+    };
+    for port in ports {
+        if endpoint.ports.iter().any(|known| number(known) == *port) {
+            continue;
+        }
+        let used: BTreeSet<u16> =
+            endpoint.ports.iter().flat_map(|known| [known.local, known.fallback]).collect();
+        let fallback = fallback_port(address, *port, &used, host);
+        let own = host.own_port_is_free(*port) && !used.contains(&port.port);
+        let local = if own { port.port } else { fallback };
+        let udp = port.protocol == Protocol::Udp;
+        endpoint.ports.push(AutoPort { port: port.port, udp, local, fallback });
+    }
+    if endpoint.ports.len() > PORTS_KEPT_MAX {
+        endpoint.ports.retain(|known| ports.contains(&number(known)));
+    }
+    endpoint.ports.sort_by_key(|port| (port.port, port.udp));
+}
+
+/// Forgets what is above [`KEPT_MAX`]: of the endpoints not in use those nobody has served for longest.
+fn forget_oldest(endpoints: &mut AutoEndpoints, used: &BTreeMap<Address, BTreeSet<Port>>) {
+    let surplus = endpoints.len().saturating_sub(KEPT_MAX);
+    if surplus == 0 {
+        return;
+    }
+    let mut unused: Vec<_> = endpoints
+        .iter()
+        .filter(|(address, _)| !used.contains_key(*address))
+        // Not noted yet is later than any time noted.
+        .map(|(address, kept)| (kept.unused_since_unix_s.unwrap_or(i64::MAX), address.clone()))
+        .collect();
+    unused.sort();
+    for (_, address) in unused.into_iter().take(surplus) {
+        endpoints.remove(&address);
+    }
 }
 
 /// A pseudo-random but stable number: the same site and address give the same endpoint on every machine.
@@ -141,14 +183,13 @@ fn hash(parts: &[&[u8]]) -> u64 {
     hasher.finish()
 }
 
-fn free_ip(site: SiteId, address: &Address, taken: &BTreeSet<Ipv4Addr>) -> Ipv4Addr {
+fn free_ip(site: SiteId, address: &Address, taken: &BTreeSet<Ipv4Addr>) -> Option<Ipv4Addr> {
     let start = hash(&[&site.0, address.as_str().as_bytes()]) & u64::from(HOST_MASK);
     let start = u32::try_from(start).expect("invariant: masked to 22 bits");
     (0..=HOST_MASK)
         .map(|step| Ipv4Addr::from(NETWORK | (start + step) & HOST_MASK))
         // Some software takes .0 and .255 for network and broadcast addresses.
         .find(|ip| !matches!(ip.octets()[3], 0 | 255) && !taken.contains(ip))
-        .expect("invariant: there are fewer addresses than 127.64.0.0/10 has room for")
 }
 
 fn fallback_port(address: &Address, port: Port, used: &BTreeSet<u16>, host: &LocalPorts) -> u16 {
@@ -222,8 +263,9 @@ mod tests {
 
     #[test]
     fn collisions_are_resolved() {
-        let taken: BTreeSet<_> = [free_ip(SITE, &"a".parse().unwrap(), &BTreeSet::new())].into();
-        let second = free_ip(SITE, &"a".parse().unwrap(), &taken);
+        let taken: BTreeSet<_> =
+            [free_ip(SITE, &"a".parse().unwrap(), &BTreeSet::new()).unwrap()].into();
+        let second = free_ip(SITE, &"a".parse().unwrap(), &taken).unwrap();
         assert!(!taken.contains(&second) && second.octets()[0] == 127);
     }
 
@@ -274,5 +316,29 @@ mod tests {
         assert!(forget_unused(&mut known, |_| true, 89 * day), "it is back");
         assert!(forget_unused(&mut known, |_| false, 100 * day) && known.len() == 1);
         assert!(forget_unused(&mut known, |_| false, 190 * day) && known.is_empty());
+    }
+
+    #[test]
+    fn names_that_change_all_the_time_do_not_fill_the_disk() {
+        let host = LocalPorts::default();
+        let endpoint = |n: u32, unused_since_unix_s| {
+            let ip = Ipv4Addr::from(NETWORK + n);
+            (
+                format!("old-{n}").parse().unwrap(),
+                AutoEndpoint { ip, ports: Vec::new(), unused_since_unix_s },
+            )
+        };
+        let mut known: AutoEndpoints =
+            (1..).map(|n| endpoint(n, Some(n.into()))).take(KEPT_MAX).collect();
+        known.extend([endpoint(0, None)]);
+        let next = assign(SITE, &services(&[("new", &[80])]), &known, &host);
+        assert_eq!(next.len(), KEPT_MAX);
+        let has = |name: &str| next.contains_key(&name.parse::<Address>().unwrap());
+        assert!(has("new") && has("old-0") && has("old-3") && !has("old-2") && !has("old-1"));
+
+        let ports: Vec<u16> = (2_000..2_000 + 300).collect();
+        let before = assign(SITE, &services(&[("a", &ports)]), &AutoEndpoints::new(), &host);
+        let after = assign(SITE, &services(&[("a", &[2_000, 9_000])]), &before, &host);
+        assert_eq!(after[&"a".parse::<Address>().unwrap()].ports.len(), 2);
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! No I/O, no clock, no randomness: the time is an argument, everything else a value.
 
+mod admission;
 mod doctor;
 mod endpoint;
 mod grant;
@@ -10,6 +11,7 @@ mod renewal;
 mod resources;
 pub mod status;
 
+pub use admission::{LeftOut, Services, automatic_room};
 pub use doctor::{Observations, PeerClock, diagnose};
 pub use endpoint::{
     AutoEndpoint, AutoEndpoints, AutoPort, FALLBACK_PORT_FIRST, FALLBACK_PORT_LAST, LocalPorts,

@@ -1,11 +1,11 @@
 //! From what is wanted and what is seen to what the routers are told.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use skein_api::{
     ConnectorSpec, Manifest, ProxyProtocol, Retry, Role, SiteSpec, SourceAddress, Strategy,
 };
-use skein_core::{Address, Port, Protocol, SiteId};
+use skein_core::{Address, Port, Protocol, Room, SiteId};
 use skein_wire::{
     config::canonicalise,
     proto::{
@@ -18,7 +18,8 @@ use skein_wire::{
 };
 
 use crate::{
-    endpoint::{AutoEndpoints, LocalPorts, assign},
+    admission::{LeftOut, Services, admit},
+    endpoint::{AutoEndpoint, AutoEndpoints, AutoPort, LocalPorts, assign},
     resources::Resources,
 };
 
@@ -44,8 +45,10 @@ pub struct Inputs<'a> {
     pub resources: &'a Resources,
     /// Deleted connectors with running flows.
     pub draining: &'a [Draining],
-    /// Addresses served anywhere in the network, this site included, with their ports.
-    pub services: &'a BTreeMap<Address, BTreeSet<Port>>,
+    /// Addresses served anywhere in the network, this site included.
+    pub services: &'a Services,
+    /// How much of it may open by itself.
+    pub automatic: Room,
     /// Automatic endpoints handed out so far.
     pub endpoints: &'a AutoEndpoints,
     /// Ports of this host.
@@ -65,8 +68,10 @@ pub struct Inputs<'a> {
 pub struct Plan {
     /// For every router, in canonical form.
     pub config: RouterConfig,
-    /// To be kept: includes every endpoint handed out before.
+    /// To be kept: includes the endpoints handed out before.
     pub endpoints: AutoEndpoints,
+    /// What would have an automatic endpoint if there were room.
+    pub left_out: LeftOut,
 }
 
 /// Name of the automatic listener of an address. The colon keeps it apart from every listener a user can name.
@@ -79,17 +84,15 @@ pub fn listener_name(address: &Address) -> String {
 #[must_use]
 pub fn plan(inputs: Inputs<'_>) -> Plan {
     let spec = inputs.resources.site.as_ref().map_or_else(closed, |site| site.spec.clone());
-    let automatic: BTreeMap<_, _> = inputs
-        .services
-        .iter()
-        .filter(|(address, _)| spec.auto_listen.matches(address.as_str()))
-        .map(|(address, ports)| (address.clone(), ports.clone()))
-        .collect();
+    let (automatic, left_out) = admit(inputs.services, &spec.auto_listen, inputs.automatic);
     let host = host_ports(&spec, &inputs);
     let endpoints = assign(inputs.site, &automatic, inputs.endpoints, &host);
     let mut listeners: Vec<_> =
         inputs.resources.listeners.values().filter_map(|l| explicit(l, inputs.services)).collect();
-    listeners.extend(automatic.keys().map(|address| automatic_listener(address, &endpoints)));
+    let open = automatic
+        .iter()
+        .filter_map(|(address, ports)| automatic_listener(address, ports, endpoints.get(address)?));
+    listeners.extend(open);
     let draining = inputs
         .draining
         .iter()
@@ -109,7 +112,7 @@ pub fn plan(inputs: Inputs<'_>) -> Plan {
         records: inputs.records,
     };
     canonicalise(&mut config);
-    Plan { config, endpoints }
+    Plan { config, endpoints, left_out }
 }
 
 /// A site whose document is lost opens nothing: no socket, no transit, no local endpoint that its owner may have ruled out.
@@ -172,12 +175,12 @@ fn links(resources: &Resources, site: SiteId) -> Vec<LinkConfig> {
 
 fn explicit(
     listener: &Manifest<skein_api::ListenerSpec>,
-    services: &BTreeMap<Address, BTreeSet<Port>>,
+    services: &Services,
 ) -> Option<ListenerConfig> {
     let spec = &listener.spec;
     let ports = if spec.ports.is_empty() {
         let served = services.get(spec.address.as_str())?;
-        served.iter().map(|port| listener_port(port.port, port.port, 0, port.protocol)).collect()
+        served.keys().map(|port| listener_port(port.port, port.port, 0, port.protocol)).collect()
     } else {
         let port = |port: &skein_api::ListenerPort| {
             let number = u16::try_from(port.port).ok()?;
@@ -195,20 +198,26 @@ fn explicit(
     })
 }
 
-fn automatic_listener(address: &Address, endpoints: &AutoEndpoints) -> ListenerConfig {
-    let endpoint = endpoints.get(address).expect("invariant: every automatic address was assigned");
-    let port = |port: &crate::endpoint::AutoPort| {
-        let protocol = if port.udp { Protocol::Udp } else { Protocol::Tcp };
+fn automatic_listener(
+    address: &Address,
+    ports: &BTreeSet<Port>,
+    endpoint: &AutoEndpoint,
+) -> Option<ListenerConfig> {
+    let port = |port: &AutoPort| {
         let fallback = if port.fallback == port.local { 0 } else { port.fallback };
-        listener_port(port.port, port.local, fallback, protocol)
+        listener_port(port.port, port.local, fallback, Protocol::Tcp)
     };
-    ListenerConfig {
+    let is_open = |known: &&AutoPort| {
+        !known.udp && ports.contains(&Port { port: known.port, protocol: Protocol::Tcp })
+    };
+    let ports: Vec<_> = endpoint.ports.iter().filter(is_open).map(port).collect();
+    (!ports.is_empty()).then(|| ListenerConfig {
         name: listener_name(address),
         address: address.to_string(),
         host: endpoint.ip.to_string(),
-        ports: endpoint.ports.iter().map(port).collect(),
+        ports,
         automatic: true,
-    }
+    })
 }
 
 fn listener_port(port: u16, local: u16, fallback: u16, protocol: Protocol) -> ListenerPort {
@@ -275,8 +284,17 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
     use skein_api::{LinkSpec, ListenerSpec, Resource};
+    use std::collections::BTreeMap;
 
     const SITE: SiteId = SiteId([1; 32]);
+    const ROOM: Room = Room { per_site: 4, total: 8 };
+
+    /// One address at another site.
+    fn served(address: &str, ports: &[u16]) -> (Address, BTreeMap<Port, BTreeSet<SiteId>>) {
+        let sites = BTreeSet::from([SiteId([2; 32])]);
+        let port = |port: &u16| (Port { port: *port, protocol: Protocol::Tcp }, sites.clone());
+        (address.parse().unwrap(), ports.iter().map(port).collect())
+    }
 
     fn resources(links: &[u8], connectors: &[(String, u32)], listeners: &[String]) -> Resources {
         let mut out = Resources::default();
@@ -308,7 +326,7 @@ mod tests {
 
     fn planned(
         resources: &Resources,
-        services: &BTreeMap<Address, BTreeSet<Port>>,
+        services: &Services,
         endpoints: &AutoEndpoints,
         draining: &[Draining],
     ) -> Plan {
@@ -317,6 +335,7 @@ mod tests {
             resources,
             draining,
             services,
+            automatic: ROOM,
             endpoints,
             host: &LocalPorts::default(),
             advertise: &["203.0.113.7:7443".to_owned()],
@@ -335,18 +354,19 @@ mod tests {
             services in prop::collection::btree_map("[a-h]", prop::collection::btree_set(1_u16.., 1..3), 0..6),
         ) {
             let resources = resources(&links, &connectors, &listeners);
-            let services = services.into_iter()
-                .map(|(name, ports)| {
-                    let ports = ports.into_iter().map(|port| Port { port, protocol: Protocol::Tcp });
-                    (name.parse().unwrap(), ports.collect())
-                })
+            let services: Services = services.iter()
+                .map(|(name, ports)| served(name, &ports.iter().copied().collect::<Vec<_>>()))
                 .collect();
             let first = planned(&resources, &services, &AutoEndpoints::new(), &[]);
             let second = planned(&resources, &services, &first.endpoints, &[]);
             prop_assert_eq!(&first, &second);
             prop_assert_eq!(
                 skein_wire::config::hash(&first.config), skein_wire::config::hash(&second.config));
-            prop_assert_eq!(first.config.listeners.iter().filter(|l| l.automatic).count(), services.len());
+            let automatic = first.config.listeners.iter().filter(|l| l.automatic);
+            let opened: usize = automatic.map(|listener| listener.ports.len()).sum();
+            let left_out: usize = first.left_out.values().map(BTreeSet::len).sum();
+            let offered: usize = services.values().map(BTreeMap::len).sum();
+            prop_assert!(opened == offered.min(ROOM.per_site) && opened + left_out == offered);
             prop_assert!(first.config.links.iter().all(|link| link.peer_site_id != SITE.0));
         }
     }
@@ -367,8 +387,7 @@ mod tests {
     #[test]
     fn a_listener_without_ports_takes_those_of_the_address() {
         let all = resources(&[], &[], &["db".into()]);
-        let port = Port { port: 5432, protocol: Protocol::Tcp };
-        let services = BTreeMap::from([("db".parse().unwrap(), BTreeSet::from([port]))]);
+        let services = Services::from([served("db", &[5432])]);
         let config = planned(&all, &services, &AutoEndpoints::new(), &[]).config;
         let listener = config.listeners.iter().find(|l| l.name == "db").unwrap();
         assert_eq!(listener.ports[0].local_port, 5432);
@@ -380,8 +399,7 @@ mod tests {
     fn without_a_site_document_nothing_is_opened() {
         let mut all = resources(&[1], &[("db".into(), 5432)], &[]);
         all.site = None;
-        let port = Port { port: 80, protocol: Protocol::Tcp };
-        let services = BTreeMap::from([("web".parse().unwrap(), BTreeSet::from([port]))]);
+        let services = Services::from([served("web", &[80])]);
         let config = planned(&all, &services, &AutoEndpoints::new(), &[]).config;
         let settings = config.settings.unwrap();
         assert!(settings.listen.is_empty() && settings.advertise.is_empty());
@@ -393,13 +411,36 @@ mod tests {
     fn automatic_endpoints_follow_the_pattern() {
         let mut all = resources(&[], &[], &[]);
         all.site.as_mut().unwrap().spec.auto_listen = skein_api::AutoListen("pay.*".into());
-        let port = Port { port: 80, protocol: Protocol::Tcp };
-        let services: BTreeMap<Address, _> = ["pay.a", "other"]
-            .into_iter()
-            .map(|name| (name.parse().unwrap(), BTreeSet::from([port])))
-            .collect();
+        let services = Services::from([served("pay.a", &[80]), served("other", &[80])]);
         let config = planned(&all, &services, &AutoEndpoints::new(), &[]).config;
         assert_eq!(config.listeners.len(), 1);
         assert_eq!(config.listeners[0].name, "auto:pay.a");
+    }
+
+    #[test]
+    fn a_site_that_offers_everything_leaves_room_for_the_others() {
+        let all = resources(&[], &[], &[]);
+        let flood: Vec<_> = (0..64).map(|n| served(&format!("a{n:02}"), &[80, 443])).collect();
+        let mut services: Services = flood.into_iter().collect();
+        let (backend, mut ports) = served("backend", &[80]);
+        ports.values_mut().for_each(|sites| *sites = [SiteId([3; 32])].into());
+        services.insert(backend, ports);
+        // The flooding site adds a port of its own to it.
+        services.extend([("shared".parse().unwrap(), services["backend" as &str].clone())]);
+        services.get_mut("shared").unwrap().extend(served("shared", &[80, 81]).1);
+        let port = Port { port: 80, protocol: Protocol::Tcp };
+        let both = [SiteId([2; 32]), SiteId([3; 32])].into();
+        services.get_mut("shared").unwrap().insert(port, both);
+        let plan = planned(&all, &services, &AutoEndpoints::new(), &[]);
+        let names: Vec<_> = plan.config.listeners.iter().map(|l| l.address.as_str()).collect();
+        assert_eq!(names, ["a00", "a01", "backend", "shared"]);
+        assert_eq!(plan.config.listeners[3].ports.len(), 1);
+        assert_eq!(plan.left_out.len(), 63);
+        assert_eq!(plan.endpoints.len(), 4, "only what opens is kept");
+        // A port the network no longer offers is no socket either.
+        let known = plan.endpoints;
+        services.get_mut("backend").unwrap().clear();
+        let plan = planned(&all, &services, &known, &[]);
+        assert!(plan.config.listeners.iter().all(|listener| listener.address != "backend"));
     }
 }

@@ -96,6 +96,23 @@ async fn configuration_arrives_whole_and_then_as_deltas() {
 }
 
 #[tokio::test]
+async fn what_is_no_configuration_is_not_asked_for_again() {
+    let bench = Bench::start();
+    let mut fake = listen(&bench.socket());
+    let mut attached = fake.attached().await;
+    let mut chunk = config::snapshot(1, &some_config(&["a"])).remove(0);
+    chunk.chunk = b"\xff".to_vec();
+    chunk.sha256 =
+        aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &chunk.chunk).as_ref().into();
+    attached.send(to_router::Message::Snapshot(chunk)).await;
+    let Some(from_router::Message::Applied(applied)) = attached.next().await else {
+        panic!("no answer")
+    };
+    assert!(applied.refused && !applied.need_full, "{applied:?}");
+    bench.stop().await;
+}
+
+#[tokio::test]
 async fn a_controller_that_comes_back_is_told_everything_again() {
     let bench = Bench::start();
     let key = |n: u8| RecordKey::statement(SiteId([n; 32]));

@@ -65,8 +65,8 @@ impl Control {
             "configured"
         );
         self.problems.clone_from(&problems);
-        self.config = config;
-        let applied = Applied { version, need_full: false, problems };
+        (self.config, self.config_version) = (config, version);
+        let applied = Applied { version, problems, ..Applied::default() };
         self.controller.facts.applied.send_replace(Some(applied));
         self.status_soon();
     }

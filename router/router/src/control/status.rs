@@ -1,12 +1,27 @@
 //! What the router reports to its controller.
 
 use super::Control;
-use skein_core::{Membership, Provider, RouterId, RouterView, SiteView};
-use skein_wire::proto::{
-    control::{AddressProvider, NetworkAddress, NetworkRouter, NetworkSite, RouterStatus},
-    routing,
+use skein_core::{
+    Membership, Portion, Provider, Room, RouterId, RouterView, SiteId, SiteView, fair_share,
 };
-use std::sync::{Arc, atomic::Ordering};
+use skein_wire::{
+    convert,
+    proto::{
+        control::{AddressProvider, NetworkAddress, NetworkRouter, NetworkSite, RouterStatus},
+        routing,
+    },
+};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, atomic::Ordering},
+};
+
+/// Encoded bytes of addresses in a status: 100,000 take half of it. Together with what follows well below the 64 MiB a controller reads.
+const ADDRESSES_LEN_MAX: usize = 24 << 20;
+/// Encoded bytes of routers.
+const ROUTERS_LEN_MAX: usize = 16 << 20;
+/// Encoded bytes of sites.
+const SITES_LEN_MAX: usize = 8 << 20;
 
 /// This router's names in documents.
 #[derive(Clone, Copy, Debug)]
@@ -21,6 +36,54 @@ pub(super) struct Network {
     routers: Vec<NetworkRouter>,
     addresses: Vec<NetworkAddress>,
     sites: Vec<NetworkSite>,
+    /// Of all of these, how many are left out.
+    left_out: usize,
+}
+
+impl Network {
+    /// As much of it as a status has room for, each site having its share.
+    fn fitting(
+        mut routers: Vec<NetworkRouter>,
+        mut addresses: Vec<NetworkAddress>,
+        mut sites: Vec<NetworkSite>,
+    ) -> Self {
+        let left_out = fit(&mut routers, ROUTERS_LEN_MAX, |router| vec![&router.site_id])
+            + fit(&mut addresses, ADDRESSES_LEN_MAX, |address| {
+                address.providers.iter().map(|provider| &provider.site_id).collect()
+            })
+            + fit(&mut sites, SITES_LEN_MAX, |site| vec![&site.site_id]);
+        Self { routers, addresses, sites, left_out }
+    }
+
+    fn problem(&self) -> Option<String> {
+        let left_out = self.left_out;
+        (left_out > 0).then(|| {
+            format!("the network is too large to be shown: {left_out} of its sites, routers and addresses are left out")
+        })
+    }
+}
+
+/// Drops what exceeds so many encoded bytes, and returns how many that were.
+fn fit<T: prost::Message>(
+    items: &mut Vec<T>,
+    len_max: usize,
+    sites: impl Fn(&T) -> Vec<&Vec<u8>>,
+) -> usize {
+    if items.iter().map(T::encoded_len).sum::<usize>() <= len_max {
+        return 0;
+    }
+    let sites: Vec<BTreeSet<SiteId>> = items
+        .iter()
+        .map(|item| sites(item).into_iter().filter_map(|id| convert::parse_site_id(id).ok()))
+        .map(Iterator::collect)
+        .collect();
+    let portions = items.iter().zip(&sites).enumerate();
+    let portions =
+        portions.map(|(key, (item, sites))| Portion { key, weight: item.encoded_len(), sites });
+    let fits = fair_share(portions, Room { per_site: len_max / 2, total: len_max });
+    let mut index = 0..;
+    items.retain(|_| index.next().is_some_and(|index| fits.contains(&index)));
+    sites.len() - fits.len()
 }
 
 impl Control {
@@ -58,13 +121,17 @@ impl Control {
             bytes_sent: flows.bytes_sent.total(),
             bytes_received: flows.bytes_received.total(),
             memory_used_bytes: data.budget.used_bytes(),
-            problems: self.problems.clone(),
+            problems: self.problems.iter().cloned().chain(self.network.problem()).collect(),
             metrics_address: self.metrics.address(),
             sites: self.network.sites.clone(),
             certificate_not_after_unix_s: self
                 .identity
                 .current()
                 .map_or(0, |identity| identity.not_after_unix_s()),
+            open_files_max: rustix::process::getrlimit(rustix::process::Resource::Nofile)
+                .current
+                .unwrap_or_default(),
+            config_version: self.config_version,
         }
     }
 
@@ -81,7 +148,7 @@ impl Control {
             })
             .collect();
         let sites = view.sites.iter().map(|site| self.network_site(site)).collect();
-        Network { routers, addresses, sites }
+        Network::fitting(routers, addresses, sites)
     }
 
     fn network_router(&self, view: &RouterView) -> NetworkRouter {
@@ -137,5 +204,26 @@ fn address_provider(provider: &Provider) -> AddressProvider {
         strategy: entry.strategy,
         priority: entry.priority,
         weight: entry.weight,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use prost::Message as _;
+
+    #[test]
+    fn a_flood_of_addresses_does_not_hide_those_of_others() {
+        let address = |n: usize, site: u8| {
+            let provider = AddressProvider { site_id: vec![site; 32], ..Default::default() };
+            NetworkAddress { address: format!("{n:0200}"), providers: vec![provider] }
+        };
+        let mut addresses: Vec<_> = (0..120_000).map(|n| address(n, 1)).collect();
+        addresses.push(address(120_000, 2));
+        let network = Network::fitting(Vec::new(), addresses, Vec::new());
+        let len: usize = network.addresses.iter().map(NetworkAddress::encoded_len).sum();
+        assert!(len <= ADDRESSES_LEN_MAX / 2 + 1_000 && network.addresses.len() > 40_000);
+        assert_eq!(network.addresses.last().unwrap().providers[0].site_id, [2; 32]);
+        assert!(network.problem().is_some());
     }
 }

@@ -1,5 +1,7 @@
 //! Documents: status, links, services, network, tokens, version, sockets.
 
+use std::collections::BTreeSet;
+
 use serde::Serialize;
 use skein_api::{
     Phase, Resource, ResourceStatus,
@@ -8,7 +10,7 @@ use skein_api::{
         SocketStatus, TokenRow, VersionInfo,
     },
 };
-use skein_core::SiteId;
+use skein_core::{Room, SiteId};
 use skein_site_core::status;
 use skein_wire::proto::control::RouterStatus;
 use tonic::Status;
@@ -53,14 +55,15 @@ impl Controller {
     fn services(&self, state: &State) -> Vec<skein_api::status::ServiceRow> {
         let statuses: Vec<&RouterStatus> = state.statuses().collect();
         let (name, endpoints) = (state.site_name(), &state.endpoints);
-        status::services(self.site, name, &state.resources, endpoints, &statuses)
+        let left_out = &state.left_out;
+        status::services(self.site, name, &state.resources, endpoints, left_out, &statuses)
     }
 
     fn site_status(&self, state: &State) -> SiteStatus {
         let spec = state.resources.site.as_ref().map(|site| site.spec.clone()).unwrap_or_default();
         let links: Vec<_> = state.statuses().flat_map(|status| &status.links).collect();
         let up = links.iter().filter(|link| status::link_state(link) == "up").count();
-        let sites: std::collections::BTreeSet<&[u8]> = state
+        let sites: BTreeSet<&[u8]> = state
             .statuses()
             .flat_map(|status| &status.sites)
             .map(|site| site.site_id.as_slice())
@@ -92,7 +95,7 @@ impl Controller {
             links_up: count(up),
             links_total: count(links.len()),
             sites: count(sites.len()),
-            services: count(state.known_services().len()),
+            services: count(state.known_services(self.site).len()),
             connectors: count(state.resources.connectors.len()),
             problems: problems(state),
         }
@@ -172,12 +175,30 @@ fn problems(state: &State) -> Vec<Problem> {
             "say what it shall be: `skctl init NAME --listen ADDR:PORT --advertise HOST`, or --no-listen",
         ));
     }
+    if !state.left_out.is_empty() {
+        let Room { per_site, total } = state.automatic_room();
+        let ports: usize = state.left_out.values().map(BTreeSet::len).sum();
+        out.push(problem(
+            &format!("{ports} ports of the network have no automatic local endpoint"),
+            &format!("a site opens at most {total}, and {per_site} for what one other site alone offers"),
+            "choose with `skctl init --auto-listen PATTERN`, or open single ones with `skctl listen`",
+        ));
+    }
     if !state.routers.values().any(|entry| entry.session.is_some()) {
         out.push(problem(
             "no router is attached",
             "it has not started, or it ended",
             "see `skctl logs`",
         ));
+    }
+    for (name, entry) in &state.routers {
+        if !entry.refused.is_empty() {
+            out.push(problem(
+                &format!("router {name} goes on with its last configuration"),
+                &format!("it cannot take over the new one: {}", entry.refused),
+                "make it smaller: `skctl init --auto-listen PATTERN`; see `skctl logs`",
+            ));
+        }
     }
     for status in state.statuses() {
         for text in &status.problems {

@@ -2,6 +2,7 @@
 
 use skein_api::{AccessGrantSpec, AccessTokenSpec, GuestScope, Kind};
 use skein_trust::STATEMENT_VALIDITY_S;
+use skein_wire::proto::control::{Applied, ConnectorStatus};
 
 use super::*;
 use crate::{
@@ -207,6 +208,74 @@ async fn a_dead_router_says_nothing() {
     let controller = &site.controller;
     until(controller, || controller.state().routers.values().all(|r| r.session.is_none())).await;
     assert_eq!(controller.state().statuses().count(), 0);
-    assert_eq!(controller.state().known_services().len(), 1, "its listeners must not flap");
+    assert_eq!(
+        controller.state().known_services(controller.site).len(),
+        1,
+        "its listeners must not flap"
+    );
+    site.stop().await;
+}
+
+#[tokio::test]
+async fn what_drains_is_kept_until_the_router_has_been_told() {
+    let site = Site::start("hub", None);
+    let controller = &site.controller;
+    let mut router = Router::attach(&site.paths, Attach::default()).await;
+    router.welcome().await;
+    controller.apply(connector("db")).unwrap();
+    router.configured(|config| config.connectors.len() == 1).await;
+    let status = |config_version, flows_active| {
+        let connector = ConnectorStatus { name: "db".into(), flows_active, ..Default::default() };
+        let connectors = vec![connector];
+        from_router::Message::Status(RouterStatus { config_version, connectors, ..seen("web") })
+    };
+    let applied =
+        |version| from_router::Message::Applied(Applied { version, ..Applied::default() });
+    let before = router.version;
+    router.tell(applied(before)).await;
+    router.tell(status(before, 0)).await;
+    until(controller, || controller.state().statuses().count() == 1).await;
+    let now = rpc::DeleteRequest {
+        kind: "connector".into(),
+        name: "db".into(),
+        now: true,
+        ..Default::default()
+    };
+    controller.delete(&now).unwrap();
+    controller.tick(1);
+    assert_eq!(controller.state().draining.len(), 1, "a flow may have begun since that status");
+    router.configured(|config| config.connectors.iter().any(|connector| connector.reset)).await;
+    // What it saw before it has the new configuration arrives after it said that it has.
+    router.tell(applied(router.version)).await;
+    router.tell(status(before, 0)).await;
+    router.tell(status(router.version, 1)).await;
+    let flows = || controller.state().statuses().any(|s| s.connectors[0].flows_active == 1);
+    until(controller, flows).await;
+    assert_eq!(controller.state().draining.len(), 1, "it still resets them");
+    router.tell(status(router.version, 0)).await;
+    until(controller, || !flows()).await;
+    controller.tick(1);
+    assert_eq!(controller.state().draining.len(), 0);
+    site.stop().await;
+}
+
+#[tokio::test]
+async fn a_configuration_that_is_refused_is_a_problem_and_not_sent_again_at_once() {
+    let site = Site::start("hub", None);
+    let controller = &site.controller;
+    let mut router = Router::attach(&site.paths, Attach::default()).await;
+    router.welcome().await;
+    router.configured(|_| true).await;
+    let problems = vec!["too large".to_owned()];
+    let refused = Applied { refused: true, problems, ..Applied::default() };
+    router.tell(from_router::Message::Applied(refused)).await;
+    let is_told = || controller.document("status").unwrap().contains("too large");
+    until(controller, is_told).await;
+    controller.apply(connector("db")).unwrap();
+    let request = CertificateRequest { csr: KeyRequest::generate().unwrap().csr().to_vec() };
+    router.tell(from_router::Message::CertificateRequest(request)).await;
+    assert!(matches!(router.next().await, to_router::Message::Certificate(_)));
+    router.tell(from_router::Message::Applied(Applied { version: 1, ..Applied::default() })).await;
+    until(controller, || !is_told()).await;
     site.stop().await;
 }

@@ -9,11 +9,11 @@ use skein_api::{
     Protocol,
     status::{Endpoint, Provider, ServicePort, ServiceRow, Target},
 };
-use skein_core::{Address, SiteId};
+use skein_core::{Address, Port, SiteId};
 use skein_wire::proto::{control, routing};
 
 use super::{site_label, site_text};
-use crate::{endpoint::AutoEndpoints, resources::Resources};
+use crate::{admission::LeftOut, endpoint::AutoEndpoints, resources::Resources};
 
 /// Builds the rows: addresses of the network, of connectors and of listeners here, by name.
 #[must_use]
@@ -22,6 +22,7 @@ pub fn services(
     site_name: &str,
     resources: &Resources,
     endpoints: &AutoEndpoints,
+    left_out: &LeftOut,
     statuses: &[&control::RouterStatus],
 ) -> Vec<ServiceRow> {
     let mut rows: BTreeMap<String, ServiceRow> = BTreeMap::new();
@@ -54,12 +55,17 @@ pub fn services(
         }
     }
     for row in rows.values_mut() {
-        let automatic = row.address.parse::<Address>().ok().and_then(|a| endpoints.get(&a));
+        let address = row.address.parse::<Address>().ok();
+        let automatic = address.as_ref().and_then(|address| endpoints.get(address));
+        let left_out = address.as_ref().and_then(|address| left_out.get(address));
         let has_automatic = row.endpoints.iter().any(|endpoint| endpoint.automatic);
         if let Some(automatic) = automatic.filter(|_| has_automatic) {
             row.local_ip = automatic.ip.to_string();
         }
         judge(row);
+        if let Some(ports) = left_out.filter(|_| row.state == "ready") {
+            explain_left_out(row, ports);
+        }
     }
     rows.into_values().collect()
 }
@@ -192,6 +198,23 @@ fn endpoint(
     }
 }
 
+/// Says why a service that is ready cannot be reached from here.
+fn explain_left_out(row: &mut ServiceRow, ports: &BTreeSet<Port>) {
+    let open: BTreeSet<u16> = row.endpoints.iter().map(|endpoint| endpoint.port).collect();
+    let missing = ports.iter().filter(|port| !open.contains(&port.port));
+    let missing: Vec<String> = missing.map(|port| port.port.to_string()).collect();
+    if missing.is_empty() {
+        return;
+    }
+    "blocked".clone_into(&mut row.state);
+    row.message = format!(
+        "port {}: not opened by itself, the network offers more than there is room for; run `skctl listen {} --port {}`",
+        missing.join(", "),
+        row.address,
+        missing[0],
+    );
+}
+
 /// State and message from everything else.
 fn judge(row: &mut ServiceRow) {
     let unhealthy: BTreeSet<&str> = row
@@ -257,7 +280,7 @@ mod tests {
     }
 
     fn rows(resources: &Resources, status: &RouterStatus) -> Vec<ServiceRow> {
-        services(HERE, "hub", resources, &AutoEndpoints::new(), &[status])
+        services(HERE, "hub", resources, &AutoEndpoints::new(), &LeftOut::new(), &[status])
     }
 
     #[test]
@@ -266,6 +289,24 @@ mod tests {
         assert_eq!((row.address.as_str(), row.state.as_str()), ("db", "ready"));
         assert_eq!((row.ports[0].port, row.providers[0].site.as_str()), (5432, "dc"));
         assert_eq!(rows(&Resources::default(), &remote(false))[0].state, "unreachable");
+    }
+
+    #[test]
+    fn a_port_there_is_no_room_for_is_shown_until_it_is_opened() {
+        let port = Port { port: 5432, protocol: skein_core::Protocol::Tcp };
+        let left_out = LeftOut::from([("db".parse().unwrap(), [port].into())]);
+        let mut status = remote(true);
+        let row = |status: &RouterStatus| {
+            let (resources, endpoints) = (Resources::default(), AutoEndpoints::new());
+            services(HERE, "hub", &resources, &endpoints, &left_out, &[status]).remove(0)
+        };
+        let blocked = row(&status);
+        assert_eq!(blocked.state, "blocked");
+        assert!(blocked.message.contains("`skctl listen db --port 5432`"), "{}", blocked.message);
+        let ports = vec![ListenerPortStatus { port: 5432, ..ListenerPortStatus::default() }];
+        let (name, address) = ("mine".into(), "db".into());
+        status.listeners.push(ListenerStatus { name, address, ports, reachable: true });
+        assert_eq!(row(&status).state, "ready");
     }
 
     #[test]
