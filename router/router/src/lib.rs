@@ -20,6 +20,7 @@ mod key;
 pub mod link;
 mod metrics;
 pub mod net;
+mod panic;
 mod respawn;
 mod router;
 pub mod session;
@@ -45,6 +46,7 @@ pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
         }
     };
     telemetry::install(args.log_format, &args.log_level);
+    panic::abort_the_process();
     match router::run_process(args.into_config()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -15,6 +15,7 @@ mod leave;
 mod lock;
 mod net;
 mod observed;
+mod panic;
 pub mod paths;
 pub mod platform;
 mod process;

@@ -25,6 +25,7 @@ use crate::{
     controller::Controller,
     lock::{LockError, StateLock},
     net::Acceptor,
+    panic,
     paths::{PathError, Paths},
     platform::linux::supervise,
     service::SiteService,
@@ -109,6 +110,7 @@ pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
         redirect_output(&Paths::new(args.state.clone(), args.runtime.clone()));
     }
     install_logs(&args);
+    panic::abort_the_process();
     match start(args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
