@@ -4,9 +4,10 @@ use crate::{
     credentials::{self, RouterCredentials},
     egress::Egress,
     fabric::Fabric,
-    flows::{FlowCounters, LocalRouter, Surroundings},
+    flows::{FlowCounters, FlowLimit, LocalRouter, Surroundings},
     ingress::{Ingress, IngressConfig},
     link::{HelloFor, LinkEvent, Links, LinksConfig},
+    net,
     session::{self, Budget, Sessions, SessionsConfig},
 };
 use skein_core::{Fib, Handle, TrustView};
@@ -18,7 +19,7 @@ use tokio::{
 
 /// Ceiling of flow buffers until the configuration names one, in bytes.
 pub(crate) const MEMORY_BYTES_DEFAULT: u64 = 256 << 20;
-/// Flows open at a time until the configuration names a number.
+/// Flows at each edge at a time until the configuration names a number.
 pub(crate) const FLOWS_MAX_DEFAULT: usize = 100_000;
 
 /// The parts, for whoever configures or asks them. Cheap to clone; may be used from any thread.
@@ -30,6 +31,7 @@ pub(crate) struct DataPlane {
     pub(crate) ingress: Ingress,
     pub(crate) egress: Egress,
     pub(crate) budget: Arc<Budget>,
+    pub(crate) limit: Arc<FlowLimit>,
     pub(crate) flows: Arc<FlowCounters>,
     fib: watch::Sender<Arc<Fib>>,
     services: watch::Sender<Arc<Fib>>,
@@ -74,6 +76,7 @@ impl DataPlane {
         let (services, services_seen) = watch::channel(Arc::default());
         let (trust, trust_seen) = watch::channel(Arc::new(TrustView::empty(local.site)));
         let budget = Budget::new(MEMORY_BYTES_DEFAULT);
+        let limit = FlowLimit::new(local.site, FLOWS_MAX_DEFAULT, net::flow_descriptors_max());
         let flows = Arc::<FlowCounters>::default();
         let surroundings = Surroundings {
             runtime,
@@ -82,6 +85,7 @@ impl DataPlane {
             services: services_seen,
             trust: trust_seen,
             budget: Arc::clone(&budget),
+            limit: Arc::clone(&limit),
             counters: Arc::clone(&flows),
             buffer: Arc::default(),
         };
@@ -96,11 +100,21 @@ impl DataPlane {
             sessions: sessions.clone(),
             egress: egress.clone(),
             surroundings,
-            flows_max: FLOWS_MAX_DEFAULT,
             seed,
         });
-        let plane =
-            Self { fabric, links, sessions, ingress, egress, budget, flows, fib, services, trust };
+        let plane = Self {
+            fabric,
+            links,
+            sessions,
+            ingress,
+            egress,
+            budget,
+            limit,
+            flows,
+            fib,
+            services,
+            trust,
+        };
         Ok((plane, events))
     }
 

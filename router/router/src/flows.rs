@@ -1,5 +1,10 @@
 //! What ingress and egress know about flows in common: their surroundings, their counters and the access log.
 
+mod limit;
+
+pub use limit::FlowLimit;
+pub(crate) use limit::FlowSlot;
+
 use crate::fabric::Counter;
 use crate::{session::Budget, splice::ReadBuffer};
 use skein_core::{Address, Fib, RouterId, SiteId, TrustView};
@@ -27,6 +32,8 @@ pub struct Surroundings {
     pub trust: watch::Receiver<Arc<TrustView>>,
     /// Ceiling of the memory that flows may take.
     pub budget: Arc<Budget>,
+    /// How many of them there may be.
+    pub limit: Arc<FlowLimit>,
     /// What became of flows.
     pub counters: Arc<FlowCounters>,
     /// What every socket is read into.

@@ -165,6 +165,21 @@ pub async fn resolve(endpoint: &str) -> io::Result<Vec<SocketAddr>> {
     Ok(tokio::net::lookup_host(endpoint).await?.collect())
 }
 
+/// Of the descriptors that this process may have, this fraction is for everything but flows: links and those to come, listeners, health
+/// checks, control, claims.
+const RESERVED_DIVISOR: u64 = 8;
+const RESERVED_MIN: u64 = 64;
+const RESERVED_MAX: u64 = 8_192;
+
+/// Descriptors that flows may take.
+#[must_use]
+pub fn flow_descriptors_max() -> usize {
+    use rustix::process::{Resource, getrlimit};
+    let all = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    let reserved = (all / RESERVED_DIVISOR).clamp(RESERVED_MIN, RESERVED_MAX);
+    usize::try_from(all.saturating_sub(reserved)).unwrap_or(usize::MAX)
+}
+
 /// Whether this process or host lacked descriptors or memory, and will until some are free.
 #[must_use]
 pub fn is_exhaustion(error: &io::Error) -> bool {

@@ -173,7 +173,7 @@ async fn run_until_signal(config: Config, runtimes: &Runtimes) -> anyhow::Result
     Ok(())
 }
 
-/// A flow takes two descriptors at each edge; the soft limit of 1,024 is for programs that use `select`.
+/// A flow takes a descriptor at each edge; the soft limit of 1,024 is for programs that use `select`.
 fn raise_open_files_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);

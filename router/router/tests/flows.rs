@@ -729,6 +729,35 @@ async fn a_withdrawn_address_closes_its_listener_and_spares_running_flows() {
 }
 
 #[tokio::test]
+async fn an_egress_with_as_many_flows_as_it_may_have_costs_no_flow() {
+    const FLOWS: usize = 4;
+    let mut network = Network::new(3);
+    let targets = [listen_on_loopback(), listen_on_loopback()];
+    for (edge, target) in [1, 2].into_iter().zip(&targets) {
+        network.expose(edge, "echo", target.local_addr().unwrap()).await;
+    }
+    let entrance = network.listen(0, "echo").await;
+    // Of these one site gets three.
+    network.edges[1].limit.set_flows_max(FLOWS);
+    let mut served = [0, 0];
+    let mut open = Vec::new();
+    for _ in 0..4 * FLOWS {
+        let client = connect(entrance).await;
+        let accepted = async {
+            tokio::select! {
+                server = accept(&targets[0]) => (0, server),
+                server = accept(&targets[1]) => (1, server),
+            }
+        };
+        let (by, server) = within(accepted).await;
+        served[by] += 1;
+        open.push((client, server));
+    }
+    assert_eq!(served, [FLOWS - 1, 3 * FLOWS + 1]);
+    assert!(network.edges[1].counters.ended(Edge::Egress, Outcome::Refused) > 0);
+}
+
+#[tokio::test]
 async fn a_changed_connector_stays_advertised_and_keeps_its_flows() {
     let (network, target, entrance) = Network::service().await;
     let mut client = connect(entrance).await;

@@ -46,7 +46,7 @@ impl Control {
             0 => MEMORY_BYTES_DEFAULT,
             bytes => bytes,
         });
-        self.data.ingress.set_flows_max(match settings.flows_max {
+        self.data.limit.set_flows_max(match settings.flows_max {
             0 => FLOWS_MAX_DEFAULT,
             flows => usize::try_from(flows).unwrap_or(usize::MAX),
         });

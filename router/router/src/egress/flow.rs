@@ -6,7 +6,7 @@ use super::{
     proxy_protocol,
 };
 use crate::{
-    flows::{Edge, FlowRecord, Outcome, Progress, may_consume},
+    flows::{Edge, FlowRecord, FlowSlot, Outcome, Progress, may_consume},
     session::{Flow, FlowError, IncomingFlow},
     splice::{self, Terms},
 };
@@ -51,6 +51,7 @@ struct Served {
     target: TcpStream,
     connector: Arc<Connector>,
     counted: FlowGuard,
+    _slot: FlowSlot,
 }
 
 /// Takes a flow of a peer from its head to its end.
@@ -152,6 +153,10 @@ async fn connect(egress: &Egress, asked: &Asked) -> Result<Served, Refusal> {
     if !may_consume(&egress.0.surroundings.trust.borrow(), asked.site, &asked.address) {
         return Err(Refusal::new(Reason::NotAllowed, "the site may not reach this address"));
     }
+    let Some(slot) = egress.0.surroundings.limit.enter(Edge::Egress, asked.site) else {
+        let detail = "the egress router has as many flows as it may, or as the site may";
+        return Err(Refusal::new(Reason::Overloaded, detail));
+    };
     let connectors = egress.connectors_for(&asked.address, asked.port);
     let mut last = Refusal::new(Reason::NoSuchAddress, "no connector serves this address and port");
     for connector in connectors {
@@ -161,7 +166,7 @@ async fn connect(egress: &Egress, asked: &Asked) -> Result<Served, Refusal> {
                     last = Refusal::new(Reason::TargetUnreachable, error.to_string());
                     continue;
                 }
-                return Ok(Served { target, connector, counted });
+                return Ok(Served { target, connector, counted, _slot: slot });
             }
             Err(Some(error)) => last = Refusal::new(error.reason(), error.to_string()),
             Err(None) => {}

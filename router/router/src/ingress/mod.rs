@@ -17,10 +17,7 @@ use skein_core::{Address, RouterId};
 use skein_wire::proto::control::{ListenerConfig, ListenerStatus};
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::Arc,
     time::Instant,
 };
 use tokio::{net::TcpStream, time::timeout_at};
@@ -39,8 +36,6 @@ pub struct IngressConfig {
     pub egress: Egress,
     /// The rest of the router.
     pub surroundings: Surroundings,
-    /// Flows open at a time; more are reset as soon as they are accepted.
-    pub flows_max: usize,
     /// Seeds flow ids and says with which of equal candidates a listener begins.
     pub seed: [u8; 32],
 }
@@ -52,7 +47,6 @@ pub struct Ingress(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     config: IngressConfig,
-    flows_max: AtomicUsize,
     rng: Mutex<StdRng>,
     first_turn: u64,
     /// By name.
@@ -81,7 +75,6 @@ impl Ingress {
     pub fn start(config: IngressConfig) -> Self {
         let mut rng = StdRng::from_seed(config.seed);
         Self(Arc::new(Inner {
-            flows_max: AtomicUsize::new(config.flows_max),
             first_turn: rng.random(),
             rng: Mutex::new(rng),
             config,
@@ -134,11 +127,6 @@ impl Ingress {
         }
     }
 
-    /// Changes the number of flows open at a time.
-    pub fn set_flows_max(&self, flows_max: usize) {
-        self.0.flows_max.store(flows_max, Ordering::Relaxed);
-    }
-
     /// Every listener as it is now, in the order of names.
     #[must_use]
     pub fn status(&self) -> Vec<ListenerStatus> {
@@ -180,14 +168,18 @@ impl Ingress {
         let mut record =
             FlowRecord::start(counters, Edge::Ingress, surroundings.local.site, flow_id);
         record.address = Some(opening.address.clone());
-        if self.0.flows.len() >= self.0.flows_max.load(Ordering::Relaxed) {
+        let Some(slot) = surroundings.limit.enter(Edge::Ingress, surroundings.local.site) else {
             record.outcome = Outcome::Overloaded;
             splice::reset(client);
             return;
-        }
+        };
         let span = record.span();
-        let flow = flow::serve(self.clone(), opening, client, record, turn).instrument(span);
-        self.0.flows.spawn_on(flow, &surroundings.runtime);
+        let flow = flow::serve(self.clone(), opening, client, record, turn);
+        let counted = async move {
+            flow.await;
+            drop(slot);
+        };
+        self.0.flows.spawn_on(counted.instrument(span), &surroundings.runtime);
     }
 
     /// Counts a flow that waits for an egress until the guard is dropped; `None` when too many do.

@@ -16,7 +16,7 @@ use skein_core::{
 use skein_router::{
     clock,
     egress::Egress,
-    flows::{FlowCounters, LocalRouter, Surroundings},
+    flows::{FlowCounters, FlowLimit, LocalRouter, Surroundings},
     ingress::{Ingress, IngressConfig},
     net,
     session::{self, Budget, Sessions, SessionsConfig},
@@ -150,6 +150,7 @@ pub(crate) struct Edge {
     pub(crate) egress: Egress,
     pub(crate) sessions: Sessions,
     pub(crate) budget: Arc<Budget>,
+    pub(crate) limit: Arc<FlowLimit>,
     pub(crate) counters: Arc<FlowCounters>,
     fib: watch::Sender<Arc<Fib>>,
     trust: watch::Sender<Arc<TrustView>>,
@@ -388,6 +389,7 @@ impl Edge {
             fib: fib_seen,
             trust: trust_seen,
             budget: Budget::new(budget_bytes),
+            limit: FlowLimit::new(site, 100_000, usize::MAX),
             counters: Arc::default(),
             buffer: Arc::default(),
         };
@@ -402,7 +404,6 @@ impl Edge {
             sessions: sessions.clone(),
             egress: egress.clone(),
             surroundings: surroundings.clone(),
-            flows_max: 100_000,
             seed: [n; 32],
         });
         let trusted = Arc::new(TrustedSite {
@@ -414,7 +415,7 @@ impl Edge {
             network: site,
             endpoints: Vec::new(),
         });
-        let Surroundings { budget, counters, .. } = surroundings;
+        let Surroundings { budget, limit, counters, .. } = surroundings;
         Self {
             local,
             handle,
@@ -423,6 +424,7 @@ impl Edge {
             egress,
             sessions,
             budget,
+            limit,
             counters,
             fib,
             trust,

@@ -1,0 +1,137 @@
+//! How many flows there may be, and how many of one site. Each takes a descriptor, of which links must find some left.
+
+use super::Edge;
+use parking_lot::Mutex;
+use skein_core::SiteId;
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+/// One site may have so many times what is left for everybody else, as with memory.
+const SHARE: usize = 3;
+
+/// Room for flows at both edges of a router.
+#[derive(Debug)]
+pub struct FlowLimit {
+    local: SiteId,
+    flows_max: AtomicUsize,
+    descriptors_max: usize,
+    taken: Mutex<Taken>,
+}
+
+#[derive(Debug, Default)]
+struct Taken {
+    /// By edge.
+    flows: [usize; 2],
+    /// Those of other sites that leave here.
+    by_site: HashMap<SiteId, usize>,
+}
+
+/// One flow, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct FlowSlot {
+    limit: Arc<FlowLimit>,
+    edge: Edge,
+    site: SiteId,
+}
+
+impl FlowLimit {
+    /// Room for `flows_max` flows at each edge of a router of the site `local`, and for `descriptors_max` at both.
+    #[must_use]
+    pub fn new(local: SiteId, flows_max: usize, descriptors_max: usize) -> Arc<Self> {
+        Arc::new(Self {
+            local,
+            flows_max: AtomicUsize::new(flows_max),
+            descriptors_max,
+            taken: Mutex::default(),
+        })
+    }
+
+    /// Changes the number of flows at each edge; those that run go on.
+    pub fn set_flows_max(&self, flows_max: usize) {
+        self.flows_max.store(flows_max, Ordering::Relaxed);
+    }
+
+    /// Room for one more flow that comes from `site`; `None` when there is none, or none for that site.
+    pub(crate) fn enter(self: &Arc<Self>, edge: Edge, site: SiteId) -> Option<FlowSlot> {
+        let mut taken = self.taken.lock();
+        let all: usize = taken.flows.iter().sum();
+        let flows_left =
+            self.flows_max.load(Ordering::Relaxed).saturating_sub(taken.flows[edge as usize]);
+        let left = flows_left.min(self.descriptors_max.saturating_sub(all)).checked_sub(1)?;
+        if site != self.local {
+            let used = taken.by_site.get(&site).copied().unwrap_or(0);
+            // The first may take all there is.
+            if used > 0 && used >= left.saturating_mul(SHARE) {
+                return None;
+            }
+            taken.by_site.insert(site, used + 1);
+        }
+        taken.flows[edge as usize] += 1;
+        Some(FlowSlot { limit: Arc::clone(self), edge, site })
+    }
+}
+
+impl Drop for FlowSlot {
+    fn drop(&mut self) {
+        let mut taken = self.limit.taken.lock();
+        taken.flows[self.edge as usize] -= 1;
+        if let Some(used) = taken.by_site.get_mut(&self.site) {
+            *used -= 1;
+            if *used == 0 {
+                taken.by_site.remove(&self.site);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn site(n: u8) -> SiteId {
+        SiteId([n; 32])
+    }
+
+    #[test]
+    fn a_site_leaves_room_for_others_and_gives_it_back() {
+        let limit = FlowLimit::new(site(0), 100, usize::MAX);
+        let leave = |n: u8| limit.enter(Edge::Egress, site(n));
+        let greedy: Vec<_> = std::iter::from_fn(|| leave(1)).collect();
+        assert_eq!(greedy.len(), 75);
+        let late: Vec<_> = std::iter::from_fn(|| leave(2)).collect();
+        assert!(late.len() >= 18, "{}", late.len());
+        assert!(leave(1).is_none());
+        drop((greedy, late));
+        let taken = limit.taken.lock();
+        assert!(taken.flows == [0, 0] && taken.by_site.is_empty());
+    }
+
+    #[test]
+    fn both_edges_share_the_descriptors() {
+        let limit = FlowLimit::new(site(0), 100, 120);
+        let entering: Vec<_> = std::iter::from_fn(|| limit.enter(Edge::Ingress, site(0))).collect();
+        assert_eq!(entering.len(), 100, "its own clients may have all of it");
+        let leaving: Vec<_> = std::iter::from_fn(|| limit.enter(Edge::Egress, site(1))).collect();
+        assert_eq!(leaving.len(), 15);
+        drop(entering);
+        limit.set_flows_max(15);
+        assert!(limit.enter(Edge::Egress, site(0)).is_none());
+    }
+
+    #[test]
+    fn a_refusal_leaves_nothing_behind() {
+        let limit = FlowLimit::new(site(0), 0, usize::MAX);
+        assert!(limit.enter(Edge::Egress, site(1)).is_none());
+        limit.set_flows_max(1);
+        let held = limit.enter(Edge::Egress, site(1)).unwrap();
+        assert!(limit.enter(Edge::Egress, site(2)).is_none());
+        drop(held);
+        let taken = limit.taken.lock();
+        assert!(taken.flows == [0, 0] && taken.by_site.is_empty());
+    }
+}
