@@ -28,7 +28,7 @@ use drain::{Draining, poll_drain};
 use hello::HelloBook;
 use settings::MetricsServer;
 use skein_core::{Engine, Fib, Input, LinkId, Output, Record, TrustView};
-use skein_trust::{IdentityCell, RouterNotary, TrustCell};
+use skein_trust::{IdentityCell, RouterIdentity, RouterNotary, TrustCell};
 use skein_wire::{
     convert,
     proto::{
@@ -53,8 +53,9 @@ use tokio_util::sync::CancellationToken;
 const STATUS_TICK: Duration = Duration::from_secs(1);
 /// Changes of state are reported after this; a burst of them becomes one report.
 const STATUS_SOON: Duration = Duration::from_millis(50);
-/// How often the certificate's age is looked at; it is renewed two days before its end.
-const CERTIFICATE_TICK: Duration = Duration::from_secs(60 * 60);
+/// A certificate that was asked for and has not come is asked for again after this.
+const CERTIFICATE_RETRY: Duration = Duration::from_secs(60);
+
 /// What the task is made of.
 #[derive(Debug)]
 pub(crate) struct ControlConfig {
@@ -120,6 +121,8 @@ struct Control {
     network_stale: bool,
     status_due: Option<Instant>,
     draining: bool,
+    /// When a certificate was asked for that has not come.
+    certificate_asked: Option<Instant>,
 }
 
 /// Why the loop turned.
@@ -130,7 +133,6 @@ enum Turn {
     Addresses,
     EngineDue(&'static str),
     StatusDue,
-    CertificateDue,
     Drain(DrainRequest),
     Drained(u64),
     Nothing,
@@ -180,6 +182,7 @@ impl Control {
             network_stale: true,
             status_due: None,
             draining: false,
+            certificate_asked: None,
         };
         if let Some((version, config)) = first {
             control.configure(version, config);
@@ -190,11 +193,10 @@ impl Control {
     async fn run(mut self) {
         let mut status_tick = time::interval(STATUS_TICK);
         status_tick.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
-        let mut certificate_tick = time::interval(CERTIFICATE_TICK);
         let mut draining: Draining = None;
         loop {
             self.take_outputs();
-            let turn = self.turn(&mut status_tick, &mut certificate_tick, &mut draining).await;
+            let turn = self.turn(&mut status_tick, &mut draining).await;
             match turn {
                 Turn::Order(Some(order)) => self.obey(order, &mut draining),
                 Turn::Link(Some(event)) => self.handle_link_event(event),
@@ -209,8 +211,10 @@ impl Control {
                     self.engine.handle_timeout(started, clock::unix_s());
                     self.gauges.ran(task, clock::now().saturating_duration_since(started));
                 }
-                Turn::StatusDue => self.report_status(),
-                Turn::CertificateDue => self.renew_certificate(),
+                Turn::StatusDue => {
+                    self.renew_certificate();
+                    self.report_status();
+                }
                 Turn::Drain(request) => self.start_drain(request, &mut draining),
                 Turn::Drained(flows_reset) => {
                     let request = draining.take().map(|(_, request)| request);
@@ -225,12 +229,7 @@ impl Control {
     }
 
     /// Waits for the next thing to do. Every arm is cancel-safe.
-    async fn turn(
-        &mut self,
-        status_tick: &mut time::Interval,
-        certificate_tick: &mut time::Interval,
-        draining: &mut Draining,
-    ) -> Turn {
+    async fn turn(&mut self, status_tick: &mut time::Interval, draining: &mut Draining) -> Turn {
         let (engine_due, task) = self.engine.poll_timeout().unzip();
         let status_due = self.status_due;
         tokio::select! {
@@ -246,7 +245,6 @@ impl Control {
             () = sleep_until(engine_due) => Turn::EngineDue(task.unwrap_or_default()),
             () = sleep_until(status_due) => Turn::StatusDue,
             _ = status_tick.tick() => Turn::StatusDue,
-            _ = certificate_tick.tick() => Turn::CertificateDue,
             Some(request) = self.drains.recv() => Turn::Drain(request),
             flows_reset = poll_drain(draining) => Turn::Drained(flows_reset),
         }
@@ -265,6 +263,7 @@ impl Control {
     fn obey(&mut self, order: Order, draining: &mut Draining) {
         match order {
             Order::Attached(welcome) => {
+                self.renew_certificate();
                 if welcome.boot_epoch != self.site.boot_epoch {
                     tracing::warn!(
                         ours = self.site.boot_epoch,
@@ -276,6 +275,7 @@ impl Control {
             Order::Certificate(certificate) => match self.key.accept(&certificate) {
                 Ok(identity) => {
                     self.controller.facts.csr.send_replace(None);
+                    self.certificate_asked = None;
                     self.identity.replace(Arc::new(identity));
                     self.input(Input::IdentityRenewed);
                     tracing::info!("certificate renewed");
@@ -427,13 +427,23 @@ impl Control {
         self.controller.facts.learned.send_replace(Arc::new(self.learned.clone()));
     }
 
+    /// Asks for another certificate when it is time to. Looked at all the time and by the wall clock: a host that slept may wake with one
+    /// that has expired, and timers do not count sleep.
     fn renew_certificate(&mut self) {
-        let good_until = clock::unix_s() + boot::CERTIFICATE_RENEW_BEFORE_S;
-        let renew = self.identity.current().is_none_or(|i| i.not_after_unix_s() < good_until);
-        if renew {
+        let now = clock::now();
+        let waits = self.certificate_asked.is_some_and(|asked| now < asked + CERTIFICATE_RETRY);
+        let unix_s = clock::unix_s();
+        if !waits && self.identity.current().is_none_or(|current| is_due(&current, unix_s)) {
+            self.certificate_asked = Some(now);
             self.controller.facts.csr.send_replace(Some(self.key.csr().to_vec()));
         }
     }
+}
+
+/// Whether another certificate is needed: two days before its end, or when a clock that was wrong made it for later.
+fn is_due(current: &RouterIdentity, unix_s: i64) -> bool {
+    let renewed_until = unix_s + boot::CERTIFICATE_RENEW_BEFORE_S;
+    current.not_after_unix_s() < renewed_until || unix_s < current.not_before_unix_s()
 }
 
 fn micros(duration: Duration) -> u32 {
@@ -444,5 +454,28 @@ async fn sleep_until(due: Option<Instant>) {
     match due {
         Some(due) => time::sleep_until(due.into()).await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_due;
+    use aws_lc_rs::rand::SystemRandom;
+    use skein_core::SiteId;
+    use skein_trust::{KeyRequest, RouterIdentity, SiteCa};
+
+    #[test]
+    fn a_certificate_is_renewed_in_time_and_after_a_wrong_clock() {
+        const NOW: i64 = 1_800_000_000;
+        const HOUR: i64 = 3_600;
+        let random = SystemRandom::new();
+        let ca = SiteCa::generate(SiteId([1; 32]), &random, NOW).unwrap();
+        let key = KeyRequest::generate().unwrap();
+        let issued = ca.issue_router(key.csr(), "router", &random, NOW).unwrap();
+        let identity = RouterIdentity::new(issued.chain, key.private_key()).unwrap();
+        assert!(!is_due(&identity, NOW) && !is_due(&identity, NOW + 23 * HOUR));
+        assert!(is_due(&identity, NOW + 25 * HOUR));
+        assert!(is_due(&identity, NOW + 90 * HOUR), "the host slept");
+        assert!(is_due(&identity, NOW - 14 * 24 * HOUR), "it was made by a clock ahead");
     }
 }

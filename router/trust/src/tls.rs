@@ -50,6 +50,7 @@ pub struct RouterIdentity {
     certified: Arc<CertifiedKey>,
     id: SpiffeId,
     router: RouterId,
+    not_before_unix_s: i64,
     not_after_unix_s: i64,
 }
 
@@ -66,10 +67,11 @@ impl RouterIdentity {
         let id = leaf_id(leaf)?;
         let Some(router) = id.router_id() else { return Err(PeerError::WrongRole(id).into()) };
         let (_, parsed) = X509Certificate::from_der(leaf).map_err(|_| PeerError::Malformed)?;
+        let not_before_unix_s = parsed.validity().not_before.timestamp();
         let not_after_unix_s = parsed.validity().not_after.timestamp();
         let certified =
             CertifiedKey::from_der(chain, key, &provider()).map_err(RouterIdentityError::Key)?;
-        Ok(Self { certified: Arc::new(certified), id, router, not_after_unix_s })
+        Ok(Self { certified: Arc::new(certified), id, router, not_before_unix_s, not_after_unix_s })
     }
 
     /// Its site.
@@ -97,6 +99,12 @@ impl RouterIdentity {
     #[must_use]
     pub fn certificate(&self) -> &CertificateDer<'static> {
         &self.certified.cert[0]
+    }
+
+    /// When it becomes valid, in Unix time.
+    #[must_use]
+    pub fn not_before_unix_s(&self) -> i64 {
+        self.not_before_unix_s
     }
 
     /// When it expires, in Unix time.

@@ -171,7 +171,7 @@ fn a_router_of_a_site_that_lapsed_gets_as_far_as_its_introduction() {
 
     let introduced = |said: &[Record]| tls.introduced(&router.chain, Usage::Server, said);
     let fresh = statement(a, a, 2, NOW + DAY);
-    assert_eq!(introduced(&[fresh.clone()]), Ok(()));
+    assert_eq!(introduced(std::slice::from_ref(&fresh)), Ok(()));
     let refused = Err(PeerError::Lapsed { site: a.id(), ago_s: DAY.unsigned_abs() });
     for (why, said) in [
         ("nothing", None),

@@ -29,6 +29,8 @@ pub(crate) const MESSAGE_LEN_MAX: usize = 64 << 20;
 const FIRST_STATUS_TIMEOUT: Duration = Duration::from_secs(3);
 /// A router that could not take its configuration over is not sent another before this time is over: the next is probably no better.
 const REFUSED_PAUSE: Duration = Duration::from_secs(60);
+/// Routers refuse a boot epoch beyond this.
+const EPOCH_MAX: u64 = u32::MAX as u64;
 /// Requests of ours a router has not answered.
 const PENDING_MAX: usize = 64;
 
@@ -327,7 +329,7 @@ impl Controller {
         } else {
             attach.boot_epoch
         };
-        if boot_epoch > known {
+        if attach.boot_epoch == 0 || boot_epoch > known {
             let mut epochs = state.epochs.clone();
             epochs.insert(attach.router_name.clone(), boot_epoch);
             self.store.save_epochs(&epochs).map_err(|error| {
@@ -505,7 +507,26 @@ fn first_session(state: &mut State) -> Option<&mut Session> {
     state.routers.values_mut().find_map(|entry| entry.session.as_mut())
 }
 
-/// At least the time in seconds, so that epochs grow also when the file that counts them was lost; they must fit 32 bits until 2106.
+/// At least the time in seconds, so that epochs grow also when the file that counts them was lost. They must fit 32 bits: a time that does
+/// not is wrong, and one that was counted is not counted on from.
 fn next_epoch(known: u64, now_unix_s: i64) -> u64 {
-    (known + 1).max(u64::try_from(now_unix_s).unwrap_or(0))
+    let fits = |epoch: &u64| *epoch < EPOCH_MAX;
+    let now = u64::try_from(now_unix_s).ok().filter(fits).unwrap_or(0);
+    (Some(known).filter(fits).unwrap_or(0) + 1).max(now)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn epochs_grow_and_fit_whatever_the_clock_says() {
+        const NOW: i64 = 1_800_000_000;
+        let now = u64::try_from(NOW).unwrap();
+        assert_eq!(next_epoch(0, NOW), now);
+        assert_eq!(next_epoch(now, NOW), now + 1);
+        assert_eq!(next_epoch(now, 1 << 40), now + 1, "a clock beyond 2106");
+        assert_eq!(next_epoch(1 << 40, NOW), now, "it was counted by an earlier version");
+        assert_eq!(next_epoch(EPOCH_MAX - 1, NOW), EPOCH_MAX, "the last of all");
+    }
 }

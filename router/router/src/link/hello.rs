@@ -73,11 +73,11 @@ pub(super) fn admitted(connection: &Connection) -> Result<Admitted, PeerError> {
         .handshake_data()
         .and_then(|data| data.downcast::<quinn::crypto::rustls::HandshakeData>().ok())
         .and_then(|data| data.protocol);
-    skein_trust::admit(alpn.as_deref(), chain(connection).as_deref().map(Vec::as_slice))
+    skein_trust::admit(alpn.as_deref(), chain(connection).as_deref())
 }
 
-fn chain(connection: &Connection) -> Option<Box<Vec<CertificateDer<'static>>>> {
-    connection.peer_identity()?.downcast().ok()
+fn chain(connection: &Connection) -> Option<Vec<CertificateDer<'static>>> {
+    connection.peer_identity()?.downcast().ok().map(|chain| *chain)
 }
 
 /// The certificate of a neighbour whose last statement has expired is good for nothing before it has shown a new one.
