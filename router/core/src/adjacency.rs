@@ -24,6 +24,10 @@ const GUEST_WANTED_MAX: usize = 8_192;
 const ANSWER_MAX: Duration = Duration::from_secs(10);
 /// Most records of one neighbour remembered as not verifiable yet.
 const PARKED_MAX: usize = 4_096;
+/// Forged records of one neighbour within a while: each costs us as much as a good one, and an honest neighbour has none but for a moment,
+/// while keys or CAs are being replaced.
+const FORGED_MAX: u32 = 32;
+const FORGED_WITHIN: Duration = Duration::from_secs(60);
 /// RTT is advertised in these steps, so that links of one LAN are equally good.
 const RTT_STEP_US: u32 = 500;
 /// Smallest change of RTT worth telling the network.
@@ -72,6 +76,8 @@ pub(crate) struct Adjacency {
     /// Records that wait for another one, whose origin is remembered.
     parked: BTreeMap<RecordKey, (u64, Origin)>,
     announced: bool,
+    /// Records that were not signed by whom they name, and since when they are counted.
+    forged: (u32, Option<Instant>),
 }
 
 /// What of our own summary was sent.
@@ -113,6 +119,7 @@ impl Adjacency {
             peer_summary_done: false,
             parked: BTreeMap::new(),
             announced: false,
+            forged: (0, None),
         }
     }
 
@@ -225,6 +232,16 @@ impl Adjacency {
             tracing::debug!(link = %self.link, records = self.requested.len(), "records asked for are gone");
             self.requested.clear();
         }
+    }
+
+    /// Counts a record that was not signed by whom it names; says whether there were too many.
+    pub(crate) fn forged(&mut self, now: Instant) -> bool {
+        let (count, since) = self.forged;
+        self.forged = match since {
+            Some(since) if now < since + FORGED_WITHIN => (count + 1, Some(since)),
+            _ => (1, Some(now)),
+        };
+        self.forged.0 > FORGED_MAX
     }
 
     pub(crate) fn peer_summary_done(&mut self) {

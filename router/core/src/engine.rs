@@ -107,6 +107,9 @@ pub enum Rejection {
     /// The signature or what it stands on does not hold.
     #[error("{0}")]
     Invalid(&'static str),
+    /// Its signature does not hold. Now and then that happens when keys and CAs are replaced; whoever brings many such records makes them up.
+    #[error("{0}")]
+    Forged(&'static str),
     /// It or what it stands on has expired, or is not valid yet.
     #[error("expired or not valid yet")]
     Expired,

@@ -4,10 +4,11 @@
 
 mod common;
 
-use common::{Network, endorsement, entry, router_id, seal, site_id};
+use common::{Network, endorsement, entry, router_id, seal, seal_as, site_id, statement};
 use skein_core::{
-    AdjacencyState, HOPS_MAX, Input, Label, LinkId, LinkUp, Membership, Origin, PINS_MAX, Pattern,
-    Payload, RecordDraft, RecordKey, RecordKind, Revocation, Role, Scope, Settings,
+    AdjacencyState, AgedRecord, HOPS_MAX, Input, Label, LinkId, LinkUp, Membership, Message,
+    Origin, PINS_MAX, Pattern, Payload, RecordDraft, RecordKey, RecordKind, Revocation, Role,
+    Scope, Settings,
 };
 use std::{sync::Arc, time::Duration};
 
@@ -298,8 +299,8 @@ fn a_guest_sees_and_serves_within_its_scope_only() {
     network.connect(0, 1, 1);
     for n in [1, 2] {
         let both = vec![
-            common::statement(site_id(1), site_id(0), 1),
-            common::statement(site_id(2), site_id(2), 1),
+            statement(site_id(1), site_id(0), 1),
+            statement(site_id(2), site_id(2), 1),
             endorsement(site_id(1), site_id(2), Membership::Guest, scope.clone()),
             endorsement(site_id(2), site_id(1), Membership::Guest, scope.clone()),
         ];
@@ -434,4 +435,34 @@ fn the_last_word_of_an_endorsed_site_outlives_its_lifetime() {
     network.run_for(6 * DAY);
     let lsdb = network.routers[0].engine.lsdb();
     assert!(lsdb.statement(site_id(1)).is_none(), "no longer endorsed");
+}
+
+#[test]
+fn a_neighbour_whose_records_are_forged_is_left() {
+    for (forged, is_left) in [(32, false), (1_024, true)] {
+        let mut network = line(2);
+        let link = network.links_of(0)[0];
+        let known = network.routers[0].engine.lsdb().get(&RecordKey::lsa(router_id(1))).unwrap();
+        let lsa = Arc::clone(&known.record);
+        let forge = |n| {
+            let draft = RecordDraft {
+                key: lsa.key,
+                sequence: lsa.sequence + n,
+                lifetime_s: lsa.lifetime_s,
+                payload: lsa.payload.clone(),
+            };
+            seal_as(draft, Arc::from(&b"forged"[..]))
+        };
+        let last = statement(site_id(9), site_id(0), 1);
+        let records = (1..=forged)
+            .map(forge)
+            .chain([last])
+            .map(|record| AgedRecord { record: Arc::new(record), remaining_s: 60 });
+        let message = Message::Records { records: records.collect() };
+        network.input(0, Input::Message { link, message });
+        assert_eq!(network.routers[0].refused.contains(&link), is_left, "{forged}");
+        let engine = &network.routers[0].engine;
+        assert_eq!(engine.lsdb().statement(site_id(9)).is_none(), is_left, "the rest is not read");
+        assert_eq!(engine.view().links.is_empty(), is_left);
+    }
 }

@@ -18,7 +18,7 @@ use crate::{
     config::Config,
     data::DataPlane,
     key::KeyStore,
-    link::{LinkEvent, LinkGone, LinkUp},
+    link::{LinkEvent, LinkEvents, LinkGone, LinkUp},
     metrics::{RoutingGauges, Sources},
     router::Runtimes,
 };
@@ -55,6 +55,9 @@ const STATUS_TICK: Duration = Duration::from_secs(1);
 const STATUS_SOON: Duration = Duration::from_millis(50);
 /// A certificate that was asked for and has not come is asked for again after this.
 const CERTIFICATE_RETRY: Duration = Duration::from_secs(60);
+
+/// Statements a neighbour introduces itself with: its own, its endorsement of us, and room for what may come.
+const STATEMENTS_MAX: usize = 4;
 
 /// What the task is made of.
 #[derive(Debug)]
@@ -101,7 +104,7 @@ struct Control {
     hello: Arc<HelloBook>,
     engine: Engine<RouterNotary>,
     data: DataPlane,
-    events: mpsc::Receiver<LinkEvent>,
+    events: LinkEvents,
     entries: watch::Receiver<Vec<skein_core::AddressEntry>>,
     links: BTreeMap<LinkId, LinkEntry>,
     sends: JoinSet<(LinkId, Result<(), LinkGone>)>,
@@ -313,7 +316,7 @@ impl Control {
                     self.input(Input::LinkChanged { link: id, cost, rtt_us: micros(rtt), mtu });
                 }
             }
-            LinkEvent::Message(id, message) => self.link_message(id, &message),
+            LinkEvent::Message(id, message, _turn) => self.link_message(id, &message),
             LinkEvent::Down { id, reason } => {
                 if self.links.remove(&id).is_some() {
                     tracing::debug!(link = %id, reason, "link down");
@@ -333,7 +336,7 @@ impl Control {
 
     fn link_up(&mut self, up: LinkUp) {
         let cost = u16::try_from(up.cost.max(1)).unwrap_or(u16::MAX);
-        let statements = up.hello.statements.iter().filter_map(|record| {
+        let statements = up.hello.statements.iter().take(STATEMENTS_MAX).filter_map(|record| {
             Record::try_from(record)
                 .inspect_err(
                     |error| tracing::warn!(%error, "a statement in the hello is malformed"),

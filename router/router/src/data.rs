@@ -6,16 +6,13 @@ use crate::{
     fabric::Fabric,
     flows::{FlowCounters, FlowLimit, LocalRouter, Surroundings},
     ingress::{Ingress, IngressConfig},
-    link::{HelloFor, LinkEvent, Links, LinksConfig},
+    link::{HelloFor, LinkEvents, Links, LinksConfig},
     net,
     session::{self, Budget, Sessions, SessionsConfig},
 };
 use skein_core::{Fib, Handle, TrustView};
 use std::{io, sync::Arc, time::Instant};
-use tokio::{
-    runtime,
-    sync::{mpsc, watch},
-};
+use tokio::{runtime, sync::watch};
 
 /// Ceiling of flow buffers until the configuration names one, in bytes.
 pub(crate) const MEMORY_BYTES_DEFAULT: u64 = 256 << 20;
@@ -54,7 +51,7 @@ impl DataPlane {
     ///
     /// # Errors
     /// When there is no such runtime.
-    pub(crate) fn start(config: DataPlaneConfig) -> io::Result<(Self, mpsc::Receiver<LinkEvent>)> {
+    pub(crate) fn start(config: DataPlaneConfig) -> io::Result<(Self, LinkEvents)> {
         let DataPlaneConfig { runtime, local, handle, credentials, hello, site_secret, seed } =
             config;
         let fabric = Fabric::new(handle);

@@ -36,7 +36,7 @@ async fn both_ends_agree_on_a_link_and_talk_over_it() {
         for _ in 0..200 {
             nodes[from].links.send(id, message.clone()).await.unwrap();
             match nodes[to].event().await {
-                LinkEvent::Message(from, received) => {
+                LinkEvent::Message(from, received, _turn) => {
                     assert_eq!((from, &received), (id, &message));
                 }
                 other => panic!("{other:?}"),
@@ -325,6 +325,30 @@ async fn probes_tell_what_answers() {
     assert_eq!(results[1].udp, format!("UDP to {silent} unanswered"));
     assert!(results[1].tcp.contains("refused"), "{}", results[1].tcp);
     assert!(results[2].udp.contains("does not resolve"));
+}
+
+#[tokio::test]
+async fn a_neighbour_that_says_much_delays_nobody_else() {
+    let mut nodes = nodes(3).await;
+    join(&mut nodes, 0, 1, None).await;
+    let id = nodes[0].up[&nodes[1].router].id;
+    let summary = DatabaseSummary { headers: Vec::new(), last: true };
+    for _ in 0..40 {
+        let message = LinkMessage { message: Some(Message::Summary(summary.clone())) };
+        nodes[1].links.send(id, message).await.unwrap();
+    }
+    let LinkEvent::Message(_, _, turn) = nodes[0].event().await else { panic!("nothing said") };
+    let hub = nodes[0].address().await;
+    nodes[2].links.configure(vec![nodes[2].link_to(&nodes[0], &[hub])]);
+    assert_eq!(nodes[0].next_up().await.peer.router, nodes[2].router, "it came up meanwhile");
+    nodes[1].links.close(id, "done");
+    let started = Instant::now();
+    drop(turn);
+    let mut heard = 1;
+    while let LinkEvent::Message(..) = nodes[0].event().await {
+        heard += 1;
+    }
+    assert_eq!(heard, 40, "and its end after all it said, {:?}", started.elapsed());
 }
 
 #[tokio::test]

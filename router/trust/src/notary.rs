@@ -119,7 +119,7 @@ impl RouterNotary {
             .iter()
             .any(|&alg| leaf.verify_signature(alg, &message, &record.sealed.signature).is_ok());
         if !signed {
-            return Err(Rejection::Invalid("it is not signed by the key of its router"));
+            return Err(Rejection::Forged("it is not signed by the key of its router"));
         }
         self.memo.insert(memo_key, until_unix_s);
         Ok(())
@@ -128,12 +128,11 @@ impl RouterNotary {
     /// Checks that the certificate in an LSA is that router's, by a CA its site states; returns when it expires.
     fn verify_leaf(&mut self, lsa: &RouterLsa, known: &Known<'_>) -> Result<i64, Rejection> {
         let leaf = CertificateDer::from(&lsa.certificate[..]);
-        let id =
-            leaf_id(&leaf).map_err(|_| Rejection::Invalid("its certificate is no router's"))?;
+        let id = leaf_id(&leaf).map_err(|_| Rejection::Forged("its certificate is no router's"))?;
         let expected =
             SpiffeId { site: lsa.site, role: CertificateRole::Router(lsa.name.to_string()) };
         if id != expected || id.router_id() != Some(lsa.router) {
-            return Err(Rejection::Invalid("its certificate is another router's"));
+            return Err(Rejection::Forged("its certificate is another router's"));
         }
         let site = Origin::Site(lsa.site);
         let statement = known.statement(lsa.site).ok_or(Rejection::Missing(site))?;
@@ -152,7 +151,7 @@ impl RouterNotary {
         verify_chain(&leaf, &[], Usage::Server, &anchors, &id, now).map_err(
             |error| match error {
                 PeerError::Expired { .. } | PeerError::NotYetValid { .. } => Rejection::Expired,
-                _ => Rejection::Invalid("its certificate was not issued by its site's CA"),
+                _ => Rejection::Forged("its certificate was not issued by its site's CA"),
             },
         )?;
         let (_, parsed) = X509Certificate::from_der(&leaf)
@@ -187,10 +186,12 @@ impl Notary for RouterNotary {
                 self.verify_site_statement(record, known)
             }
             (Payload::RouterLsa(lsa), Origin::Router(router)) if lsa.router == router => {
+                // Signatures first: looking for the handle costs more, and is for those that are of the network.
+                self.verify_by_router(record, lsa, known)?;
                 if !handle_is_own(lsa) {
-                    return Err(Rejection::Invalid("its handle is not one of its own"));
+                    return Err(Rejection::Forged("its handle is not one of its own"));
                 }
-                self.verify_by_router(record, lsa, known)
+                Ok(())
             }
             (
                 Payload::Endorsement(_) | Payload::Revocation(_) | Payload::Unknown,
@@ -217,7 +218,7 @@ fn verify_unknown(record: &Record, key: &PublicKey) -> Result<(), Rejection> {
     if identity::verify(key, &[&signed_bytes(&record.sealed.body)], &record.sealed.signature) {
         Ok(())
     } else {
-        Err(Rejection::Invalid("it is not signed by its site's identity key"))
+        Err(Rejection::Forged("it is not signed by its site's identity key"))
     }
 }
 
@@ -238,9 +239,9 @@ fn rejection(error: StatementError) -> Rejection {
     match error {
         StatementError::Expired(_) => Rejection::Expired,
         StatementError::Signature => {
-            Rejection::Invalid("it is not signed by its site's identity key")
+            Rejection::Forged("it is not signed by its site's identity key")
         }
-        StatementError::Chain(_) => Rejection::Invalid("its key history does not hold"),
+        StatementError::Chain(_) => Rejection::Forged("its key history does not hold"),
         StatementError::TooLong
         | StatementError::Malformed(_)
         | StatementError::Kind

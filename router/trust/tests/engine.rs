@@ -339,7 +339,10 @@ fn a_trusted_neighbour_cannot_speak_for_others() {
     ];
     for (what, record) in &forgeries {
         let verdict = network.routers[0].verdict(record);
-        assert!(matches!(verdict, Err(Rejection::Invalid(_))), "{what}: {verdict:?}");
+        assert!(
+            matches!(verdict, Err(Rejection::Invalid(_) | Rejection::Forged(_))),
+            "{what}: {verdict:?}"
+        );
     }
     for (_, record) in forgeries {
         network.tell(1, 0, record);
@@ -384,7 +387,7 @@ fn statements_are_held_to_identity_keys_and_histories() {
     let mut forged = victim.endorsement(SiteId([9; 32]));
     let theirs = evil.endorsement(SiteId([9; 32]));
     forged.sealed.signature = theirs.sealed.signature.clone();
-    assert!(matches!(us.verdict(&forged), Err(Rejection::Invalid(_))));
+    assert!(matches!(us.verdict(&forged), Err(Rejection::Invalid(_) | Rejection::Forged(_))));
     assert_eq!(
         us.verdict(&theirs),
         Ok(()),
@@ -422,7 +425,10 @@ fn a_forked_history_is_refused_and_a_continued_one_accepted() {
     network.input(0, Input::Statements(vec![rotated]));
     // Key 1 is the same in both, what it commits to is not.
     let fork = rotate(2);
-    assert!(matches!(network.routers[0].verdict(&fork), Err(Rejection::Invalid(_))));
+    assert!(matches!(
+        network.routers[0].verdict(&fork),
+        Err(Rejection::Invalid(_) | Rejection::Forged(_))
+    ));
 }
 
 #[test]

@@ -29,6 +29,9 @@ impl<N: Notary> Engine<N> {
                 }
                 for aged in records {
                     self.take_record(aged, Some(link), now, unix_s);
+                    if !self.adjacencies.contains_key(&link) {
+                        return;
+                    }
                 }
             }
         }
@@ -98,7 +101,7 @@ impl<N: Notary> Engine<N> {
             self.refresh_trust(now, unix_s);
         }
         if let Err(rejection) = self.check(&record, unix_s) {
-            self.reject(&record, rejection, from);
+            self.reject(&record, rejection, from, now);
             return;
         }
         if record.key.origin == Origin::Router(self.identity.router) {
@@ -167,12 +170,23 @@ impl<N: Notary> Engine<N> {
             && lsa.is_some_and(|lsa| record.sequence > lsa.record.sequence)
     }
 
-    fn reject(&mut self, record: &Record, rejection: Rejection, from: Option<LinkId>) {
+    fn reject(
+        &mut self,
+        record: &Record,
+        rejection: Rejection,
+        from: Option<LinkId>,
+        now: Instant,
+    ) {
         tracing::debug!(key = ?record.key, sequence = record.sequence, %rejection, "record refused");
-        if let Rejection::Missing(origin) = rejection
-            && let Some(adjacency) = from.and_then(|link| self.adjacencies.get_mut(&link))
-        {
-            adjacency.park(record.header(), origin);
+        let Some(adjacency) = from.and_then(|link| self.adjacencies.get_mut(&link)) else { return };
+        match rejection {
+            Rejection::Missing(origin) => adjacency.park(record.header(), origin),
+            Rejection::Forged(_) if adjacency.forged(now) => {
+                let link = adjacency.link;
+                self.link_down(link, now);
+                self.refuse(link, "its records are not signed by whom they name");
+            }
+            _ => {}
         }
     }
 

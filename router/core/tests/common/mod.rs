@@ -78,7 +78,7 @@ impl Notary for StubNotary {
 
 fn signed_by(record: &Record, certificate: &[u8]) -> Result<(), Rejection> {
     let holds = certificate.starts_with(&record.sealed.signature);
-    holds.then_some(()).ok_or(Rejection::Invalid("signed with another key"))
+    holds.then_some(()).ok_or(Rejection::Forged("signed with another key"))
 }
 
 /// As if signed by a site.

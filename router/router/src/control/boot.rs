@@ -7,7 +7,7 @@ use crate::{
     credentials::RouterCredentials,
     data::{DataPlane, DataPlaneConfig},
     flows::LocalRouter,
-    link::LinkEvent,
+    link::LinkEvents,
 };
 use skein_core::{Engine, Identity, RouterId, SiteId, TrustView};
 use skein_trust::{IdentityCell, RouterIdentity, RouterNotary, TrustCell, router_id};
@@ -16,7 +16,6 @@ use skein_wire::{
     proto::control::{Drained, ProbeReply, RouterConfig, TraceReply, Welcome, from_router},
 };
 use std::{io, sync::Arc};
-use tokio::sync::mpsc;
 
 /// Certificates live three days and are renewed daily: two renewals may fail.
 pub(super) const CERTIFICATE_RENEW_BEFORE_S: i64 = 48 * 60 * 60;
@@ -34,7 +33,7 @@ pub(super) struct Booted {
     pub(super) hello: Arc<HelloBook>,
     pub(super) engine: Engine<RouterNotary>,
     pub(super) data: DataPlane,
-    pub(super) events: mpsc::Receiver<LinkEvent>,
+    pub(super) events: LinkEvents,
     pub(super) router: RouterId,
 }
 

@@ -2,6 +2,7 @@
 
 use super::{
     Inner, LinkEvent, LinkUp, Registered,
+    event::Turns,
     hello::{self, CLOSED, Greeted, HelloError},
     port::ReadPort,
     stream::{MessageReader, ReadError, write_queued},
@@ -137,10 +138,11 @@ impl Established {
         let reported = (up.rtt, up.mtu);
         inner.report(LinkEvent::Up(Box::new(up))).await;
 
+        let turns = Turns::new();
         let ping = (!incoming).then_some(&queue);
         let reason = tokio::select! {
             // The branches are futures made here and dropped together: none is resumed after another has ended.
-            reason = read(reader, id, &connection, inner) => reason,
+            reason = read(reader, (id, &turns), &connection, inner) => reason,
             outcome = write(send, queued, &close) => write_reason(outcome, &close_reason.lock()),
             silence = keep_alive(&frames, reported, ping, inner) => {
                 format!("no sign of life for {} ms", silence.as_millis())
@@ -155,6 +157,11 @@ impl Established {
         connection.close(CLOSED, reason.as_bytes());
         inner.unregister(id);
         tracing::info!(reason, "link down");
+        tokio::select! {
+            // What the neighbour said last comes before its end.
+            last = turns.next() => drop(last), // cancel-safe
+            () = inner.stop.cancelled() => {} // cancel-safe
+        }
         inner.report(LinkEvent::Down { id, reason: reason.clone() }).await;
         linger(inner, frames, port);
         reason
@@ -182,15 +189,16 @@ async fn settle(frames: &FrameLink, inner: &Inner) {
 /// well: it may be the neighbour's last word.
 async fn read(
     mut reader: MessageReader,
-    id: LinkId,
+    (id, turns): (LinkId, &Turns),
     connection: &Connection,
     inner: &Inner,
 ) -> String {
     loop {
+        let turn = turns.next().await;
         match reader.next().await {
             // Parameters of this type only make the hop connection send something.
             Ok(LinkMessage { message: Some(Message::Parameters(_)) }) => {}
-            Ok(message) => inner.report(LinkEvent::Message(id, message)).await,
+            Ok(message) => inner.report(LinkEvent::Message(id, message, turn)).await,
             Err(error @ ReadError::Ended) => {
                 // Usually the whole connection ended or does so in a moment, and knows the reason.
                 let closed = timeout(LINGER, connection.closed()).await;

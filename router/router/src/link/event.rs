@@ -2,8 +2,11 @@
 
 use skein_core::{LinkId, RouterId, SiteId};
 use skein_wire::proto::routing::{LinkHello, LinkMessage};
-use std::{net::SocketAddr, time::Duration};
-use tokio::net::TcpStream;
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+use tokio::{
+    net::TcpStream,
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+};
 
 /// The verified owner of a certificate.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -37,6 +40,53 @@ pub struct LinkUp {
     pub mtu: u16,
 }
 
+/// A neighbour's turn to be heard: it has one, so whoever says much delays itself.
+#[derive(Debug)]
+pub struct Turn {
+    _permit: OwnedSemaphorePermit,
+}
+
+/// Turns of one neighbour.
+#[derive(Clone, Debug)]
+pub(super) struct Turns(Arc<Semaphore>);
+
+impl Turns {
+    pub(super) fn new() -> Self {
+        Self(Arc::new(Semaphore::new(1)))
+    }
+
+    /// Waits until what was said before has been dealt with.
+    ///
+    /// # Cancel safety
+    /// Cancel-safe.
+    pub(super) async fn next(&self) -> Turn {
+        let permit = Arc::clone(&self.0).acquire_owned().await;
+        Turn { _permit: permit.expect("invariant: nobody closes it") }
+    }
+}
+
+/// Where the events of all links arrive: what becomes of links does not wait behind what neighbours say, but of each link everything comes in
+/// order.
+#[derive(Debug)]
+pub struct LinkEvents {
+    pub(super) states: mpsc::Receiver<LinkEvent>,
+    pub(super) messages: mpsc::Receiver<LinkEvent>,
+}
+
+impl LinkEvents {
+    /// The next event; `None` when there are no links any more.
+    ///
+    /// # Cancel safety
+    /// Cancel-safe.
+    pub async fn recv(&mut self) -> Option<LinkEvent> {
+        tokio::select! {
+            biased;
+            state = self.states.recv() => state, // cancel-safe
+            Some(message) = self.messages.recv() => Some(message), // cancel-safe
+        }
+    }
+}
+
 /// What links report to the one task that consumes their events, in order.
 #[derive(Debug)]
 pub enum LinkEvent {
@@ -51,8 +101,8 @@ pub enum LinkEvent {
         /// Largest end-to-end packet, frame header excluded, in bytes.
         mtu: u16,
     },
-    /// The neighbour sent a control message.
-    Message(LinkId, LinkMessage),
+    /// The neighbour sent a control message. Its next one is read when the turn was dropped.
+    Message(LinkId, LinkMessage, Turn),
     /// The link is gone for good; a dialled one comes back under another id.
     Down {
         /// Which.

@@ -16,7 +16,7 @@ mod stream;
 mod tcp;
 mod transport;
 
-pub use event::{Claim, LinkEvent, LinkUp, Peer};
+pub use event::{Claim, LinkEvent, LinkEvents, LinkUp, Peer, Turn};
 pub use hello::{PROTOCOL_MAX, PROTOCOL_MIN};
 pub(crate) use liveness::{Due, Liveness};
 pub(crate) use mtu::FrameSize;
@@ -47,7 +47,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-/// Unhandled events until link tasks wait for their consumer.
+/// Unhandled events until link tasks wait for their consumer, and messages beside them, of which each link has one.
 const EVENTS_MAX: usize = 256;
 
 /// Writes our side of the hello for a neighbour of the given site. Protocol range, cost, name and nonce are filled in by
@@ -95,6 +95,7 @@ struct Inner {
     tasks: TaskTracker,
     stop: CancellationToken,
     events: mpsc::Sender<LinkEvent>,
+    messages: mpsc::Sender<LinkEvent>,
     links: Mutex<HashMap<LinkId, Registered>>,
     dialled: Mutex<BTreeMap<String, Dialled>>,
     listening: Mutex<BTreeMap<SocketAddr, Listening>>,
@@ -132,9 +133,10 @@ impl Links {
     /// # Panics
     /// Outside of the runtime that shall carry the data path.
     #[must_use]
-    pub fn start(config: LinksConfig) -> (Self, mpsc::Receiver<LinkEvent>) {
+    pub fn start(config: LinksConfig) -> (Self, LinkEvents) {
         let LinksConfig { fabric, router, tls, time, hello, site_secret, seed } = config;
-        let (events, receiver) = mpsc::channel(EVENTS_MAX);
+        let (events, states) = mpsc::channel(EVENTS_MAX);
+        let (messages, said) = mpsc::channel(EVENTS_MAX);
         let inner = Inner {
             fabric,
             router,
@@ -147,11 +149,12 @@ impl Links {
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
             events,
+            messages,
             links: Mutex::default(),
             dialled: Mutex::default(),
             listening: Mutex::default(),
         };
-        (Self(Arc::new(inner)), receiver)
+        (Self(Arc::new(inner)), LinkEvents { states, messages: said })
     }
 
     /// Takes the complete list of links to dial: new ones are dialled, changed ones dialled anew, missing ones closed.
@@ -278,12 +281,16 @@ impl Inner {
 
     /// Reports an event; waits while the consumer is behind, but not when it has no use for events any more.
     async fn report(&self, event: LinkEvent) {
+        let queue = match &event {
+            LinkEvent::Message(..) => &self.messages,
+            _ => &self.events,
+        };
         // What cannot be sent right away must wait; what cannot be sent at all has no consumer.
-        let Err(mpsc::error::TrySendError::Full(event)) = self.events.try_send(event) else {
+        let Err(mpsc::error::TrySendError::Full(event)) = queue.try_send(event) else {
             return;
         };
         tokio::select! {
-            sent = self.events.send(event) => drop(sent), // dropped, the event is lost with the router
+            sent = queue.send(event) => drop(sent), // dropped, the event is lost with the router
             () = self.stop.cancelled() => {} // cancel-safe
         }
     }

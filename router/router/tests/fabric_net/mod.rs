@@ -19,7 +19,7 @@ use skein_core::{
 use skein_router::{
     clock,
     fabric::Fabric,
-    link::{LinkEvent, LinkUp, Links, LinksConfig},
+    link::{LinkEvent, LinkEvents, LinkUp, Links, LinksConfig},
 };
 use skein_trust::{
     IdentityCell, KeyRequest, RouterIdentity, RouterTls, SERVER_NAME, SiteCa, SiteIdentity,
@@ -32,7 +32,7 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use tokio::{sync::mpsc, time};
+use tokio::time;
 
 /// Nothing in these tests takes this long unless it fails.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -44,7 +44,7 @@ pub(crate) struct Node {
     pub(crate) handle: Handle,
     pub(crate) fabric: Arc<Fabric>,
     pub(crate) links: Links,
-    pub(crate) events: mpsc::Receiver<LinkEvent>,
+    pub(crate) events: LinkEvents,
     pub(crate) trust: Arc<TrustCell>,
     pub(crate) tls: RouterTls,
     /// Links that are up, by neighbour.

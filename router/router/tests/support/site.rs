@@ -13,7 +13,7 @@ use skein_wire::{
             Certificate, ConnectorConfig, ConnectorPort, LinkConfig, ListenerConfig, ListenerPort,
             RouterConfig, RouterSettings, RouterStatus, Welcome, from_router, to_router,
         },
-        routing::{Protocol, Record, RecordBody, Role},
+        routing::{Protocol, Record, RecordBody, RecordKind, Role},
         trust::{Membership, SiteStatement},
     },
 };
@@ -195,9 +195,15 @@ impl Site {
 
     /// Makes this site trust another of which it has heard nothing since its statement expired.
     pub(crate) fn remember(&self, other: &Self) {
-        let known = other.configuration.borrow().records[0].clone();
-        let known = RecordBody::decode(known.body.as_ref()).unwrap();
-        let known = SiteStatement::decode(known.payload.as_slice()).unwrap();
+        let known = {
+            let config = other.configuration.borrow();
+            let mut said =
+                config.records.iter().map(|r| RecordBody::decode(r.body.as_ref()).unwrap());
+            let of_other = |body: &RecordBody| {
+                body.kind == i32::from(RecordKind::SiteStatement) && body.origin == other.id().0
+            };
+            SiteStatement::decode(said.find(of_other).unwrap().payload.as_slice()).unwrap()
+        };
         let lapsed = other.identity.statement(&StatementDraft {
             epoch: 1,
             name: known.name,
