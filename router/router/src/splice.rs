@@ -438,7 +438,9 @@ async fn socket_to_socket(
 fn outcome(error: FlowError) -> Outcome {
     match error {
         FlowError::Reset => Outcome::FarReset,
-        FlowError::SessionLost | FlowError::Malformed(_) => Outcome::SessionLost,
+        FlowError::SessionLost | FlowError::NoStream | FlowError::Malformed(_) => {
+            Outcome::SessionLost
+        }
     }
 }
 

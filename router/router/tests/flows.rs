@@ -302,6 +302,27 @@ async fn a_session_takes_as_many_flows_at_once_as_come() {
     within(eventually(|| network.edges[0].sessions.flow_count() == 0)).await;
 }
 
+#[tokio::test]
+async fn a_peer_that_allows_no_flows_keeps_no_client_waiting() {
+    let (network, _target, entrance) = Network::service().await;
+    let endpoint = network.edges[1].restart_endpoint().await;
+    // The control stream.
+    network.edges[1].serve_streams(&endpoint, 1);
+    let served = async {
+        let connection = endpoint.accept().await.unwrap().await.unwrap();
+        let (mut control, from_peer) = connection.accept_bi().await.unwrap();
+        control.write_all(&hello()).await.unwrap();
+        (connection, control, from_peer)
+    };
+    let mut client = connect(entrance).await;
+    client.write_all(b"x").await.unwrap();
+    let _session = within(served).await;
+    let end = timeout(Duration::from_secs(20), client.read_u8()).await.unwrap().unwrap_err();
+    assert_eq!(end.kind(), io::ErrorKind::ConnectionReset);
+    // Nothing was handed over: it was not the loss of a session.
+    assert_eq!(network.edges[0].counters.ended(Edge::Ingress, Outcome::Unreachable), 1);
+}
+
 /// Establishes a session on a bare connection; to be kept, since the session ends with it.
 async fn say_hello(connection: &quinn::Connection) -> (quinn::SendStream, quinn::RecvStream) {
     let (control, mut from_peer) = send_hello(connection).await;
@@ -311,14 +332,18 @@ async fn say_hello(connection: &quinn::Connection) -> (quinn::SendStream, quinn:
 
 async fn send_hello(connection: &quinn::Connection) -> (quinn::SendStream, quinn::RecvStream) {
     let (mut control, from_peer) = connection.open_bi().await.unwrap();
+    control.write_all(&hello()).await.unwrap();
+    (control, from_peer)
+}
+
+fn hello() -> Vec<u8> {
     let hello = SessionHello {
         protocol_min: 1,
         protocol_max: 1,
         initial_credit_bytes: u32::MAX,
         ..SessionHello::default()
     };
-    control.write_all(&hello.encode_length_delimited_to_vec()).await.unwrap();
-    (control, from_peer)
+    hello.encode_length_delimited_to_vec()
 }
 
 #[tokio::test]

@@ -127,7 +127,9 @@ async fn refuse(flow: Flow, record: &mut FlowRecord, refusal: Refusal) {
 fn note_loss(record: &mut FlowRecord, error: &FlowError) {
     record.outcome = match error {
         FlowError::Reset => Outcome::FarReset,
-        FlowError::SessionLost | FlowError::Malformed(_) => Outcome::SessionLost,
+        FlowError::SessionLost | FlowError::NoStream | FlowError::Malformed(_) => {
+            Outcome::SessionLost
+        }
     };
 }
 

@@ -32,7 +32,7 @@ use tokio::{
 
 /// An accepted client waits so long for a path to come back.
 const NO_PATH_MAX: Duration = Duration::from_secs(5);
-/// An egress tries several targets before it answers; beyond this it is taken for lost.
+/// An egress tries several targets before it answers; beyond this, which includes the flow's turn in the session, it is taken for lost.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(60);
 /// Candidates that were lost, not refused, are tried again after so long.
 const LOST_RETRY: Duration = Duration::from_millis(250);
@@ -309,12 +309,17 @@ impl Attempt<'_> {
         };
         // Only now: a dial that takes long, or fails, must not use up the memory of flows that go elsewhere.
         let Some(window) = session.window() else { return Ok(Err(overloaded())) };
-        handed_over.store(!along.is_empty(), Ordering::Relaxed);
-        let mut flow = Flow::open(&session, window, &self.head(), along.clone()).await?;
-        let reply = timeout(REPLY_TIMEOUT, flow.reply()).await;
-        match reply.map_err(|_elapsed| FlowError::SessionLost)?? {
-            Ok(()) => Ok(Ok(flow)),
-            Err(refused) => Ok(Err(Failure::Refused(refused.reason()))),
+        let head = self.head();
+        let handed_over = || handed_over.store(true, Ordering::Relaxed);
+        // Also while it waits for its turn: a peer that acknowledges nothing lets nobody have one.
+        let replied = timeout(REPLY_TIMEOUT, async {
+            let mut flow = Flow::open(&session, window, &head, along.clone(), handed_over).await?;
+            let reply = flow.reply().await?;
+            Ok::<_, FlowError>((flow, reply))
+        });
+        match replied.await.map_err(|_elapsed| FlowError::SessionLost)?? {
+            (flow, Ok(())) => Ok(Ok(flow)),
+            (_, Err(refused)) => Ok(Err(Failure::Refused(refused.reason()))),
         }
     }
 

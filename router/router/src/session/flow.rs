@@ -23,7 +23,7 @@ use skein_wire::{
 use std::sync::Arc;
 use tokio::{
     sync::{Notify, SetOnce},
-    time::{Duration, sleep},
+    time::{Duration, sleep, timeout},
 };
 
 /// Largest reply to it.
@@ -31,6 +31,8 @@ const REPLY_LEN_MAX: usize = 4 << 10;
 /// A flow whose target has not answered for so long gives its credit back: many that wait for a dead target must not use up the memory
 /// of all others.
 const CREDIT_UNOPENED: Duration = Duration::from_millis(100);
+/// A peer that is as busy as it wants to be allows another flow within this, or another router should have it.
+const STREAM_TIMEOUT: Duration = Duration::from_secs(5);
 /// Stream error code: the flow was aborted.
 pub(super) const CODE_ABORTED: VarInt = VarInt::from_u32(1);
 
@@ -43,6 +45,9 @@ pub(crate) enum FlowError {
     /// The session is gone.
     #[error("the session was lost")]
     SessionLost,
+    /// The peer allows no more flows in the session for now.
+    #[error("the peer allows no more flows")]
+    NoStream,
     /// The peer sent something that is no flow.
     #[error("the peer broke the flow protocol: {0}")]
     Malformed(&'static str),
@@ -167,10 +172,11 @@ impl Flow {
         }
     }
 
-    /// Opens a flow on `session` and sends its head together with `first`. Waits while the peer allows no more flows.
+    /// Opens a flow on `session` and sends its head together with `first`; `handed_over` is called once some of that may have reached the
+    /// peer. Waits a little while the peer allows no more flows, and as long as it takes for its turn.
     ///
     /// # Errors
-    /// [`FlowError::SessionLost`]; nothing else, because a refusal comes with the reply.
+    /// [`FlowError::SessionLost`] and [`FlowError::NoStream`]; nothing else, because a refusal comes with the reply.
     ///
     /// # Cancel safety
     /// Dropped midway, nothing was opened, or what was opened is reset.
@@ -179,16 +185,24 @@ impl Flow {
         window: ReceiveWindow,
         head: &FlowOpen,
         first: Bytes,
+        handed_over: impl Fn(),
     ) -> Result<Self, FlowError> {
-        let (send, recv) =
-            session.connection.open_bi().await.map_err(|_lost| FlowError::SessionLost)?;
+        let opened = timeout(STREAM_TIMEOUT, session.connection.open_bi()).await;
+        let opened = opened.map_err(|_elapsed| FlowError::NoStream)?;
+        let (send, recv) = opened.map_err(|_lost| FlowError::SessionLost)?;
         let mut flow = Self::new(session, send, recv, window, None);
         let mut buffer = BytesMut::with_capacity(head.encoded_len() + 4);
         framing::encode(head, &mut buffer);
         let (head_len, mut written) = (buffer.len(), 0);
         let mut chunks = [buffer.freeze(), first];
         let (turn, stream) = (session.turn().await, &mut flow.send.stream);
-        let sent = session.write(turn, stream, &mut chunks, |len| written += len).await;
+        let sent = session.write(turn, stream, &mut chunks, |len| {
+            written += len;
+            if written > head_len {
+                handed_over();
+            }
+        });
+        let sent = sent.await;
         flow.send.sent_bytes = written.saturating_sub(head_len) as u64;
         match sent {
             // Refused before all of it was written: the reply says why.

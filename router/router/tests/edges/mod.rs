@@ -467,6 +467,16 @@ impl Edge {
         session::endpoint(Arc::clone(&self.wire) as _, &self.secret()).unwrap()
     }
 
+    /// Lets an endpoint accept sessions in this router's name, in which peers may have so many streams.
+    pub(crate) fn serve_streams(&self, endpoint: &quinn::Endpoint, streams: u32) {
+        let crypto = quinn::crypto::rustls::QuicServerConfig::try_from(self.tls.session_server());
+        let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto.unwrap()));
+        let mut transport = quinn::TransportConfig::default();
+        transport.max_concurrent_bidi_streams(streams.into());
+        config.transport_config(Arc::new(transport));
+        endpoint.set_server_config(Some(config));
+    }
+
     fn secret(&self) -> [u8; 32] {
         self.local.site.0
     }
