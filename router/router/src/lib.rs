@@ -45,7 +45,8 @@ pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
             return if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS };
         }
     };
-    telemetry::install(args.log_format, &args.log_level);
+    // Dropped last, so that every line is written.
+    let _log = telemetry::install(args.log_format, &args.log_level);
     panic::abort_the_process();
     match router::run_process(args.into_config()) {
         Ok(()) => ExitCode::SUCCESS,

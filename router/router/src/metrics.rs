@@ -126,6 +126,12 @@ const DEFINITIONS: &[Definition] = &[
     gauge("skein_lsdb_size", "bytes", &[], "Memory of the link-state database, roughly"),
     counter("skein_routing_runs", "", &["task"], "Runs of the routing engine, by what was due"),
     counter("skein_routing_duration", "seconds", &["task"], "Time spent in the routing engine"),
+    counter(
+        "skein_log_lines_dropped",
+        "",
+        &[],
+        "Log lines dropped because nobody took them in time",
+    ),
     gauge("skein_tasks", "", &["runtime"], "Tasks alive"),
 ];
 
@@ -339,6 +345,8 @@ impl Sources {
             samples.put("skein_routing_runs", labels.clone(), float(*count));
             samples.put("skein_routing_duration", labels, duration.as_secs_f64());
         }
+        let dropped = float(crate::telemetry::lines_dropped());
+        samples.put("skein_log_lines_dropped", Vec::new(), dropped);
         for (name, runtime) in [("data", &self.data_runtime), ("control", &self.control_runtime)] {
             let tasks = u64::try_from(runtime.metrics().num_alive_tasks()).unwrap_or(u64::MAX);
             samples.put("skein_tasks", vec![("runtime", name.to_owned())], float(tasks));

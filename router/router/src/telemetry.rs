@@ -1,8 +1,12 @@
 //! Logs: one subscriber per process, human or JSON, with the spans of links and flows.
 //!
 //! The access log (target [`ACCESS`]) is part of the product, not of debugging: it stays on at INFO whatever level was asked for.
+//!
+//! Lines are written by a thread of their own: whoever reads them may be slow, and the data thread must not wait for a disk.
 
+use std::sync::OnceLock;
 use tracing::{Subscriber, level_filters::LevelFilter};
+use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::{
     EnvFilter, Layer as _, fmt, layer::SubscriberExt as _, registry::LookupSpan,
     util::SubscriberInitExt as _,
@@ -21,17 +25,42 @@ pub(crate) enum LogFormat {
     Json,
 }
 
+/// Lines that wait to be written: a second of access log at 8,000 flows, about 3 MiB. More are dropped and counted.
+const LINES_QUEUED_MAX: usize = 8_192;
+
+static DROPPED: OnceLock<ErrorCounter> = OnceLock::new();
+
+/// Lines that were not written because whoever reads them is too slow.
+pub(crate) fn lines_dropped() -> u64 {
+    let dropped = DROPPED.get().map_or(0, ErrorCounter::dropped_lines);
+    u64::try_from(dropped).unwrap_or(u64::MAX)
+}
+
 /// Installs the process's subscriber; a second call in one process changes nothing, so routers embedded in other programs keep theirs.
-pub(crate) fn install(format: LogFormat, level: &str) {
+///
+/// Lines still queued are written when the guard is dropped, unless nobody reads them.
+#[must_use]
+pub(crate) fn install(format: LogFormat, level: &str) -> Option<WorkerGuard> {
     let (filter, refused) = filter(level);
-    let installed = tracing_subscriber::registry()
-        .with(layer(format, std::io::stderr).with_filter(filter))
-        .try_init();
-    if installed.is_ok()
-        && let Some(error) = refused
-    {
+    let (writer, guard) = queued(std::io::stderr());
+    let dropped = writer.error_counter();
+    tracing_subscriber::registry()
+        .with(layer(format, writer).with_filter(filter))
+        .try_init()
+        .ok()?;
+    DROPPED.get_or_init(|| dropped);
+    if let Some(error) = refused {
         tracing::warn!(%error, level, "the log level is not understood; using info");
     }
+    Some(guard)
+}
+
+fn queued(writer: impl std::io::Write + Send + 'static) -> (NonBlocking, WorkerGuard) {
+    NonBlockingBuilder::default()
+        .lossy(true)
+        .buffered_lines_limit(LINES_QUEUED_MAX)
+        .thread_name("log")
+        .finish(writer)
 }
 
 fn filter(level: &str) -> (EnvFilter, Option<tracing_subscriber::filter::ParseError>) {
@@ -116,5 +145,34 @@ mod tests {
     fn a_wrong_level_falls_back() {
         assert!(filter("skein=verbose=1").1.is_some());
         assert!(filter("debug").1.is_none());
+    }
+
+    #[test]
+    fn a_reader_that_stops_holds_nobody_up() {
+        /// Blocks until the test lets go.
+        struct Stalled(std::sync::mpsc::Receiver<()>);
+        impl io::Write for Stalled {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                // Fails once the test has let go.
+                let _ = self.0.recv();
+                Ok(bytes.len())
+            }
+
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let (let_go, stalled) = std::sync::mpsc::channel();
+        let (writer, _guard) = queued(Stalled(stalled));
+        let dropped = writer.error_counter();
+        let subscriber = tracing_subscriber::registry().with(layer(LogFormat::Human, writer));
+        tracing::subscriber::with_default(subscriber, || {
+            for _ in 0..2 * LINES_QUEUED_MAX {
+                tracing::info!("flow ended");
+            }
+        });
+        // One may be in the hands of the writer.
+        assert!(dropped.dropped_lines() >= LINES_QUEUED_MAX - 1);
+        drop(let_go);
     }
 }
