@@ -3,6 +3,7 @@
 mod connector;
 mod flow;
 mod health;
+mod name;
 mod proxy_protocol;
 mod target;
 

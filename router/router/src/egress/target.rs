@@ -1,6 +1,6 @@
 //! One place where flows can leave: `host:port`.
 
-use super::health::Health;
+use super::{health::Health, name::Name};
 use crate::net;
 use parking_lot::Mutex;
 use siphasher::sip::SipHasher24;
@@ -15,10 +15,6 @@ use std::{
 };
 use tokio::{net::TcpStream, sync::Notify, time::timeout};
 
-/// What a target's name resolved to is believed for so long: as long as it takes people to notice.
-const RESOLVED_FOR: Duration = Duration::from_secs(5);
-/// A resolver that takes longer is not working.
-const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Addresses of a name that are tried for one flow.
 const ADDRESSES_MAX: usize = 8;
 
@@ -26,7 +22,7 @@ const ADDRESSES_MAX: usize = 8;
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ConnectError {
     #[error("{host} does not resolve: {source}")]
-    Unresolved { host: String, source: io::Error },
+    Unresolved { host: String, source: Arc<io::Error> },
     #[error("no answer within {} ms", .0.as_millis())]
     Timeout(Duration),
     #[error("{0}")]
@@ -64,6 +60,7 @@ pub(super) struct Target {
     observed: Mutex<Observed>,
     /// Asks for a check at once.
     doubted: Notify,
+    name: Name,
 }
 
 #[derive(Debug, Default)]
@@ -71,13 +68,13 @@ struct Observed {
     health: Health,
     error: String,
     checked: Option<Instant>,
-    resolved: Option<(Instant, Arc<[SocketAddr]>)>,
 }
 
 impl Target {
     pub(super) fn new(host: String, port: u16, connect_timeout: Duration) -> Arc<Self> {
         let (observed, doubted) = (Mutex::default(), Notify::new());
-        Arc::new(Self { host, port, connect_timeout, observed, doubted })
+        let name = Name::default();
+        Arc::new(Self { host, port, connect_timeout, observed, doubted, name })
     }
 
     pub(super) fn is_up(&self) -> bool {
@@ -132,7 +129,7 @@ impl Target {
         observed.health.observe(error.is_none());
         observed.error = error.map(ToString::to_string).unwrap_or_default();
         if error.is_some() {
-            observed.resolved = None;
+            self.name.doubt();
             self.doubted.notify_one();
         }
     }
@@ -159,23 +156,10 @@ impl Target {
         if let Ok(ip) = self.host.parse::<IpAddr>() {
             return Ok(Arc::new([SocketAddr::new(ip, self.port)]));
         }
-        let now = crate::clock::now();
-        if let Some((at, addresses)) = &self.observed.lock().resolved
-            && now.saturating_duration_since(*at) < RESOLVED_FOR
-        {
-            return Ok(Arc::clone(addresses));
-        }
-        let unresolved = |source| ConnectError::Unresolved { host: self.host.clone(), source };
-        let addresses: Arc<[SocketAddr]> = timeout(RESOLVE_TIMEOUT, net::resolve(&self.name()))
-            .await
-            .unwrap_or_else(|_elapsed| Err(io::ErrorKind::TimedOut.into()))
-            .map_err(unresolved)?
-            .into();
-        if addresses.is_empty() {
-            return Err(unresolved(io::ErrorKind::NotFound.into()));
-        }
-        self.observed.lock().resolved = Some((now, Arc::clone(&addresses)));
-        Ok(addresses)
+        let name = self.name();
+        let lookup = || async move { net::resolve(&name).await };
+        let resolved = self.name.resolve(lookup).await;
+        resolved.map_err(|source| ConnectError::Unresolved { host: self.host.clone(), source })
     }
 
     /// Checks the target for as long as it is polled, and tells `changed` when it comes up or goes down.
