@@ -445,7 +445,11 @@ impl Controller {
         let done = if wanted {
             let services = state.known_services(self.site);
             let mut named = state.endpoints.clone();
-            named.retain(|address, _| services.contains_key(address));
+            let own = state.own_addresses();
+            named.retain(|address, _| {
+                services.contains_key(address)
+                    && (own.contains(address.as_str()) || hosts::may_be_named(address))
+            });
             hosts::update(hosts::FILE.as_ref(), &label, &named)
         } else {
             // Also one that an earlier controller left.
@@ -597,6 +601,13 @@ impl State {
     pub(crate) fn advertise(&self) -> Vec<String> {
         let Some(site) = &self.resources.site else { return Vec::new() };
         crate::observed::advertised(&site.spec, &self.interfaces)
+    }
+
+    /// Addresses that this site's owner has named.
+    fn own_addresses(&self) -> BTreeSet<&str> {
+        let connectors = self.resources.connectors.values().map(|one| one.spec.address.as_str());
+        let listeners = self.resources.listeners.values().map(|one| one.spec.address.as_str());
+        connectors.chain(listeners).collect()
     }
 
     /// Addresses of the network, those served from here included.

@@ -1,6 +1,10 @@
 //! The opt-in block of local endpoints in `/etc/hosts`.
+//!
+//! Every member of the network says what its services are called, and what is written here goes before every other name service. So only
+//! names are written that mean nothing anywhere else; those this site's owner chose are all written.
 
 use std::{
+    collections::BTreeSet,
     fs, io,
     io::Write as _,
     os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
@@ -8,21 +12,71 @@ use std::{
 };
 
 use rustix::{fs::FlockOperation, io::Errno};
+use skein_core::Address;
 use skein_site_core::AutoEndpoints;
 
 /// Where resolvers look first.
 pub(crate) const FILE: &str = "/etc/hosts";
 
-/// Makes the block of the site called `label` say exactly `endpoints`; everything else in the file stays. Writes only if something differs.
+/// Top-level domains of the public DNS with three or more letters, sorted; those with two are countries. Without `prod`, which is one: nobody
+/// has a host there, and half the services of the world are called so.
+const PUBLIC: &str = include_str!("hosts/public.txt");
+/// Last labels of names that machines around this one may have: mDNS, private networks (RFC 6762 appendix G), clouds.
+const PRIVATE: [&str; 10] = [
+    "corp",
+    "home",
+    "internal",
+    "intranet",
+    "lan",
+    "local",
+    "localdomain",
+    "localhost",
+    "onion",
+    "private",
+];
+/// Single names that programs look up by themselves and believe (proxy discovery, tunnels).
+const MAGIC: [&str; 3] = ["isatap", "localhost", "wpad"];
+
+/// Makes the block of the site called `label` say exactly `endpoints`; everything else in the file stays, and what it names is not named
+/// again. Writes only if something differs.
 ///
 /// # Errors
 /// The file system's; the file is as before then.
 pub(crate) fn update(file: &Path, label: &str, endpoints: &AutoEndpoints) -> io::Result<()> {
-    let mut block = String::new();
-    for (address, endpoint) in endpoints {
-        block += &format!("{} {address}\n", endpoint.ip);
+    rewrite(file, label, |before| {
+        let named = named_elsewhere(before);
+        let fresh = endpoints.iter().filter(|(address, _)| !named.contains(address.as_str()));
+        fresh.map(|(address, endpoint)| format!("{} {address}\n", endpoint.ip)).collect()
+    })
+}
+
+/// Whether another site may name something on this host: a name without dots, or one under no domain that exists elsewhere. A public domain
+/// younger than the list is let through.
+pub(crate) fn may_be_named(address: &Address) -> bool {
+    let Some((_, last)) = address.as_str().rsplit_once('.') else {
+        return !MAGIC.contains(&address.as_str());
+    };
+    let is_number = last.bytes().all(|byte| byte.is_ascii_digit());
+    let is_public =
+        last.len() <= 2 || last.starts_with("xn--") || PUBLIC.lines().any(|tld| tld == last);
+    !is_number && !is_public && !PRIVATE.contains(&last)
+}
+
+/// What lines of others name: other sites' blocks are not theirs, since two sites may well serve the same name.
+fn named_elsewhere(hosts: &str) -> BTreeSet<&str> {
+    let mut is_ours = false;
+    let mut names = BTreeSet::new();
+    for line in hosts.lines() {
+        if line.starts_with("# begin skein ") {
+            is_ours = true;
+        } else if line.starts_with("# end skein ") {
+            is_ours = false;
+        } else if !is_ours {
+            let entry = line.split('#').next().unwrap_or_default();
+            names.extend(entry.split_ascii_whitespace().skip(1));
+        }
     }
-    rewrite(file, label, &block)
+    names
 }
 
 /// Takes the block of the site called `label` out.
@@ -30,10 +84,10 @@ pub(crate) fn update(file: &Path, label: &str, endpoints: &AutoEndpoints) -> io:
 /// # Errors
 /// The file system's; the file is as before then.
 pub(crate) fn remove(file: &Path, label: &str) -> io::Result<()> {
-    rewrite(file, label, "")
+    rewrite(file, label, |_| String::new())
 }
 
-fn rewrite(file: &Path, label: &str, block: &str) -> io::Result<()> {
+fn rewrite(file: &Path, label: &str, block: impl Fn(&str) -> String) -> io::Result<()> {
     // What it leads to is replaced, not the link.
     let file = match fs::canonicalize(file) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => file.to_owned(),
@@ -44,12 +98,13 @@ fn rewrite(file: &Path, label: &str, block: &str) -> io::Result<()> {
         read => read,
     };
     let before = read()?;
-    if with_block(&before, label, block) == before {
+    if with_block(&before, label, &block(&before)) == before {
         return Ok(());
     }
     let _lock = lock(&file)?;
     // Another site may have written in between.
-    let after = with_block(&read()?, label, block);
+    let before = read()?;
+    let after = with_block(&before, label, &block(&before));
     let mode = fs::metadata(&file).map_or(0o644, |meta| meta.permissions().mode() & 0o777);
     let fresh = file.with_extension("skein-new");
     let written = fs::OpenOptions::new()
@@ -172,5 +227,43 @@ mod tests {
         assert!(fs::read_to_string(&file).unwrap().contains("127.64.1.2 db\n"));
         remove(&file, "default").unwrap();
         assert_eq!(fs::read_to_string(&file).unwrap(), "127.0.0.1 localhost\n");
+    }
+
+    #[test]
+    fn no_name_of_others_is_taken() {
+        let may = |name: &str| may_be_named(&name.parse().unwrap());
+        for name in ["db", "web.prod", "payments.svc"] {
+            assert!(may(name), "{name}");
+        }
+        for name in [
+            "github.com",
+            "web.dev",
+            "a.b.co.uk",
+            "metadata.google.internal",
+            "printer.local",
+            "wpad",
+            "x.xn--p1ai",
+            "1.2.3.4",
+        ] {
+            assert!(!may(name), "{name}");
+        }
+        assert!(PUBLIC.lines().is_sorted() && PUBLIC.lines().count() > 1_000);
+
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("hosts");
+        let others =
+            "192.0.2.1 printer.x printer # old\n# begin skein b\n127.64.0.1 db\n# end skein b\n";
+        fs::write(&file, others).unwrap();
+        let endpoint = skein_site_core::AutoEndpoint {
+            ip: "127.64.1.2".parse().unwrap(),
+            ports: Vec::new(),
+            unused_since_unix_s: None,
+        };
+        let named = ["db", "old", "printer"].map(|name| (name.parse().unwrap(), endpoint.clone()));
+        for _ in 0..2 {
+            update(&file, "a", &named.clone().into()).unwrap();
+            let block = "# begin skein a\n127.64.1.2 db\n127.64.1.2 old\n# end skein a\n";
+            assert_eq!(fs::read_to_string(&file).unwrap(), format!("{others}{block}"));
+        }
     }
 }
