@@ -106,7 +106,7 @@ fn expose_names_the_connector_after_the_address() {
         "--port",
         "80:8080",
         "--port",
-        "53/udp",
+        "53",
         "--target",
         "10.0.0.1",
         "--target",
@@ -124,6 +124,10 @@ fn expose_names_the_connector_after_the_address() {
     ]);
     assert_eq!(ok(&output), "Serving pay.prod to the network.\n");
     golden("expose-applied.yaml", &to_yaml(&fake.applied()));
+    for command in ["expose", "listen"] {
+        let refused = fails(&fake.run(&[command, "dns", "--port", "53/udp"]), 2);
+        assert!(refused.contains("carries TCP only"), "{refused}");
+    }
     // An address that is served already keeps its connector.
     ok(&fake.run(&["expose", "db", "--port", "5433", "-q"]));
     assert_eq!(fake.applied()[0].name(), "db");

@@ -25,12 +25,12 @@ Examples:
   skctl expose postgres --port 5432
   skctl expose web.prod --port 80:8080 --port 443:8443
   skctl expose db --port 5432 --target 10.0.0.5 --target 10.0.0.6 --strategy balanced
-  skctl expose dns --port 53/udp --target 10.0.0.53
+  skctl expose ldap --port 389 --target 10.0.0.53
   skctl expose redis --port 6379 --source site")]
 pub(crate) struct Expose {
     /// Name of the service: lower-case DNS labels with dots
     address: String,
-    /// Port of the service and, after a colon, of the target; /udp for datagrams
+    /// TCP port of the service and, after a colon, of the target
     #[arg(short, long = "port", value_name = "P[:TARGETPORT]", required = true)]
     ports: Vec<PortPair>,
     /// Where the workload is
@@ -119,7 +119,7 @@ impl Expose {
         let ports = self.ports.iter().map(|pair| ConnectorPort {
             port: pair.port,
             target_port: pair.local,
-            protocol: if pair.udp { Protocol::Udp } else { Protocol::Tcp },
+            protocol: Protocol::Tcp,
         });
         let mut spec = ConnectorSpec::new(self.address.clone(), ports.collect());
         match self.targets.as_slice() {

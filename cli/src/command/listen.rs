@@ -53,7 +53,7 @@ pub(crate) async fn run(global: &Global, args: Listen) -> Result<(), Failure> {
     let ports = args.ports.iter().map(|pair| ListenerPort {
         port: pair.port,
         local_port: pair.local,
-        protocol: if pair.udp { Protocol::Udp } else { Protocol::Tcp },
+        protocol: Protocol::Tcp,
     });
     let spec = ListenerSpec {
         address: args.address.clone(),

@@ -134,23 +134,26 @@ fn parse_kinds(text: &str) -> Result<Kinds, String> {
     text.parse().map(Kinds::One).map_err(|error: skein_api::UnknownKind| error.to_string())
 }
 
-/// `P[:LOCAL][/tcp|/udp]` of `expose` and `listen`.
+/// `P[:LOCAL][/tcp]` of `expose` and `listen`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PortPair {
     pub(crate) port: u32,
     pub(crate) local: Option<u32>,
-    pub(crate) udp: bool,
 }
 
 impl FromStr for PortPair {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (numbers, udp) = match text.rsplit_once('/') {
-            None => (text, false),
-            Some((numbers, "tcp")) => (numbers, false),
-            Some((numbers, "udp")) => (numbers, true),
-            Some((_, other)) => return Err(format!("{other:?} is neither tcp nor udp")),
+        let numbers = match text.rsplit_once('/') {
+            None => text,
+            Some((numbers, "tcp")) => numbers,
+            Some((_, "udp")) => {
+                return Err("this version carries TCP only, no datagrams; \
+                            name a TCP port of the service, if it has one"
+                    .to_owned());
+            }
+            Some((_, other)) => return Err(format!("{other:?} is no protocol; only tcp is")),
         };
         let number = |text: &str| match text.parse::<u16>() {
             Ok(port) if port > 0 => Ok(u32::from(port)),
@@ -160,7 +163,7 @@ impl FromStr for PortPair {
             None => (number(numbers)?, None),
             Some((port, local)) => (number(port)?, Some(number(local)?)),
         };
-        Ok(Self { port, local, udp })
+        Ok(Self { port, local })
     }
 }
 
@@ -532,9 +535,9 @@ mod tests {
     #[test]
     fn port_pairs_parse() {
         let parse = |text: &str| text.parse::<PortPair>();
-        assert_eq!(parse("80"), Ok(PortPair { port: 80, local: None, udp: false }));
-        assert_eq!(parse("80:8080/tcp"), Ok(PortPair { port: 80, local: Some(8080), udp: false }));
-        assert_eq!(parse("53/udp"), Ok(PortPair { port: 53, local: None, udp: true }));
+        assert_eq!(parse("80"), Ok(PortPair { port: 80, local: None }));
+        assert_eq!(parse("80:8080/tcp"), Ok(PortPair { port: 80, local: Some(8080) }));
+        assert!(parse("53/udp").unwrap_err().contains("TCP only"));
         for bad in ["", "0", "70000", "80:", ":80", "80:0", "80/sctp", "a", "-1", "80:80:80"] {
             assert!(parse(bad).is_err(), "{bad}");
         }

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     invalid::Invalids,
-    listener::{PORTS_MAX, check_address, check_port},
+    listener::{PORTS_MAX, check_address, check_port, check_protocol},
     manifest::Spec,
     resource::Kind,
     value::{Duration, Protocol, valid_host},
@@ -226,6 +226,7 @@ impl ConnectorSpec {
             if let Some(target) = port.target_port {
                 check_port(target, format!("spec.ports[{index}].targetPort"), invalids);
             }
+            check_protocol(port.protocol, format!("spec.ports[{index}].protocol"), invalids);
             let key = (port.port, port.protocol);
             invalids.check(
                 !seen.contains(&key),

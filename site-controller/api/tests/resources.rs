@@ -128,6 +128,11 @@ fn errors_name_the_place_and_the_rule() {
         (connector("{address: a, host: 'a:5', ports: [{port: 1}]}"), "spec.host", "without a port"),
         (connector("{address: a, idleTimeout: 5, ports: [{port: 1}]}"), "line 4", "units"),
         (connector("{address: a, ports: [{port: 1}, {port: 1}]}"), "spec.ports[1]", "twice"),
+        (
+            connector("{address: a, ports: [{port: 1, protocol: udp}]}"),
+            "spec.ports[0].protocol",
+            "tcp",
+        ),
         (connector("{address: ["), "line", ""),
         ("kind: Connector\n".to_string(), "line 1", "apiVersion is missing"),
         ("apiVersion: v1\nkind: Secret\n".to_string(), "apiVersion \"v1\"", "skein.dev/v1alpha1"),
