@@ -1,6 +1,6 @@
 //! The Skein data-plane router.
 //!
-//! `ARCHITECTURE.md` has the data path file by file. Binaries call [`run`]; tests and simulations start any number of routers
+//! `ARCHITECTURE.md` has the data path file by file. Binaries call [`run`]; tests start any number of routers
 //! in one process with [`Router::start`].
 
 mod api;
@@ -45,14 +45,12 @@ pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
             return if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS };
         }
     };
-    // Dropped last, so that every line is written.
-    let _log = telemetry::install(args.log_format, &args.log_level);
+    telemetry::install(args.log_format, &args.log_level);
     panic::abort_the_process();
-    match router::run_process(args.into_config()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            tracing::error!(error = format!("{error:#}"), "router failed");
-            ExitCode::FAILURE
-        }
+    let outcome = router::run_process(args.into_config());
+    if let Err(error) = &outcome {
+        tracing::error!(error = format!("{error:#}"), "router failed");
     }
+    telemetry::finish();
+    if outcome.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

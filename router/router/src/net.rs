@@ -1,7 +1,6 @@
-//! The only maker of sockets.
-//!
-//! Simulation replaces this file; nothing else in the crate names a constructor of a socket.
+//! The only maker of sockets: nothing else in the crate names a constructor of one.
 
+use nix::sys::socket::{setsockopt, sockopt};
 use rustix::event::{self, PollFd, PollFlags, Timespec};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use std::{
@@ -105,6 +104,8 @@ fn try_port_pair(addr: SocketAddr) -> io::Result<(UdpSocket, TcpListener)> {
 pub async fn tcp_connect(remote: SocketAddr, source: Option<IpAddr>) -> io::Result<TcpStream> {
     let socket = if remote.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     if let Some(source) = source {
+        // The port is chosen with the remote known, so that one source has its 28,000 towards every target and not once for all of them.
+        setsockopt(&socket, sockopt::IpBindAddressNoPort, &true)?;
         socket.bind(SocketAddr::new(source, 0))?;
     }
     socket.connect(remote).await
@@ -241,5 +242,7 @@ mod tests {
         tcp_flow_options(&client).unwrap();
         let (_, peer) = listener.accept().await.unwrap();
         assert_eq!(peer.ip(), source);
+        let late = nix::sys::socket::getsockopt(&client, sockopt::IpBindAddressNoPort).unwrap();
+        assert!(late, "a port of its own for every target");
     }
 }

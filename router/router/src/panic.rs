@@ -10,6 +10,7 @@ pub(crate) fn abort_the_process() {
         let location = panic.location().map(ToString::to_string).unwrap_or_default();
         let backtrace = std::backtrace::Backtrace::capture();
         tracing::error!(reason, location, %backtrace, "a panic ends this process");
+        crate::telemetry::finish();
         // A core file would have every key in it. Where this fails, whoever wants none has switched them off.
         let _ =
             rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
@@ -26,7 +27,7 @@ mod tests {
     #[ignore = "ends its process: for the test below"]
     fn a_task_panics() {
         abort_the_process();
-        tracing_subscriber::fmt().with_writer(std::io::stderr).init();
+        crate::telemetry::install(crate::telemetry::LogFormat::Human, "info");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let tasks = tokio_util::task::TaskTracker::new();

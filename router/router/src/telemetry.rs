@@ -4,6 +4,7 @@
 //!
 //! Lines are written by a thread of their own: whoever reads them may be slow, and the data thread must not wait for a disk.
 
+use parking_lot::Mutex;
 use std::sync::OnceLock;
 use tracing::{Subscriber, level_filters::LevelFilter};
 use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
@@ -29,6 +30,8 @@ pub(crate) enum LogFormat {
 const LINES_QUEUED_MAX: usize = 8_192;
 
 static DROPPED: OnceLock<ErrorCounter> = OnceLock::new();
+/// Ends the thread that writes.
+static WRITER: Mutex<Option<WorkerGuard>> = Mutex::new(None);
 
 /// Lines that were not written because whoever reads them is too slow.
 pub(crate) fn lines_dropped() -> u64 {
@@ -37,22 +40,24 @@ pub(crate) fn lines_dropped() -> u64 {
 }
 
 /// Installs the process's subscriber; a second call in one process changes nothing, so routers embedded in other programs keep theirs.
-///
-/// Lines still queued are written when the guard is dropped, unless nobody reads them.
-#[must_use]
-pub(crate) fn install(format: LogFormat, level: &str) -> Option<WorkerGuard> {
+pub(crate) fn install(format: LogFormat, level: &str) {
     let (filter, refused) = filter(level);
     let (writer, guard) = queued(std::io::stderr());
     let dropped = writer.error_counter();
-    tracing_subscriber::registry()
-        .with(layer(format, writer).with_filter(filter))
-        .try_init()
-        .ok()?;
+    let subscriber = tracing_subscriber::registry().with(layer(format, writer).with_filter(filter));
+    if subscriber.try_init().is_err() {
+        return;
+    }
     DROPPED.get_or_init(|| dropped);
+    *WRITER.lock() = Some(guard);
     if let Some(error) = refused {
         tracing::warn!(%error, level, "the log level is not understood; using info");
     }
-    Some(guard)
+}
+
+/// Writes the lines that are queued, unless nobody takes them, and no more after them: the process ends.
+pub(crate) fn finish() {
+    drop(WRITER.lock().take());
 }
 
 fn queued(writer: impl std::io::Write + Send + 'static) -> (NonBlocking, WorkerGuard) {

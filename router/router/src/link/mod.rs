@@ -69,7 +69,7 @@ pub struct LinksConfig {
     pub hello: Arc<HelloFor>,
     /// The same at every boot: with it a router resets what its earlier boots had connected.
     pub site_secret: [u8; 32],
-    /// Of the generator of nonces and jitter; from the operating system, except in simulations.
+    /// Of the generator of nonces and jitter; from the operating system, except in tests.
     pub seed: [u8; 32],
 }
 
