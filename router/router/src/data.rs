@@ -68,7 +68,7 @@ impl DataPlane {
             seed: links_seed,
         });
         let socket: Arc<dyn quinn::AsyncUdpSocket> = Arc::clone(&fabric) as _;
-        let endpoint = session::endpoint(socket, &site_secret)?;
+        let endpoint = session::endpoint(socket, &seed)?;
         let (fib, fib_seen) = watch::channel(Arc::default());
         let (services, services_seen) = watch::channel(Arc::default());
         let (trust, trust_seen) = watch::channel(Arc::new(TrustView::empty(local.site)));

@@ -5,6 +5,7 @@ mod edges;
 
 use edges::{Network, accept, connect, connector, eventually, listen_on_loopback, listener};
 use prost::Message as _;
+use skein_core::Handle;
 use skein_router::{
     flows::{Edge, Outcome},
     session::{INITIAL_CREDIT_BYTES, SESSION_BYTES},
@@ -652,16 +653,21 @@ async fn a_reset_while_writes_are_blocked_arrives_without_waiting_for_what_was_n
 }
 
 #[tokio::test]
-async fn an_endpoint_resets_the_sessions_of_its_predecessor() {
-    let (network, target, entrance) = Network::service().await;
+async fn a_session_with_a_boot_that_is_gone_ends_as_soon_as_the_network_says_so() {
+    let (mut network, target, entrance) = Network::service().await;
     let mut client = connect(entrance).await;
     let _server = accept(&target).await;
-    let _endpoint = network.edges[1].restart_endpoint().await;
-    assert_eq!(network.edges[0].sessions.count(), 1);
+    network.edges[1].cut();
     client.write_all(b"x").await.unwrap();
-    // Nothing but the reset ends the session earlier than the 45 s of its idle timeout.
+    assert_eq!(network.edges[0].sessions.count(), 1);
+    // The next boot announces another handle.
+    network.edges[1].handle = Handle(77);
+    network.publish();
+    // Well before the idle timeout of 45 s, and what follows the loss of all paths.
     let end = timeout(Duration::from_secs(10), client.read_u8()).await.unwrap().unwrap_err();
     assert_eq!(end.kind(), io::ErrorKind::ConnectionReset);
+    let lost = || network.edges[0].counters.ended(Edge::Ingress, Outcome::SessionLost);
+    within(eventually(|| lost() == 1 && network.edges[0].sessions.count() == 0)).await;
 }
 
 #[tokio::test]

@@ -93,14 +93,17 @@ pub(super) fn transport(role: Role, path: Option<&Path>) -> Arc<TransportConfig>
 
 /// The end-to-end endpoint over the virtual socket of the fabric.
 ///
-/// The keys for resets and connection ids derive from `site_secret`: an endpoint that takes another's place recognises the connections of
-/// its predecessor as such, and resets them.
+/// The keys of resets and connection ids derive from `seed`, which is this boot's alone: the next boot has another address, from which
+/// QUIC takes no reset, and shared with other routers the key would let whoever reaches two of them make the one reset sessions of the
+/// other. Sessions with a boot that is gone end when the network's view says so.
 ///
 /// # Errors
 /// When there is no runtime to run on.
-pub fn endpoint(socket: Arc<dyn AsyncUdpSocket>, site_secret: &[u8; 32]) -> io::Result<Endpoint> {
-    let mut config = EndpointConfig::new(Arc::new(derive(site_secret, b"skein-e2e-reset/1")));
-    let ids = derived_key(site_secret, b"skein-e2e-connection-ids/1");
+pub fn endpoint(socket: Arc<dyn AsyncUdpSocket>, seed: &[u8; 32]) -> io::Result<Endpoint> {
+    let reset_key = hmac::Key::new(hmac::HMAC_SHA256, derived(seed, b"reset").as_ref());
+    let ids = derived(seed, b"connection-ids");
+    let ids = u64::from_be_bytes(*ids.as_ref().first_chunk().expect("invariant: 32 bytes"));
+    let mut config = EndpointConfig::new(Arc::new(reset_key));
     config
         .cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(ids)))
         .grease_quic_bit(false)
@@ -109,16 +112,6 @@ pub fn endpoint(socket: Arc<dyn AsyncUdpSocket>, site_secret: &[u8; 32]) -> io::
     Endpoint::new_with_abstract_socket(config, None, socket, Arc::new(quinn::TokioRuntime))
 }
 
-fn derive(secret: &[u8; 32], purpose: &[u8]) -> hmac::Key {
-    hmac::Key::new(hmac::HMAC_SHA256, derived(secret, purpose).as_ref())
-}
-
-fn derived_key(secret: &[u8; 32], purpose: &[u8]) -> u64 {
-    let derived = derived(secret, purpose);
-    let first = derived.as_ref().first_chunk().expect("invariant: 32 bytes");
-    u64::from_be_bytes(*first)
-}
-
-fn derived(secret: &[u8; 32], purpose: &[u8]) -> hmac::Tag {
-    hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, secret), purpose)
+fn derived(seed: &[u8; 32], purpose: &[u8]) -> hmac::Tag {
+    hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, seed), purpose)
 }
