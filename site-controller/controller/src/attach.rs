@@ -428,8 +428,9 @@ impl Controller {
 
     fn learn(&self, records: Vec<skein_wire::proto::routing::Record>) {
         let mut state = self.state();
+        let adopted = self.adopt(&mut state, &records);
         // They come from a router, so no router has to be told; a router that starts later gets them.
-        if state.learned.learn(records, clock::unix_s()) {
+        if state.learned.learn(records, clock::unix_s()) || adopted {
             self.refresh(&mut state);
         }
     }

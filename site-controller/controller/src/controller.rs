@@ -511,13 +511,18 @@ impl Controller {
         subject: SiteId,
         mut endorsed: Endorsed,
     ) -> Result<(), StoreError> {
-        let now = clock::unix_s();
-        let last = state.endorsed.get(&subject).map_or(0, |known| known.sequence);
-        let sequence = next_counter(last, now);
-        self.sign_endorsement(subject, &mut endorsed, sequence, now);
+        self.sign_next(state, subject, &mut endorsed);
         self.store.save_endorsed(&endorsed)?;
         state.endorsed.insert(subject, endorsed);
         Ok(())
+    }
+
+    /// Signs what this site says of another so that it outranks what it said before.
+    pub(crate) fn sign_next(&self, state: &State, subject: SiteId, endorsed: &mut Endorsed) {
+        let now = clock::unix_s();
+        let last = state.endorsed.get(&subject).map_or(0, |known| known.sequence);
+        endorsed.restored = false;
+        self.sign_endorsement(subject, endorsed, next_counter(last, now), now);
     }
 }
 

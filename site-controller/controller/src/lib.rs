@@ -2,6 +2,7 @@
 //!
 //! Everything decided purely is in `skein-site-core`; here is what touches files, sockets, clocks and processes.
 
+mod adopt;
 mod archive;
 mod attach;
 mod claim;

@@ -199,8 +199,8 @@ fn make(
     store.save_secret(&secret)?;
     store.save_ca(&ca)?;
     store.save_site(&state)?;
-    for endorsed in &kept.endorsed {
-        store.save_endorsed(endorsed)?;
+    for endorsed in kept.endorsed {
+        store.save_endorsed(&Endorsed { restored: true, ..endorsed })?;
     }
     store.save_learned(&kept.learned)?;
     let site_change = Change::put(Resource::Site(site.clone()));

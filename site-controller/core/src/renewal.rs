@@ -40,6 +40,9 @@ pub struct Endorsed {
     pub record: (String, String),
     /// What it came from: the name of a grant or of a link, for people.
     pub origin: String,
+    /// It is from a back-up, and may have been outranked since: it is renewed below anything said later, until that has been heard.
+    #[serde(default)]
+    pub restored: bool,
 }
 
 /// What the site last said of itself.
@@ -99,7 +102,10 @@ pub fn due(
     }
     for (site, endorsement) in endorsed {
         if !endorsement.withdrawn && is_old(endorsement.signed_unix_s, now_unix_s) {
-            let sequence = next_counter(endorsement.sequence, now_unix_s);
+            let sequence = match endorsement.restored {
+                true => endorsement.sequence + 1,
+                false => next_counter(endorsement.sequence, now_unix_s),
+            };
             out.push(Due::Endorsement { site: *site, sequence });
         }
     }
@@ -136,6 +142,7 @@ mod tests {
             signed_unix_s,
             record: Default::default(),
             origin: String::new(),
+            restored: false,
         }
     }
 
@@ -163,6 +170,12 @@ mod tests {
         let now = 50 + RENEW_AFTER_S;
         let sequence = u64::try_from(now).unwrap();
         assert_eq!(due(&signed, &signed, &peers, now), [Due::Endorsement { site, sequence }]);
+        let restored = BTreeMap::from([(site, Endorsed { restored: true, ..endorsed(50) })]);
+        assert_eq!(
+            due(&signed, &signed, &restored, now),
+            [Due::Endorsement { site, sequence: 10 }],
+            "it may have been withdrawn since"
+        );
         let withdrawn = Endorsed { withdrawn: true, ..endorsed(50) };
         assert_eq!(due(&signed, &signed, &BTreeMap::from([(site, withdrawn)]), now), []);
     }

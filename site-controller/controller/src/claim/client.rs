@@ -241,6 +241,7 @@ impl Controller {
         let last = state.endorsed.get(&token.issuer).map_or(0, |known| known.sequence);
         // An earlier claim may have been accepted and its answer lost: what this one says comes after what that one said.
         let sequence = (last + 1).max(counter);
+        endorsed.restored = false;
         self.sign_endorsement(token.issuer, &mut endorsed, sequence, now);
         let endorsement =
             record::from_text(&endorsed.record).expect("invariant: it was written just now");
@@ -326,6 +327,7 @@ fn issuer_endorsed(token: &Token, wish: &Wish) -> Endorsed {
         signed_unix_s: 0,
         record: Default::default(),
         origin: "link".to_owned(),
+        restored: false,
     }
 }
 

@@ -23,7 +23,7 @@ use crate::{
     controller::{Controller, State},
     net::Acceptor,
     record,
-    store::StoreError,
+    store::{Change, StoreError},
 };
 
 /// For the claim itself, at most 64 KiB. Redeemers keep connections that lost the race open while another one is answered.
@@ -178,7 +178,7 @@ impl Controller {
         };
         let name = &claim.redeemer.statement.name;
         let admission = grant.admit(redeemer, name, clock::unix_s());
-        let saved = match admission {
+        let (consumed, endorsed) = match admission {
             Err(GrantRefusal::Expired) => {
                 return refused(Reason::Expired, GrantRefusal::Expired.to_string());
             }
@@ -189,16 +189,17 @@ impl Controller {
                 let detail = "the issuer has withdrawn its trust since; ask for a new token";
                 return refused(Reason::Revoked, detail.to_owned());
             }
-            Ok(Admission::Repeat) => Ok(()),
-            Ok(Admission::Consume(next)) => self.store.save_grant(&next).map(|()| {
-                tracing::info!(grant = next.name, redeemer = %redeemer, name, "token redeemed");
-                state.grants.insert(next.name.clone(), next);
-            }),
+            // Whatever the grant says by now: a use gives once.
+            Ok(Admission::Repeat) if state.endorses(redeemer).is_some() => (None, None),
+            Ok(Admission::Repeat) => (None, self.redeemer_endorsed(state, claim, &grant)),
+            Ok(Admission::Consume(next)) => {
+                (Some(next), self.redeemer_endorsed(state, claim, &grant))
+            }
         };
         state.learned.learn(claim.records.to_vec(), clock::unix_s());
         // The redeemer takes the answer for lasting, so all it rests on is on disk first.
-        let kept = saved
-            .and_then(|()| self.endorse_redeemer(state, claim, &grant))
+        let kept = self
+            .keep_redemption(state, redeemer, consumed, endorsed)
             .and_then(|()| self.save_what_was_learned(state));
         if let Err(error) = kept {
             tracing::error!(%error, "a claim cannot be answered");
@@ -207,20 +208,41 @@ impl Controller {
         self.accepted(state, redeemer)
     }
 
-    /// Once for each redeemer of a grant: a repeated claim gets the same endorsement.
-    fn endorse_redeemer(
+    /// Uses a grant up and endorses, both or neither.
+    fn keep_redemption(
         &self,
         state: &mut State,
+        redeemer: SiteId,
+        consumed: Option<Grant>,
+        endorsed: Option<Endorsed>,
+    ) -> Result<(), StoreError> {
+        let put_grant = consumed.iter().map(|grant| Change::PutGrant(Box::new(grant.clone())));
+        let put_endorsed = endorsed.iter().map(|said| Change::PutEndorsed(Box::new(said.clone())));
+        self.store.commit(&put_grant.chain(put_endorsed).collect::<Vec<_>>())?;
+        if let Some(grant) = consumed {
+            tracing::info!(grant = grant.name, %redeemer, "token redeemed");
+            state.grants.insert(grant.name.clone(), grant);
+        }
+        if let Some(endorsed) = endorsed {
+            state.endorsed.insert(redeemer, endorsed);
+        }
+        Ok(())
+    }
+
+    /// What is to be said of a redeemer, signed; `None` where what was said stands.
+    fn redeemer_endorsed(
+        &self,
+        state: &State,
         claim: &VerifiedClaim,
         grant: &Grant,
-    ) -> Result<(), StoreError> {
+    ) -> Option<Endorsed> {
         let (terms, redeemer) = (&grant.terms, claim.redeemer.site);
         let known = state.endorses(redeemer);
         // A member that redeems a guest's token stays a member.
         if known.is_some_and(|known| !known.guest || (terms.guest && known.origin == grant.name)) {
-            return Ok(());
+            return None;
         }
-        let endorsed = Endorsed {
+        let mut endorsed = Endorsed {
             site: redeemer.to_string(),
             site_name: claim.redeemer.statement.name.clone(),
             guest: terms.guest,
@@ -233,8 +255,10 @@ impl Controller {
             signed_unix_s: 0,
             record: Default::default(),
             origin: grant.name.clone(),
+            restored: false,
         };
-        self.endorse(state, redeemer, endorsed)
+        self.sign_next(state, redeemer, &mut endorsed);
+        Some(endorsed)
     }
 
     fn accepted(&self, state: &State, redeemer: SiteId) -> Outcome {

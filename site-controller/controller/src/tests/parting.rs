@@ -141,6 +141,41 @@ async fn a_rebuilt_site_trusts_and_links_as_before() {
 }
 
 #[tokio::test]
+async fn trust_withdrawn_after_the_export_stays_withdrawn() {
+    let (hub, leaf) = (issuer(), Site::start("leaf", None));
+    client::redeem(&leaf.controller, &hub.token(1), &Wish::default()).await.unwrap();
+    let exported = leaf.controller.export_identity("correct horse").unwrap();
+    let hub_id = hub.controller.site;
+    let said = |controller: &Controller| {
+        let state = controller.state();
+        let endorsed = &state.endorsed[&hub_id];
+        (endorsed.sequence, crate::record::from_text(&endorsed.record).unwrap())
+    };
+    assert!(leaf.controller.withdraw(&mut leaf.controller.state(), hub_id).unwrap());
+    let (withdrawn, record) = said(&leaf.controller);
+    leaf.stop().await;
+
+    let dir = tempfile::tempdir().unwrap();
+    let paths = Paths::new(dir.path().join("state"), dir.path().join("run"));
+    let mut rebuilt = archive::open(&exported, "correct horse").unwrap();
+    // The back-up is days old.
+    for endorsed in &mut rebuilt.kept.endorsed {
+        endorsed.signed_unix_s -= 2 * 86_400;
+    }
+    create_with(&paths, &InitOptions::default(), Some(rebuilt)).unwrap();
+    let leaf = silent(&paths, None);
+    leaf.refresh(&mut leaf.state());
+    assert!(said(&leaf).0 <= withdrawn, "what was said since stands");
+    assert!(leaf.state().endorses(hub_id).is_some(), "it has not heard of it");
+    assert!(leaf.adopt(&mut leaf.state(), std::slice::from_ref(&record)), "from the others");
+    leaf.refresh(&mut leaf.state());
+    assert_eq!(said(&leaf), (withdrawn, record));
+    assert!(leaf.state().endorses(hub_id).is_none());
+    assert!(silent(&paths, None).state().endorses(hub_id).is_none(), "it is on disk");
+    hub.stop().await;
+}
+
+#[tokio::test]
 async fn grants_and_tokens_can_be_applied() {
     let (hub, leaf) = (issuer(), Site::start("leaf", None));
     let scope = GuestScope { consume: vec!["db".into()], ..GuestScope::default() };

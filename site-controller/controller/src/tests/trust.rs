@@ -141,6 +141,20 @@ fn a_grant_without_its_resource_still_lets_in_guests_only() {
     assert!(endorsed.guest && !endorsed.may_endorse, "{endorsed:?}");
 }
 
+#[test]
+fn a_use_of_a_grant_gives_once_whatever_the_grant_says_later() {
+    let (_dir, paths) = listening();
+    let hub = silent(&paths, None);
+    let request =
+        rpc::CreateTokenRequest { guest: true, name: "partner".into(), ..Default::default() };
+    let token = hub.create_token(&request).unwrap().token;
+    let leaf = identity();
+    assert_eq!(reason(&hub.redeemed(&claim(&hub, &leaf, &token))), None);
+    hub.state().grants.get_mut("partner").unwrap().terms.guest = false;
+    assert_eq!(reason(&hub.redeemed(&claim(&hub, &leaf, &token))), None, "the same answer");
+    assert!(hub.state().endorsed[&leaf.site_id()].guest, "a guest has not made itself a member");
+}
+
 #[tokio::test]
 async fn a_token_outlives_its_issuer_joining_another_network() {
     let (founder, hub) = (issuer(), issuer());
