@@ -257,16 +257,39 @@ async fn who_holds_connections_without_a_word_keeps_nobody_out() {
         let end = time::timeout(Duration::from_secs(4), stream.read(&mut [0])).await;
         assert!(matches!(end, Ok(Ok(0) | Err(_))), "{end:?} after {:?}", began.elapsed());
     }
+    let mut stream = net::tcp_connect(addr, None).await.unwrap();
+    stream.write_all(&claim_hello()).await.unwrap();
+    let mut nodes = nodes;
+    assert!(matches!(nodes[0].event().await, LinkEvent::Claim(Claim::Tcp { .. })));
+}
+
+/// How a claim over TCP begins.
+fn claim_hello() -> Vec<u8> {
     let dial =
         skein_trust::claim_carrier_client(Arc::new(rustls::time_provider::DefaultTimeProvider));
     let name = rustls_pki_types::ServerName::try_from(skein_trust::SERVER_NAME).unwrap();
     let mut tls = rustls::ClientConnection::new(dial.config, name).unwrap();
     let mut hello = Vec::new();
     tls.write_tls(&mut hello).unwrap();
-    let mut stream = net::tcp_connect(addr, None).await.unwrap();
-    stream.write_all(&hello).await.unwrap();
-    let mut nodes = nodes;
-    assert!(matches!(nodes[0].event().await, LinkEvent::Claim(Claim::Tcp { .. })));
+    hello
+}
+
+#[tokio::test]
+async fn claims_nobody_takes_give_way_to_later_ones() {
+    let nodes = nodes(1).await;
+    let addr = nodes[0].address().await;
+    let (hello, mut claims) = (claim_hello(), Vec::new());
+    // More than are queued, and more than may wait to be.
+    for _ in 0..256 + 2 * 32 {
+        let mut stream = net::tcp_connect(addr, None).await.unwrap();
+        stream.write_all(&hello).await.unwrap();
+        claims.push(stream);
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+        }
+    }
+    let counters = nodes[0].fabric.counters();
+    eventually(|| (counters.connections_refused.total() >= 32).then_some(())).await;
 }
 
 #[tokio::test]

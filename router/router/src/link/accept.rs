@@ -224,8 +224,11 @@ async fn claim(inner: &Inner, connection: Connection, slot: Slot) {
     };
     match opened {
         Ok(Ok((send, recv))) => {
-            drop(slot);
-            inner.report(LinkEvent::Claim(Claim::Quic { connection, send, recv })).await;
+            // Who waits to be handed over still takes its slot.
+            tokio::select! {
+                () = inner.report(LinkEvent::Claim(Claim::Quic { connection, send, recv })) => {} // dropped, the claim is closed
+                () = slot.evicted() => inner.fabric.counters().connections_refused.add(1),
+            }
         }
         Ok(Err(_)) | Err(_) => {
             inner.fabric.counters().connections_refused.add(1);

@@ -282,7 +282,8 @@ impl Inner {
     /// Reports an event; waits while the consumer is behind, but not when it has no use for events any more.
     async fn report(&self, event: LinkEvent) {
         let queue = match &event {
-            LinkEvent::Message(..) => &self.messages,
+            // Anybody may claim: that delays what neighbours say, not what becomes of links.
+            LinkEvent::Message(..) | LinkEvent::Claim(_) => &self.messages,
             _ => &self.events,
         };
         // What cannot be sent right away must wait; what cannot be sent at all has no consumer.

@@ -39,11 +39,14 @@ pub(super) async fn accept(inner: &Arc<Inner>, listener: TcpListener, undecided:
                 () = slot.evicted() => Ok(Err(io::ErrorKind::ConnectionAborted.into())),
                 () = inner.stop.cancelled() => return, // cancel-safe
             };
-            drop(slot);
             match decided {
                 Ok(Ok((stream, head))) => {
                     let claim = Claim::Tcp { stream, head, remote };
-                    inner.report(LinkEvent::Claim(claim)).await;
+                    // Who waits to be handed over still takes its slot.
+                    tokio::select! {
+                        () = inner.report(LinkEvent::Claim(claim)) => {} // dropped, the claim is closed
+                        () = slot.evicted() => refused(&inner, remote, &io::ErrorKind::ConnectionAborted.into()),
+                    }
                 }
                 Ok(Err(error)) => refused(&inner, remote, &error),
                 Err(_) => refused(&inner, remote, &io::ErrorKind::TimedOut.into()),
