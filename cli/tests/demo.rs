@@ -54,6 +54,39 @@ fn a_download_survives_its_transit() {
 }
 
 #[test]
+fn it_needs_no_privileges() {
+    const NOBODY: u32 = 65_534;
+    if !rustix::process::geteuid().is_root() {
+        return; // Then every test here shows it.
+    }
+    let dir = tempfile::Builder::new().prefix("sk-").tempdir().unwrap();
+    // Where the build lies, others may not enter.
+    let programs = tempfile::Builder::new().prefix("sk-bin-").tempdir().unwrap();
+    let program = programs.path().join("skctl");
+    std::fs::copy(env!("CARGO_BIN_EXE_skctl"), &program).unwrap();
+    let everybody = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(programs.path(), everybody).unwrap();
+    std::os::unix::fs::chown(dir.path(), Some(NOBODY), Some(NOBODY)).unwrap();
+    let output = Command::new("setpriv")
+        .args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "--no-new-privs"])
+        .args(["--inh-caps=-all", "--bounding-set=-all"])
+        .arg(&program)
+        .args(["demo", "--size", "8", "--seconds", "2", "-o", "json", "-v"])
+        .current_dir("/")
+        .env("TMPDIR", dir.path())
+        .env("HOME", "/nonexistent")
+        .env_remove("XDG_RUNTIME_DIR")
+        .env_remove("SKEIN_NAMESPACE")
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["intact"], true, "{report}");
+    assert_clean(&dir);
+}
+
+#[test]
 fn an_interrupted_demo_leaves_nothing() {
     let dir = tempfile::Builder::new().prefix("sk-").tempdir().unwrap();
     let child = demo(&dir).spawn().unwrap();

@@ -12,7 +12,7 @@ use skein_core::{
 use std::{collections::BTreeSet, sync::Arc};
 
 /// Most identity key changes in the life of a site.
-const ROTATIONS_MAX: usize = 256;
+const ROTATIONS_MAX: usize = 64;
 /// Most certificate authorities of a site at a time: own, external, and their successors.
 const AUTHORITIES_MAX: usize = 8;
 /// Most patterns in one direction of a scope.
