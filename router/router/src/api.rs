@@ -225,19 +225,24 @@ impl Attachment {
         tracing::info!("attached to the controller");
         let mut assembler = Assembler::default();
         let mut sent = Sent::new(self);
+        // What waits for room. Reading never waits for it: the controller may be writing as well, and both would wait for ever.
+        let mut ready: Option<FromRouter> = None;
         loop {
             tokio::select! {
                 message = inbound.message() => { // cancel-safe
                     let message = message?.and_then(|m| m.message).ok_or(AttachError::Closed)?;
                     self.receive(message, &mut assembler, &outbound).await?;
                 }
-                message = sent.next() => { // cancel-safe: what it marks as sent it has returned
-                    outbound.send(message).await.map_err(|_| AttachError::Closed)?;
+                room = outbound.reserve(), if ready.is_some() => { // cancel-safe
+                    let room = room.map_err(|_| AttachError::Closed)?;
+                    room.send(ready.take().expect("invariant: the branch is on only with a message"));
                 }
-                reply = self.replies.recv() => { // cancel-safe
+                message = sent.next(), if ready.is_none() => { // cancel-safe: what it marks as sent it has returned
+                    ready = Some(message);
+                }
+                reply = self.replies.recv(), if ready.is_none() => { // cancel-safe
                     let message = reply.ok_or(AttachError::Ends)?;
-                    let message = FromRouter { message: Some(message) };
-                    outbound.send(message).await.map_err(|_| AttachError::Closed)?;
+                    ready = Some(FromRouter { message: Some(message) });
                 }
             }
         }
@@ -311,7 +316,8 @@ impl Attachment {
         let applied =
             Applied { version, need_full, problems: vec![error.to_string()], refused: !need_full };
         let message = FromRouter { message: Some(from_router::Message::Applied(applied)) };
-        outbound.send(message).await.map_err(|_| AttachError::Closed)
+        let sent = time::timeout(ATTACH_TIMEOUT, outbound.send(message)).await;
+        sent.map_err(|_| AttachError::Timeout)?.map_err(|_| AttachError::Closed)
     }
 }
 

@@ -31,8 +31,13 @@ const FIRST_STATUS_TIMEOUT: Duration = Duration::from_secs(3);
 const REFUSED_PAUSE: Duration = Duration::from_secs(60);
 /// Routers refuse a boot epoch beyond this.
 const EPOCH_MAX: u64 = u32::MAX as u64;
+/// A router that lets us wait for longer does not read any more; its attachment is given up.
+const SEND_TIMEOUT: Duration = Duration::from_secs(5);
 /// Requests of ours a router has not answered.
 const PENDING_MAX: usize = 64;
+
+/// Messages on their way to one router.
+type Outbound = mpsc::Sender<Result<ToRouter, Status>>;
 
 /// A router of this site, attached or remembered.
 #[derive(Debug)]
@@ -304,7 +309,7 @@ impl Serving {
     }
 
     async fn send(&self, message: to_router::Message) -> bool {
-        self.outbound.send(Ok(ToRouter { message: Some(message) })).await.is_ok()
+        deliver(&self.outbound, message).await
     }
 }
 
@@ -478,8 +483,8 @@ impl Controller {
             sessions.map(|session| session.outbound.clone()).collect()
         };
         for sender in &outbound {
-            // One that has just gone needs no message.
-            let _ = sender.send(Ok(ToRouter { message: Some(message.clone()) })).await;
+            // One that has just gone needs no message, and one that does not read gets none.
+            deliver(sender, message.clone()).await;
         }
         outbound.len()
     }
@@ -502,6 +507,16 @@ impl RouterEntry {
         }
         self.status = Some(status);
     }
+}
+
+/// Hands a message to an attachment; `false` if that is gone or does not read.
+async fn deliver(outbound: &Outbound, message: to_router::Message) -> bool {
+    let sent = outbound.send(Ok(ToRouter { message: Some(message) }));
+    let sent = tokio::time::timeout(SEND_TIMEOUT, sent).await;
+    if sent.is_err() {
+        tracing::warn!("a router does not read what it is sent");
+    }
+    matches!(sent, Ok(Ok(())))
 }
 
 fn first_session(state: &mut State) -> Option<&mut Session> {

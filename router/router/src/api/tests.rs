@@ -192,3 +192,26 @@ async fn answers_to_an_attachment_that_is_gone_are_dropped() {
     assert!(matches!(attached.next().await, Some(from_router::Message::Trace(t)) if t.id == 2));
     bench.stop().await;
 }
+
+#[tokio::test]
+async fn a_router_reads_while_its_controller_does_not() {
+    let mut bench = Bench::start();
+    let mut server = listen(&bench.socket());
+    let attachment = server.attached().await;
+    // Far more than fits between the two.
+    for id in 0..u64::try_from(REPLIES_QUEUE).unwrap() {
+        let reply = TraceReply { id, error: "x".repeat(256 << 10), ..TraceReply::default() };
+        bench.controller.reply(from_router::Message::Trace(reply));
+    }
+    for _ in 0..10_000 {
+        tokio::task::yield_now().await;
+    }
+    assert!(bench.controller.replies.capacity() < REPLIES_QUEUE, "it is stuck");
+    let config = some_config(&["a"]);
+    for chunk in config::snapshot(1, &config) {
+        attachment.send(to_router::Message::Snapshot(chunk)).await;
+    }
+    let taken = time::timeout(Duration::from_secs(10), configured(&mut bench.controller)).await;
+    assert_eq!(taken.expect("it reads").0, 1);
+    bench.stop().await;
+}
