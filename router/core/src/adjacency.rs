@@ -24,6 +24,8 @@ const GUEST_WANTED_MAX: usize = 8_192;
 const ANSWER_MAX: Duration = Duration::from_secs(10);
 /// Most records of one neighbour remembered as not verifiable yet.
 const PARKED_MAX: usize = 4_096;
+/// The LSA of a neighbour arrives within this after the link came up, or was missed.
+const LSA_MISSING_MAX: Duration = Duration::from_secs(300);
 /// Forged records of one neighbour within a while: each costs us as much as a good one, and an honest neighbour has none but for a moment,
 /// while keys or CAs are being replaced.
 const FORGED_MAX: u32 = 32;
@@ -78,6 +80,8 @@ pub(crate) struct Adjacency {
     announced: bool,
     /// Records that were not signed by whom they name, and since when they are counted.
     forged: (u32, Option<Instant>),
+    /// Since when no LSA of the peer is known.
+    without_lsa: Option<Instant>,
 }
 
 /// What of our own summary was sent.
@@ -120,6 +124,7 @@ impl Adjacency {
             parked: BTreeMap::new(),
             announced: false,
             forged: (0, None),
+            without_lsa: None,
         }
     }
 
@@ -242,6 +247,15 @@ impl Adjacency {
             _ => (1, Some(now)),
         };
         self.forged.0 > FORGED_MAX
+    }
+
+    /// Whether there has been no LSA of the peer for longer than it may take to arrive.
+    pub(crate) fn is_unvouched(&mut self, has_lsa: bool, now: Instant) -> bool {
+        if has_lsa {
+            self.without_lsa = None;
+            return false;
+        }
+        now >= *self.without_lsa.get_or_insert(now) + LSA_MISSING_MAX
     }
 
     pub(crate) fn peer_summary_done(&mut self) {

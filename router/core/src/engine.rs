@@ -336,6 +336,7 @@ impl<N: Notary> Engine<N> {
         if self.trust_due.is_some_and(|due| due <= now) {
             self.trust_stale = true;
         }
+        self.judge_neighbours(now);
         for adjacency in self.adjacencies.values_mut() {
             adjacency.give_up(now);
             if adjacency.republish_rtt(now) {

@@ -4,11 +4,13 @@
 
 mod common;
 
-use common::{Network, endorsement, entry, router_id, seal, seal_as, site_id, statement};
+use common::{
+    EPOCH_UNIX_S, Network, endorsement, entry, router_id, seal, seal_as, site_id, statement,
+};
 use skein_core::{
     AdjacencyState, AgedRecord, HOPS_MAX, Input, Label, LinkId, LinkUp, Membership, Message,
-    Origin, PINS_MAX, Pattern, Payload, RecordDraft, RecordKey, RecordKind, Revocation, Role,
-    Scope, Settings,
+    Origin, Output, PINS_MAX, Pattern, Payload, RecordDraft, RecordKey, RecordKind, Revocation,
+    Role, Scope, Settings,
 };
 use std::{sync::Arc, time::Duration};
 
@@ -465,4 +467,27 @@ fn a_neighbour_whose_records_are_forged_is_left() {
         assert_eq!(engine.lsdb().statement(site_id(9)).is_none(), is_left, "the rest is not read");
         assert_eq!(engine.view().links.is_empty(), is_left);
     }
+}
+
+#[test]
+fn a_link_ends_when_the_other_end_can_sign_nothing_any_more() {
+    let mut network = line(2);
+    let link = network.links_of(0)[0];
+    network.run_for(Duration::from_secs(2 * 3_600));
+    assert!(network.routers[0].refused.is_empty(), "it has issued its LSA anew");
+    // Its certificate lapses: whatever it sends from now on is not accepted.
+    let (start, mut now) = (network.now, network.now);
+    let engine = &mut network.routers[0].engine;
+    let mut refused = None;
+    while refused.is_none() && now < start + DAY {
+        now += Duration::from_secs(60);
+        engine.handle_timeout(now, EPOCH_UNIX_S);
+        while let Some(output) = engine.poll_output() {
+            if let Output::LinkRefused { link, .. } = output {
+                refused = Some(link);
+            }
+        }
+    }
+    assert_eq!(refused, Some(link));
+    assert!(now - start < Duration::from_secs(3_600 + 300 + 120), "{:?}", now - start);
 }

@@ -87,6 +87,24 @@ impl<N: Notary> Engine<N> {
         }
     }
 
+    /// Ends links to routers of which there is no LSA: a router issues them for as long as it has a valid certificate, and no longer.
+    pub(super) fn judge_neighbours(&mut self, now: Instant) {
+        let mut lapsed = Vec::new();
+        for adjacency in self.adjacencies.values_mut() {
+            let has_lsa = self.lsdb.lsa(adjacency.peer).is_some();
+            if adjacency.is_unvouched(has_lsa, now) {
+                lapsed.push(adjacency.link);
+            }
+        }
+        for link in lapsed {
+            self.link_down(link, now);
+            self.refuse(
+                link,
+                "the router at the other end has said nothing under a valid certificate",
+            );
+        }
+    }
+
     fn apply_trust_to_adjacencies(&mut self, trust: &TrustView, now: Instant) {
         let mut refused = Vec::new();
         for adjacency in self.adjacencies.values_mut() {
