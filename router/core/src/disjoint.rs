@@ -1,7 +1,8 @@
 //! Alternatives to the shortest path: together with it as disjoint, in routers and links, as the topology allows.
 //!
-//! They are a flow of minimum cost of that many units, in which the first use of a link or router costs nothing extra and each
-//! further use a penalty larger than any metric. The shortest path counts as a use that stays.
+//! First the pair of paths that share least, whether the shortest is one of them or not; then what shares least with all of these.
+//! Both are flows of minimum cost, in which the first use of a link or router costs nothing extra and each further use a penalty
+//! larger than any metric. Paths found before count as uses that stay.
 
 use crate::{PINS_MAX, spf::Topology};
 use petgraph::graph::{EdgeIndex, NodeIndex};
@@ -18,9 +19,9 @@ struct Arc {
     from: usize,
     to: usize,
     metric: i64,
-    /// Uses by the shortest path, which stay.
+    /// Uses by paths found before, which stay.
     fixed: i64,
-    /// Uses by alternatives.
+    /// Uses by the paths being looked for.
     flow: i64,
     /// Whether more than one use is penalised.
     exclusive: bool,
@@ -84,14 +85,19 @@ impl Network {
         self.arcs.len()
     }
 
-    /// Up to three paths besides `shortest`, the least like it first; empty when there is only one way.
+    /// Up to three paths besides `shortest`, the least like it first; empty when there is only one way. If any two ways have no router and
+    /// no link in common, there are two such among these and `shortest`.
     pub(crate) fn alternatives(
         &mut self,
         topology: &Topology,
         shortest: &[EdgeIndex],
     ) -> Vec<Vec<EdgeIndex>> {
-        let mut paths: Vec<Vec<EdgeIndex>> = Vec::new();
-        for path in self.flow(topology, shortest) {
+        let Some(ends) = ends(topology, shortest) else { return Vec::new() };
+        let mut paths = self.flow(topology, ends, &[], 2);
+        paths.retain(|path| path != shortest);
+        paths.dedup();
+        let used: Vec<&[EdgeIndex]> = paths.iter().map(Vec::as_slice).chain([shortest]).collect();
+        for path in self.flow(topology, ends, &used, ALTERNATIVES_MAX - used.len() + 1) {
             if path != shortest && !paths.contains(&path) {
                 paths.push(path);
             }
@@ -103,16 +109,17 @@ impl Network {
         paths
     }
 
-    /// The flow of three units, path by path; some may be the same.
-    fn flow(&mut self, topology: &Topology, shortest: &[EdgeIndex]) -> Vec<Vec<EdgeIndex>> {
-        let ends = shortest.first().zip(shortest.last()).and_then(|(&first, &last)| {
-            let from = topology.graph.edge_endpoints(first)?.0;
-            Some((from, topology.graph.edge_endpoints(last)?.1))
-        });
-        let Some((source, target)) = ends else { return Vec::new() };
-        self.reset(topology, source, target, shortest);
+    /// So many `units` of flow, path by path, beside paths that are `used` already; some may be the same.
+    fn flow(
+        &mut self,
+        topology: &Topology,
+        (source, target): (NodeIndex, NodeIndex),
+        used: &[&[EdgeIndex]],
+        units: usize,
+    ) -> Vec<Vec<EdgeIndex>> {
+        self.reset(topology, source, target, used);
         let (source, target) = (2 * source.index() + 1, 2 * target.index());
-        for _ in 0..ALTERNATIVES_MAX {
+        for _ in 0..units {
             if !self.augment(source, target) {
                 break;
             }
@@ -125,7 +132,7 @@ impl Network {
         topology: &Topology,
         source: NodeIndex,
         target: NodeIndex,
-        shortest: &[EdgeIndex],
+        used: &[&[EdgeIndex]],
     ) {
         self.potentials.fill(0);
         let nodes = topology.graph.node_count();
@@ -134,10 +141,10 @@ impl Network {
             arc.flow = 0;
             arc.exclusive = i != source.index() && i != target.index();
         }
-        for &edge in shortest {
-            self.arcs[nodes + edge.index()].fixed = 1;
+        for &edge in used.iter().copied().flatten() {
+            self.arcs[nodes + edge.index()].fixed += 1;
             if let Some((_, to)) = topology.graph.edge_endpoints(edge) {
-                self.arcs[to.index()].fixed = 1;
+                self.arcs[to.index()].fixed += 1;
             }
         }
     }
@@ -206,6 +213,13 @@ impl Network {
         }
         Some(path)
     }
+}
+
+/// Where a path begins and ends.
+fn ends(topology: &Topology, path: &[EdgeIndex]) -> Option<(NodeIndex, NodeIndex)> {
+    let (source, _) = topology.graph.edge_endpoints(*path.first()?)?;
+    let (_, target) = topology.graph.edge_endpoints(*path.last()?)?;
+    Some((source, target))
 }
 
 /// Links and transit routers a path has in common with another.

@@ -95,10 +95,10 @@ fn simple_paths(topology: &Topology, from: NodeIndex, to: NodeIndex) -> Vec<Vec<
     found
 }
 
-/// Metric of the alternatives, and a penalty for every use of a link or transit router beyond its first.
-fn cost(topology: &Topology, shortest: &[EdgeIndex], alternatives: &[&[EdgeIndex]]) -> i64 {
+/// Metric of the paths, and a penalty for every use of a link or transit router beyond its first, those by `used` counted.
+fn cost(topology: &Topology, used: &[&[EdgeIndex]], paths: &[&[EdgeIndex]]) -> i64 {
     let (mut uses, mut metric) = (BTreeMap::<(bool, usize), i64>::new(), 0);
-    for path in alternatives.iter().copied().chain([shortest]) {
+    for path in paths.iter().chain(used) {
         for (i, &edge) in path.iter().enumerate() {
             *uses.entry((true, edge.index())).or_default() += 1;
             if i + 1 < path.len() {
@@ -107,7 +107,7 @@ fn cost(topology: &Topology, shortest: &[EdgeIndex], alternatives: &[&[EdgeIndex
             }
         }
     }
-    for path in alternatives {
+    for path in paths {
         metric += path
             .iter()
             .map(|&edge| i64::try_from(topology.graph[edge].metric_us).unwrap())
@@ -141,7 +141,7 @@ fn disjoint(topology: &Topology, a: &[EdgeIndex], b: &[EdgeIndex]) -> bool {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig::default())]
 
     #[test]
     fn alternatives_share_as_little_as_any_choice_could(
@@ -154,20 +154,21 @@ proptest! {
         for target in topology.graph.node_indices().filter(|node| *node != root) {
             let Ok(first) = shortest.path(&topology, target) else { continue };
             let all = simple_paths(&topology, root, target);
-            let mut best = i64::MAX;
-            for (i, a) in all.iter().enumerate() {
-                for (j, b) in all.iter().enumerate().skip(i) {
-                    for c in all.iter().skip(j) {
-                        best = best.min(cost(&topology, &first, &[a, b, c]));
-                    }
-                }
-            }
-            let flow = network.flow(&topology, &first);
-            let flow: Vec<&[EdgeIndex]> = flow.iter().map(|path| &path[..]).collect();
-            prop_assert_eq!(flow.len(), 3);
-            prop_assert_eq!(cost(&topology, &first, &flow), best);
+            let ends = (root, target);
+            let best_pair = (0..all.len())
+                .flat_map(|i| (i..all.len()).map(move |j| (i, j)))
+                .map(|(i, j)| cost(&topology, &[], &[&all[i], &all[j]]))
+                .min();
+            let pair = network.flow(&topology, ends, &[], 2);
+            prop_assert_eq!(pair.len(), 2);
+            prop_assert_eq!(Some(cost(&topology, &[], &[&pair[0], &pair[1]])), best_pair);
+            let used = [&pair[0][..], &pair[1], &first];
+            let best = all.iter().map(|path| cost(&topology, &used, &[path])).min();
+            let third = network.flow(&topology, ends, &used, 1);
+            prop_assert_eq!(Some(cost(&topology, &used, &[&third[0]])), best);
 
             let mut paths = network.alternatives(&topology, &first);
+            prop_assert!(paths.len() <= ALTERNATIVES_MAX);
             paths.push(first);
             for path in &paths {
                 prop_assert!(all.contains(path));
@@ -192,6 +193,16 @@ fn the_shortest_path_does_not_hide_a_disjoint_pair() {
     let others = Network::new(&topology).alternatives(&topology, &first);
     assert!(others.len() >= 2);
     assert!(disjoint(&topology, &others[0], &others[1]));
+}
+
+/// 0-2-3-1-4 is shortest, and shares least with 0-2-4 three times over; yet 0-2-4 and 0-3-1-4 are disjoint.
+#[test]
+fn a_disjoint_pair_is_found_where_sharing_all_with_one_path_costs_less() {
+    let topology = topology(5, &[(3, 2, 1), (2, 0, 1), (1, 4, 1), (3, 1, 1), (0, 3, 3), (4, 2, 4)]);
+    let shortest = ShortestPaths::new(&topology).unwrap();
+    let first = shortest.path(&topology, topology.node(router(4)).unwrap()).unwrap();
+    let others = Network::new(&topology).alternatives(&topology, &first);
+    assert!(others.iter().any(|a| others.iter().any(|b| disjoint(&topology, a, b))), "{others:?}");
 }
 
 /// `cargo test --release -p skein-core thousand -- --nocapture` prints how long it takes.
