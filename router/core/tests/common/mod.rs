@@ -293,6 +293,8 @@ impl Network {
                 Output::Learned(records) => self.learn(n, records),
                 Output::LinkRefused { link, .. } => {
                     self.routers[n].refused.push(link);
+                    // The router closes it, and the other end notices.
+                    self.disconnect(link);
                 }
             }
         }
