@@ -118,10 +118,11 @@ fn is_old(signed_unix_s: i64, now_unix_s: i64) -> bool {
 }
 
 /// What follows `last` in the count of a site's statements or of what it says of another. At least the time, so that a site rebuilt from
-/// an old back-up still counts on from above what it said before.
+/// an old back-up still counts on from above what it said before. The very next is left for what is renewed from a back-up, so that
+/// nothing that was said since can be taken for it.
 #[must_use]
 pub fn next_counter(last: u64, now_unix_s: i64) -> u64 {
-    (last + 1).max(u64::try_from(now_unix_s).unwrap_or(0))
+    (last + 2).max(u64::try_from(now_unix_s).unwrap_or(0))
 }
 
 #[cfg(test)]
@@ -154,7 +155,7 @@ mod tests {
         let signed = IssuedStatement { counter: 100, signed_unix_s: 100, ..born };
         assert_eq!(due(&signed, &signed, &nobody, 101), []);
         let renamed = IssuedStatement { name: "x".into(), ..signed.clone() };
-        assert_eq!(due(&signed, &renamed, &nobody, 100), [Due::Statement { counter: 101 }]);
+        assert_eq!(due(&signed, &renamed, &nobody, 100), [Due::Statement { counter: 102 }]);
         let tomorrow = 100 + RENEW_AFTER_S;
         assert_eq!(due(&signed, &signed, &nobody, tomorrow).len(), 1);
         assert_eq!(due(&signed, &signed, &nobody, tomorrow - 1), []);
