@@ -30,8 +30,6 @@ const ABORT_LINGER: Duration = Duration::from_secs(2);
 const SENT_CHECK: Duration = Duration::from_millis(10);
 /// Idle flows are noticed within a quarter of their timeout.
 const IDLE_CHECKS: u32 = 4;
-/// A read buffer with less room than this is replaced.
-const READ_ROOM_MIN: usize = 16 << 10;
 /// A shorter read is copied. One that is split off keeps a whole buffer for as long as it waits to be acknowledged: a quarter of which it
 /// fills at least. Copying costs little beside encrypting.
 const SPLIT_LEN_MIN: usize = TURN_BYTES / 4;
@@ -44,7 +42,8 @@ impl ReadBuffer {
     /// Reads what is there, at most `len_max`; empty at the end of the stream.
     pub(crate) fn try_read(&self, socket: &TcpStream, len_max: usize) -> io::Result<Bytes> {
         let mut buffer = self.0.lock();
-        if buffer.capacity() < READ_ROOM_MIN {
+        // Room for a whole turn: what the flow before has left must not decide how much this one may read.
+        if buffer.capacity() < len_max.min(TURN_BYTES) {
             buffer.reserve(TURN_BYTES);
         }
         let len = socket.try_read_buf(&mut (&mut *buffer).limit(len_max))?;
