@@ -33,6 +33,17 @@ struct Network {
 }
 
 impl Network {
+    /// Waits until a reaches b through either of two transits.
+    async fn two_ways_to_b(&mut self) {
+        let b = self.b.id();
+        self.a
+            .until("two links and a route to b", |status| {
+                let of_b = status.routers.iter().find(|router| router.site_id == b.0)?;
+                (links_up(status) == 2 && of_b.links.len() == 2 && of_b.reachable).then_some(())
+            })
+            .await;
+    }
+
     /// A and B, joined by each of the hubs; B serves an echo under `backend:5432`, A listens for it.
     async fn start(hub_names: &[&'static str]) -> Self {
         support::log();
@@ -194,14 +205,7 @@ async fn a_flow_survives_a_restart_of_its_transit() {
 #[tokio::test]
 async fn flows_move_to_another_transit_when_theirs_is_lost() {
     let mut network = Network::start(&["hub", "other"]).await;
-    let b = network.b.id();
-    network
-        .a
-        .until("two links and a route to b", |status| {
-            let of_b = status.routers.iter().find(|router| router.site_id == b.0)?;
-            (links_up(status) == 2 && of_b.links.len() == 2 && of_b.reachable).then_some(())
-        })
-        .await;
+    network.two_ways_to_b().await;
     let mut streams = Vec::new();
     for _ in 0..20 {
         let mut stream = network.connect().await;
@@ -224,14 +228,7 @@ async fn flows_move_to_another_transit_when_theirs_is_lost() {
 #[tokio::test]
 async fn a_new_connection_right_after_the_loss_of_an_idle_transit_waits_for_one_detection() {
     let mut network = Network::start(&["hub", "other"]).await;
-    let b = network.b.id();
-    network
-        .a
-        .until("two links and a route to b", |status| {
-            let of_b = status.routers.iter().find(|router| router.site_id == b.0)?;
-            (links_up(status) == 2 && of_b.links.len() == 2 && of_b.reachable).then_some(())
-        })
-        .await;
+    network.two_ways_to_b().await;
     let mut stream = network.connect().await;
     converse(&mut stream, 1).await;
     let path = network.trace().await.candidates[0].paths[0].clone();
