@@ -6,7 +6,7 @@ use crate::{
     fabric::Fabric,
     flows::{FlowCounters, FlowLimit, LocalRouter, Surroundings},
     ingress::{Ingress, IngressConfig},
-    link::{HelloFor, LinkEvents, Links, LinksConfig},
+    link::{self, HelloFor, LinkEvents, Links, LinksConfig},
     net,
     session::{self, Budget, Sessions, SessionsConfig},
 };
@@ -65,6 +65,7 @@ impl DataPlane {
             time: credentials::time(),
             hello,
             site_secret,
+            udp_interval: link::UDP_INTERVAL,
             seed: links_seed,
         });
         let socket: Arc<dyn quinn::AsyncUdpSocket> = Arc::clone(&fabric) as _;

@@ -20,6 +20,10 @@ const PAIR_ATTEMPTS: usize = 16;
 /// What a flow's socket takes beyond what is on its way. Without a bound the kernel buffers megabytes for a reader that has stalled,
 /// unseen by the router's budget; a bound of the whole send buffer would instead limit what can be on its way.
 const UNSENT_BYTES_MAX: u32 = 256 << 10;
+/// What a carrier's socket takes beyond what is on its way: a TLS record.
+const CARRIER_UNSENT_BYTES_MAX: u32 = 16 << 10;
+/// A carrier whose data is not acknowledged for so long is dead; its link has noticed before.
+const CARRIER_TIMEOUT: Duration = Duration::from_secs(20);
 /// First keepalive probe on an otherwise silent TCP connection.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 /// Between keepalive probes.
@@ -135,6 +139,18 @@ pub fn tcp_flow_options(stream: &TcpStream) -> io::Result<()> {
     let socket = SockRef::from(stream);
     socket.set_tcp_notsent_lowat(UNSENT_BYTES_MAX)?;
     socket.set_tcp_keepalive(&keepalive)
+}
+
+/// What a TCP socket gets that carries a link: no Nagle delay, hardly any unsent data in the kernel, which would only wait there,
+/// and an end when nothing gets through.
+///
+/// # Errors
+/// Only when the socket is already dead.
+pub fn tcp_carrier_options(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let socket = SockRef::from(stream);
+    socket.set_tcp_notsent_lowat(CARRIER_UNSENT_BYTES_MAX)?;
+    socket.set_tcp_user_timeout(Some(CARRIER_TIMEOUT))
 }
 
 /// Prepares a TCP socket for [`tcp_is_sent`]; it will hardly be written to any more.

@@ -39,7 +39,8 @@ pub use statement::{
     verify_endorsement, verify_revocation, verify_statement,
 };
 pub use tls::{
-    ALPN_LINK, ALPN_SESSION, Admitted, Dial, IdentityCell, RouterIdentity, RouterIdentityError,
-    RouterTls, SERVER_NAME, admit, claim_carrier_client, claim_client, claim_server, explain_alert,
+    ALPN_CARRIER, ALPN_LINK, ALPN_SESSION, Admitted, Dial, IdentityCell, RouterIdentity,
+    RouterIdentityError, RouterTls, SERVER_NAME, admit, carrier_probe_client, claim_carrier_client,
+    claim_client, claim_server, explain_alert,
 };
 pub use verifier::TrustCell;

@@ -28,6 +28,8 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 /// ALPN protocol between neighbouring routers.
 pub const ALPN_LINK: &[u8] = b"skein-link/1";
+/// ALPN protocol of the outer TLS connection that carries a link's datagrams over TCP.
+pub const ALPN_CARRIER: &[u8] = b"skein-carrier/1";
 /// ALPN protocol from ingress to egress router.
 pub const ALPN_SESSION: &[u8] = b"skein-e2e/1";
 /// What to pass where a TLS or QUIC library wants a server name. It is not sent: identities are site ids.
@@ -261,6 +263,31 @@ impl RouterTls {
         self.router_server(false, &[ALPN_LINK])
     }
 
+    /// Dials the outer TLS connection of a link to any router of `site`; with `server_name` the name that is passed to the TLS
+    /// library is sent, for balancers that route by it.
+    ///
+    /// It presents no certificate and proves nothing that the link inside does not prove again. That it verifies the peer tells
+    /// a device that intercepts TLS, or a wrong server, from a site that is not there.
+    #[must_use]
+    pub fn carrier_client(&self, site: SiteId, server_name: bool) -> Dial {
+        let (failure, verifier) = self.verifier(Expected::RouterOf(site), true);
+        let mut config =
+            client_settings(provider(), Arc::clone(&self.time), verifier, None, ALPN_CARRIER);
+        config.enable_sni = server_name;
+        Dial { config: Arc::new(config), failure }
+    }
+
+    /// Accepts the outer TLS connection of links.
+    #[must_use]
+    pub fn carrier_server(&self) -> Arc<ServerConfig> {
+        let config = ServerConfig::builder_with_details(provider(), Arc::clone(&self.time))
+            .with_protocol_versions(&[&TLS13])
+            .expect("invariant: the provider has TLS 1.3 suites")
+            .with_no_client_auth()
+            .with_cert_resolver(Arc::clone(&self.identity) as Arc<dyn ResolvesServerCert>);
+        Arc::new(without_resumption(config, &[ALPN_CARRIER]))
+    }
+
     /// Accepts sessions from routers of trusted sites.
     #[must_use]
     pub fn session_server(&self) -> Arc<ServerConfig> {
@@ -268,20 +295,28 @@ impl RouterTls {
     }
 
     fn router_client(&self, expected: Expected, alpn: &[u8]) -> Dial {
-        let provider = provider();
+        let (failure, verifier) = self.verifier(expected, alpn == ALPN_LINK);
+        let identity = Some(Arc::clone(&self.identity));
+        let time = Arc::clone(&self.time);
+        let config = client_settings(provider(), time, verifier, identity, alpn);
+        Dial { config: Arc::new(config), failure }
+    }
+
+    fn verifier(
+        &self,
+        expected: Expected,
+        introduces: bool,
+    ) -> (Failure, Arc<dyn ServerCertVerifier>) {
         let failure = Failure::default();
         let verifier = RouterVerifier {
             trust: Arc::clone(&self.trust),
             expected,
-            algorithms: provider.signature_verification_algorithms,
+            algorithms: provider().signature_verification_algorithms,
             optional: false,
-            introduces: alpn == ALPN_LINK,
+            introduces,
             failure: Arc::clone(&failure),
         };
-        let identity = Some(Arc::clone(&self.identity));
-        let time = Arc::clone(&self.time);
-        let config = client_config(provider, time, Arc::new(verifier), identity, alpn);
-        Dial { config, failure }
+        (failure, Arc::new(verifier))
     }
 
     fn router_server(&self, optional: bool, alpn: &[&[u8]]) -> Arc<ServerConfig> {
@@ -327,23 +362,29 @@ pub fn admit(
 /// Dials the controller of `issuer` under the CA of a token.
 #[must_use]
 pub fn claim_client(issuer: SiteId, ca_pin: CaPin, time: Arc<dyn TimeProvider>) -> Dial {
-    claim_dial(ClaimPeer::Controller { issuer, ca_pin }, time)
+    claim_dial(ClaimPeer::Controller { issuer, ca_pin }, time, ALPN_CLAIM)
 }
 
 /// Dials a router over QUIC as a mere carrier of a claim's TLS bytes. It proves nothing about the peer: the connection
 /// of [`claim_client`] inside does.
 #[must_use]
 pub fn claim_carrier_client(time: Arc<dyn TimeProvider>) -> Dial {
-    claim_dial(ClaimPeer::Carrier, time)
+    claim_dial(ClaimPeer::Carrier, time, ALPN_CLAIM)
 }
 
-fn claim_dial(peer: ClaimPeer, time: Arc<dyn TimeProvider>) -> Dial {
+/// Finds out whether the TLS carrier of some Skein router answers; proves no more than that.
+#[must_use]
+pub fn carrier_probe_client(time: Arc<dyn TimeProvider>) -> Dial {
+    claim_dial(ClaimPeer::Carrier, time, ALPN_CARRIER)
+}
+
+fn claim_dial(peer: ClaimPeer, time: Arc<dyn TimeProvider>, alpn: &[u8]) -> Dial {
     let provider = provider();
     let failure = Failure::default();
     let algorithms = provider.signature_verification_algorithms;
     let verifier = ClaimVerifier { peer, algorithms, failure: Arc::clone(&failure) };
-    let config = client_config(provider, time, Arc::new(verifier), None, ALPN_CLAIM);
-    Dial { config, failure }
+    let config = client_settings(provider, time, Arc::new(verifier), None, alpn);
+    Dial { config: Arc::new(config), failure }
 }
 
 /// Answers claims as the controller whose chain, with the CA certificate in it, and key these are.
@@ -381,13 +422,13 @@ pub fn explain_alert(alert: u8) -> Option<&'static str> {
     })
 }
 
-fn client_config(
+fn client_settings(
     provider: Arc<CryptoProvider>,
     time: Arc<dyn TimeProvider>,
     verifier: Arc<dyn ServerCertVerifier>,
     identity: Option<Arc<IdentityCell>>,
     alpn: &[u8],
-) -> Arc<ClientConfig> {
+) -> ClientConfig {
     let builder = ClientConfig::builder_with_details(provider, time)
         .with_protocol_versions(&[&TLS13])
         .expect("invariant: the provider has TLS 1.3 suites")
@@ -401,7 +442,7 @@ fn client_config(
     config.resumption = Resumption::disabled();
     config.enable_sni = false;
     config.enable_early_data = false;
-    Arc::new(config)
+    config
 }
 
 fn without_resumption(mut config: ServerConfig, alpn: &[&[u8]]) -> ServerConfig {

@@ -4,6 +4,7 @@
 
 pub mod config;
 pub mod convert;
+pub mod datagram;
 pub mod frame;
 pub mod framing;
 

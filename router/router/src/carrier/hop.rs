@@ -1,6 +1,6 @@
 //! The socket of a hop connection: QUIC packets that the shared port's reader sorted out.
 
-use super::UdpPort;
+use super::Port;
 use parking_lot::Mutex;
 use quinn::{
     AsyncUdpSocket, UdpPoller,
@@ -17,9 +17,6 @@ use std::{
     task::{Context, Poll, Waker, ready},
 };
 
-/// QUIC packets waiting for the hop endpoint: a burst of handshakes, for hop connections carry little else.
-const PACKETS_MAX: usize = 1024;
-
 /// Longest packet a hop endpoint takes: the default of `max_udp_payload_size`, which it announces to its peers.
 const PACKET_LEN_MAX: usize = 1_472;
 
@@ -32,8 +29,11 @@ struct Packet {
 }
 
 /// QUIC packets between the reader of a port and its hop endpoint.
-#[derive(Debug, Default)]
-pub(super) struct HopQueue(Mutex<Waiting>);
+#[derive(Debug)]
+pub(super) struct HopQueue {
+    waiting: Mutex<Waiting>,
+    packets_max: usize,
+}
 
 #[derive(Debug, Default)]
 struct Waiting {
@@ -42,13 +42,18 @@ struct Waiting {
 }
 
 impl HopQueue {
+    /// A queue that drops what comes when it holds `packets_max`.
+    pub(super) fn new(packets_max: usize) -> Self {
+        Self { waiting: Mutex::default(), packets_max }
+    }
+
     /// Queues a packet; `false` when it was dropped because the queue is full or the packet longer than any of ours.
     pub(super) fn push(&self, bytes: &[u8], meta: &RecvMeta) -> bool {
         if bytes.len() > PACKET_LEN_MAX {
             return false;
         }
-        let mut waiting = self.0.lock();
-        if waiting.packets.len() >= PACKETS_MAX {
+        let mut waiting = self.waiting.lock();
+        if waiting.packets.len() >= self.packets_max {
             return false;
         }
         waiting.packets.push_back(Packet {
@@ -69,7 +74,7 @@ impl HopQueue {
         bufs: &mut [IoSliceMut<'_>],
         metas: &mut [RecvMeta],
     ) -> Poll<usize> {
-        let mut waiting = self.0.lock();
+        let mut waiting = self.waiting.lock();
         let mut filled = 0;
         while filled < bufs.len().min(metas.len()) {
             let Some(packet) = waiting.packets.pop_front() else { break };
@@ -94,13 +99,13 @@ impl HopQueue {
     }
 }
 
-/// What a hop endpoint sees of a UDP port.
+/// What a hop endpoint sees of a port.
 #[derive(Debug)]
-pub(crate) struct HopSocket(pub(crate) Arc<UdpPort>);
+pub(crate) struct HopSocket(pub(crate) Port);
 
 impl AsyncUdpSocket for HopSocket {
     fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
-        Box::pin(PortPoller { port: Arc::clone(&self.0), waiting: None })
+        Box::pin(PortPoller { port: self.0.clone(), waiting: None })
     }
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
@@ -132,13 +137,13 @@ impl AsyncUdpSocket for HopSocket {
 type Waits = Pin<Box<dyn Future<Output = ()> + Send + Sync>>;
 
 struct PortPoller {
-    port: Arc<UdpPort>,
+    port: Port,
     waiting: Option<Waits>,
 }
 
 impl UdpPoller for PortPoller {
     fn poll_writable(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let port = Arc::clone(&self.port);
+        let port = self.port.clone();
         let waiting =
             self.waiting.get_or_insert_with(|| Box::pin(async move { port.writable().await }));
         ready!(waiting.as_mut().poll(cx));
@@ -159,10 +164,10 @@ mod tests {
 
     #[test]
     fn what_strangers_send_is_bounded() {
-        let (queue, meta) = (HopQueue::default(), RecvMeta::default());
+        let (queue, meta) = (HopQueue::new(100), RecvMeta::default());
         assert!(!queue.push(&[0x40; PACKET_LEN_MAX + 1], &meta));
-        let taken = (0..2 * PACKETS_MAX).filter(|_| queue.push(&[0x40; PACKET_LEN_MAX], &meta));
-        assert_eq!(taken.count(), PACKETS_MAX);
+        let taken = (0..200).filter(|_| queue.push(&[0x40; PACKET_LEN_MAX], &meta));
+        assert_eq!(taken.count(), 100);
         let mut buffers = [[0; PACKET_LEN_MAX]; 4];
         let mut slices = buffers.each_mut().map(|buffer| IoSliceMut::new(buffer));
         let mut cx = Context::from_waker(Waker::noop());

@@ -1,17 +1,21 @@
 //! UDP: one socket for QUIC and frames, told apart by the first byte.
 
-use super::hop::HopQueue;
+mod carrier;
+
+pub(crate) use carrier::UdpCarrier;
+
+use super::{Port, hop::HopQueue};
 use crate::{
     clock,
     fabric::{Fabric, FrameLink},
 };
 use parking_lot::{Mutex, RwLock};
-use quinn::udp::{EcnCodepoint, RecvMeta, Transmit, UdpSocketState};
+use quinn::udp::{RecvMeta, Transmit, UdpSocketState};
 use skein_core::LinkId;
 use std::{
     collections::HashMap,
     io::{self, IoSliceMut},
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     sync::{Arc, Weak},
     time::{Duration, Instant},
 };
@@ -21,8 +25,8 @@ use tokio::{io::Interest, net::UdpSocket};
 const BUFFERS_PER_TURN: usize = 64;
 /// Buffers one system call may fill.
 pub(crate) const BATCH: usize = 8;
-/// Largest batch of a UDP socket: an IPv4 datagram's payload.
-const BATCH_BYTES_MAX: usize = 65_507;
+/// QUIC packets waiting for the hop endpoint: a burst of handshakes, for hop connections carry little else.
+const HOP_PACKETS_MAX: usize = 1024;
 /// Authentication codes computed for frames from unknown addresses, per [`TRIAL_PERIOD`]: about a millisecond of work.
 const TRIALS_MAX: usize = 4_096;
 const TRIAL_PERIOD: Duration = Duration::from_millis(100);
@@ -65,7 +69,7 @@ impl UdpPort {
         Ok(Arc::new(Self {
             socket,
             state,
-            hop: HopQueue::default(),
+            hop: HopQueue::new(HOP_PACKETS_MAX),
             links: RwLock::default(),
             trials: Mutex::new(Trials { since: clock::now(), left: TRIALS_MAX }),
         }))
@@ -76,20 +80,21 @@ impl UdpPort {
     /// # Cancel safety
     /// Dropping the future loses nothing that was read.
     pub(crate) async fn run(self: Arc<Self>, fabric: Arc<Fabric>) {
+        let port = Port::Udp(Arc::clone(&self));
         loop {
             if let Err(error) = self.socket.readable().await {
                 // Only a runtime that shuts down refuses to wait.
                 tracing::debug!(%error, "UDP socket is no longer polled");
                 return;
             }
-            if self.read_turn(&fabric) {
+            if self.read_turn(&port, &fabric) {
                 tokio::task::yield_now().await;
             }
         }
     }
 
     /// Reads until the socket is empty or the turn is over, which is when it returns `true`.
-    fn read_turn(self: &Arc<Self>, fabric: &Fabric) -> bool {
+    fn read_turn(&self, port: &Port, fabric: &Fabric) -> bool {
         let mut buffers = fabric.pool().take(BATCH);
         let mut handled = 0;
         let more = loop {
@@ -105,7 +110,7 @@ impl UdpPort {
             };
             let now = clock::now();
             for (buffer, meta) in buffers.iter_mut().zip(&metas[..n]) {
-                fabric.receive(self, buffer, meta, now);
+                fabric.receive(port, buffer, meta, now);
             }
             handled += n;
             if handled >= BUFFERS_PER_TURN {
@@ -126,7 +131,7 @@ impl UdpPort {
         })
     }
 
-    pub(crate) fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+    pub(super) fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
         self.socket.try_io(Interest::WRITABLE, || self.state.send((&self.socket).into(), transmit))
     }
 
@@ -150,11 +155,6 @@ impl UdpPort {
 
     pub(super) fn hop_queue(&self) -> &HopQueue {
         &self.hop
-    }
-
-    /// Passes a QUIC packet to the hop endpoint; `false` when it had to be dropped.
-    pub(crate) fn push_hop(&self, packet: &[u8], meta: &RecvMeta) -> bool {
-        self.hop.push(packet, meta)
     }
 
     /// The link whose frames come from `addr`.
@@ -225,23 +225,6 @@ impl UdpPort {
     }
 }
 
-/// Sends batch after batch and returns how many bytes were taken. Once something was, what finds the socket full is lost:
-/// told to wait, the caller would send everything again.
-fn send_batches<'a>(
-    batches: impl Iterator<Item = &'a [u8]>,
-    mut send: impl FnMut(&[u8]) -> io::Result<()>,
-) -> io::Result<usize> {
-    let mut taken = 0;
-    for batch in batches {
-        match send(batch) {
-            Ok(()) => taken += batch.len(),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock && taken > 0 => break,
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(taken)
-}
-
 /// What strangers may cost us.
 #[derive(Debug)]
 struct Trials {
@@ -257,94 +240,5 @@ impl Trials {
         let allowed = self.left > 0 && links > 0;
         self.left = self.left.saturating_sub(links);
         allowed
-    }
-}
-
-/// Frames to one neighbour through a port.
-#[derive(Debug)]
-pub(crate) struct UdpCarrier {
-    port: Arc<UdpPort>,
-    remote: Mutex<Remote>,
-}
-
-/// Where a neighbour is.
-#[derive(Clone, Copy, Debug)]
-struct Remote {
-    addr: SocketAddr,
-    /// The address of ours it talks to: on a host with several, replies must come from that one.
-    local_ip: Option<IpAddr>,
-}
-
-impl UdpCarrier {
-    pub(crate) fn new(port: Arc<UdpPort>, addr: SocketAddr, local_ip: Option<IpAddr>) -> Self {
-        Self { port, remote: Mutex::new(Remote { addr, local_ip }) }
-    }
-
-    pub(crate) fn port(&self) -> &Arc<UdpPort> {
-        &self.port
-    }
-
-    pub(crate) fn remote(&self) -> SocketAddr {
-        self.remote.lock().addr
-    }
-
-    /// Moves the destination of frames.
-    pub(crate) fn set_remote(&self, addr: SocketAddr, local_ip: Option<IpAddr>) {
-        *self.remote.lock() = Remote { addr, local_ip };
-    }
-
-    pub(super) fn send(
-        &self,
-        frames: &[u8],
-        stride: usize,
-        ecn: Option<EcnCodepoint>,
-    ) -> io::Result<usize> {
-        let Remote { addr, local_ip } = *self.remote.lock();
-        let per_batch = self.port.segments_max().min(BATCH_BYTES_MAX / stride.max(1)).max(1);
-        send_batches(frames.chunks(per_batch * stride), |batch| {
-            self.port.try_send(&Transmit {
-                destination: addr,
-                ecn,
-                contents: batch,
-                segment_size: (batch.len() > stride).then_some(stride),
-                src_ip: local_ip,
-            })
-        })
-    }
-
-    /// Sends one frame to an address that is not (yet) the neighbour's.
-    pub(crate) fn send_to(&self, frame: &[u8], addr: SocketAddr, local_ip: Option<IpAddr>) {
-        let transmit = Transmit {
-            destination: addr,
-            ecn: None,
-            contents: frame,
-            segment_size: None,
-            src_ip: local_ip,
-        };
-        if let Err(error) = self.port.try_send(&transmit) {
-            tracing::trace!(%error, "challenge not sent");
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_batch_taken_in_part_is_not_sent_again() {
-        let frames = [7; 10];
-        let mut room = 2;
-        let mut send = |batch: &[u8]| {
-            assert!(batch.len() <= 4);
-            if room == 0 {
-                return Err(io::ErrorKind::WouldBlock.into());
-            }
-            room -= 1;
-            Ok(())
-        };
-        assert_eq!(send_batches(frames.chunks(4), &mut send).unwrap(), 8);
-        let error = send_batches(frames.chunks(4), &mut send).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::WouldBlock, "nothing was taken: wait");
     }
 }

@@ -2,17 +2,15 @@
 
 use super::Counters;
 use crate::{
-    carrier::{Carrier, UdpPort},
+    carrier::Carrier,
     link::{Due, FrameSize, Liveness},
 };
 use parking_lot::Mutex;
 use quinn::udp::{EcnCodepoint, RecvMeta};
-use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use skein_core::{Handle, LinkId};
 use skein_wire::frame::{self, CONTROL_LEN, Control, HEADER_LEN, Header, Key, OpenError, Opener};
 use std::{
     io,
-    net::{IpAddr, SocketAddr},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering},
@@ -21,11 +19,6 @@ use std::{
 };
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
-
-/// An address that is not proven gets at most this many times the bytes that came from it.
-const UNPROVEN_FACTOR: u64 = 3;
-/// Length of an unpadded control frame.
-const CONTROL_FRAME_LEN: u64 = (HEADER_LEN + CONTROL_LEN) as u64;
 
 /// Key material of one link, from its handshake.
 #[derive(Debug)]
@@ -55,27 +48,8 @@ pub(crate) struct FrameLink {
     /// Copy of what `frame_size` has found, for the data path.
     frame_len_max: AtomicU16,
     rearm: Notify,
-    moving: Mutex<Moving>,
     bytes_sent: AtomicU64,
     bytes_received: AtomicU64,
-}
-
-/// Where the neighbour may have moved.
-#[derive(Debug)]
-struct Moving {
-    /// Of challenges: whoever has seen any number of them must not know the next.
-    random: StdRng,
-    unproven: Option<Unproven>,
-}
-
-/// An address from which authentic frames came, but which has not answered a challenge.
-#[derive(Debug)]
-struct Unproven {
-    addr: SocketAddr,
-    local_ip: Option<IpAddr>,
-    nonce: [u8; CONTROL_LEN],
-    bytes_received: u64,
-    bytes_sent: u64,
 }
 
 /// What a link's task has to do now.
@@ -90,15 +64,15 @@ pub(crate) enum Attention {
 }
 
 impl FrameLink {
-    /// `seed` is secret and used for nothing else: challenges are drawn from it.
+    /// A link whose handshake, done at `now`, took `rtt` for a round trip.
     pub(crate) fn new(
         (id, source): (LinkId, Handle),
         carrier: Carrier,
         keys: LinkKeys,
-        seed: [u8; 32],
         (now, rtt): (Instant, Duration),
     ) -> Arc<Self> {
-        let frame_size = FrameSize::new(now, is_ipv6(carrier.remote()));
+        let frame_size = carrier.frame_size(now);
+        let liveness = Liveness::new(now, rtt, carrier.silence_min());
         Arc::new(Self {
             id,
             source,
@@ -109,11 +83,10 @@ impl FrameLink {
             opener: Mutex::new(Opener::new(keys.receive)),
             up: AtomicBool::new(true),
             down: CancellationToken::new(),
-            liveness: Mutex::new(Liveness::new(now, rtt)),
+            liveness: Mutex::new(liveness),
             frame_len_max: AtomicU16::new(frame_size.current()),
             frame_size: Mutex::new(frame_size),
             rearm: Notify::new(),
-            moving: Mutex::new(Moving { random: StdRng::from_seed(seed), unproven: None }),
             bytes_sent: AtomicU64::new(0),
             bytes_received: AtomicU64::new(0),
         })
@@ -158,6 +131,11 @@ impl FrameLink {
     pub(crate) fn mtu(&self) -> u16 {
         let header = u16::try_from(HEADER_LEN).expect("invariant: HEADER_LEN is small");
         self.frame_len_max.load(Ordering::Relaxed) - header
+    }
+
+    /// Whether the size of frames has been found, or need not be.
+    pub(crate) fn is_size_known(&self) -> bool {
+        self.frame_size.lock().is_known()
     }
 
     pub(crate) fn rtt(&self) -> Duration {
@@ -259,12 +237,13 @@ impl FrameLink {
     fn send_control(&self, control: Control, len: usize) {
         let frame = self.control_frame(control, len);
         // A probe that finds the socket full is a lost probe; the next one follows.
-        if let Ok(sent) = self.carrier.send(&frame, frame.len(), None) {
+        if let Ok(sent) = self.carrier.send_control(&frame) {
             self.bytes_sent.fetch_add(sent as u64, Ordering::Relaxed);
         }
     }
 
-    fn control_frame(&self, control: Control, len: usize) -> Vec<u8> {
+    /// A sealed control frame, padded to `len` bytes if that is more than it needs.
+    pub(crate) fn control_frame(&self, control: Control, len: usize) -> Vec<u8> {
         let mut frame = Vec::with_capacity(len.max(HEADER_LEN + CONTROL_LEN));
         control.encode(self.source, len, &mut frame);
         self.seal(&mut frame);
@@ -272,13 +251,7 @@ impl FrameLink {
     }
 
     /// Handles an authentic control frame.
-    pub(crate) fn control_received(
-        self: &Arc<Self>,
-        port: &UdpPort,
-        frame: &[u8],
-        meta: &RecvMeta,
-        now: Instant,
-    ) {
+    pub(crate) fn control_received(self: &Arc<Self>, frame: &[u8], meta: &RecvMeta, now: Instant) {
         match Control::decode(frame) {
             Some(Control::Probe { token }) => {
                 let size = u16::try_from(frame.len()).unwrap_or(u16::MAX);
@@ -295,75 +268,13 @@ impl FrameLink {
                 }
             }
             Some(Control::Challenge(nonce)) => self.send_control(Control::Echo(nonce), 0),
-            Some(Control::Echo(nonce)) => self.prove(port, nonce, meta),
+            Some(Control::Echo(nonce)) => self.carrier.echoed(self, nonce, meta),
             None => {}
         }
     }
 
-    /// Authentic frames came from an address that is not the neighbour's: its NAT may have given it a new one.
-    ///
-    /// Frames go there only after a challenge was echoed from there: until then somebody may be replaying the neighbour's frames
-    /// from elsewhere, or making us flood a victim.
-    #[cold]
-    pub(crate) fn address_seen(self: &Arc<Self>, port: &UdpPort, bytes: usize, meta: &RecvMeta) {
-        let Carrier::Udp(carrier) = &self.carrier;
-        let mut moving = self.moving.lock();
-        let Moving { random, unproven } = &mut *moving;
-        if unproven.as_ref().is_none_or(|unproven| unproven.addr != meta.addr) {
-            if let Some(old) = unproven.replace(Unproven::new(meta, random)) {
-                port.detach(&old.addr, self);
-            }
-            port.suggest(meta.addr, self);
-        }
-        let Some(unproven) = unproven.as_mut() else { return };
-        unproven.bytes_received = unproven.bytes_received.saturating_add(bytes as u64);
-        let budget = UNPROVEN_FACTOR.saturating_mul(unproven.bytes_received);
-        if unproven.bytes_sent + CONTROL_FRAME_LEN > budget {
-            return;
-        }
-        unproven.bytes_sent += CONTROL_FRAME_LEN;
-        let frame = self.control_frame(Control::Challenge(unproven.nonce), 0);
-        carrier.send_to(&frame, unproven.addr, unproven.local_ip);
-    }
-
-    fn prove(self: &Arc<Self>, port: &UdpPort, nonce: [u8; CONTROL_LEN], meta: &RecvMeta) {
-        let mut moving = self.moving.lock();
-        let proven = moving
-            .unproven
-            .as_ref()
-            .is_some_and(|unproven| unproven.addr == meta.addr && unproven.nonce == nonce);
-        if !proven {
-            return;
-        }
-        moving.unproven = None;
-        let Carrier::Udp(carrier) = &self.carrier;
-        let old = carrier.remote();
-        carrier.set_remote(meta.addr, meta.dst_ip);
-        port.detach(&old, self);
-        port.attach(meta.addr, self);
-        tracing::info!(link = %self.id, "the neighbour's address changed");
-    }
-
     /// Takes the link out of its port's tables.
     pub(crate) fn detach(&self) {
-        let Carrier::Udp(carrier) = &self.carrier;
-        let port = carrier.port();
-        port.remove(self);
-        port.detach(&carrier.remote(), self);
-        if let Some(unproven) = self.moving.lock().unproven.take() {
-            port.detach(&unproven.addr, self);
-        }
+        self.carrier.detach(self);
     }
-}
-
-impl Unproven {
-    fn new(meta: &RecvMeta, random: &mut StdRng) -> Self {
-        let nonce = random.random();
-        Self { addr: meta.addr, local_ip: meta.dst_ip, nonce, bytes_received: 0, bytes_sent: 0 }
-    }
-}
-
-/// An IPv4 address on a dual-stack socket is IPv4.
-fn is_ipv6(addr: SocketAddr) -> bool {
-    addr.ip().to_canonical().is_ipv6()
 }

@@ -1,7 +1,7 @@
 //! What a socket received: hop QUIC, frames for this router, frames in transit, all possibly in one buffer.
 
 use super::{Fabric, FrameLink, forwarding::Forwarding, fragment::PacketId, inbox::Run};
-use crate::carrier::UdpPort;
+use crate::carrier::Port;
 use quinn::udp::{EcnCodepoint, RecvMeta};
 use skein_core::Label;
 use skein_wire::frame::{self, FragmentHead, FrameKind, Header, OpenError};
@@ -10,7 +10,7 @@ use std::{collections::VecDeque, sync::Arc, time::Instant};
 /// One received buffer being taken apart.
 struct Sorting<'a> {
     fabric: &'a Fabric,
-    port: &'a Arc<UdpPort>,
+    port: &'a Port,
     table: &'a Forwarding,
     meta: &'a RecvMeta,
     now: Instant,
@@ -35,7 +35,7 @@ impl Fabric {
     /// Takes a received buffer apart. When frames in it are for this router, the buffer is kept and replaced by another.
     pub(crate) fn receive(
         &self,
-        port: &Arc<UdpPort>,
+        port: &Port,
         buffer: &mut Box<[u8]>,
         meta: &RecvMeta,
         now: Instant,
@@ -48,7 +48,7 @@ impl Fabric {
             table: &table,
             meta,
             now,
-            from: port.link_from(&meta.addr),
+            from: port.link_from(meta),
             by_key: false,
             authentic_bytes: 0,
             data: false,
@@ -63,11 +63,7 @@ impl Fabric {
         let Sorting { from, by_key, authentic_bytes, data, mut local, .. } = sorting;
         if let Some(link) = from.filter(|_| authentic_bytes > 0) {
             link.received(authentic_bytes, data, now);
-            if link.carrier().remote() != meta.addr {
-                link.address_seen(port, authentic_bytes, meta);
-            } else if by_key {
-                port.suggest(meta.addr, &link);
-            }
+            link.carrier().arrived(&link, authentic_bytes, by_key, meta);
         }
         if !local.is_empty() {
             self.deliver(buffer, &mut local, meta.ecn);
@@ -97,7 +93,7 @@ impl<'a> Sorting<'a> {
             match header.kind {
                 FrameKind::Control => {
                     if let Some(link) = &self.from {
-                        link.control_received(self.port, datagram, self.meta, self.now);
+                        link.control_received(datagram, self.meta, self.now);
                     }
                 }
                 FrameKind::Data | FrameKind::Fragment => {

@@ -1,6 +1,6 @@
 use super::*;
 use crate::{
-    carrier::{Carrier, UdpCarrier, UdpPort},
+    carrier::{Port, Remote, UdpPort},
     clock, net,
 };
 use skein_core::{Label, LocalRouter, Path, Route, RouterId, SiteId};
@@ -44,10 +44,11 @@ impl Here {
         let socket = any();
         let addr = socket.local_addr().unwrap();
         let keys = LinkKeys { send: Key::new([n; 16]), receive: Key::new([!n; 16]), epoch: 0 };
-        let carrier = Carrier::Udp(UdpCarrier::new(Arc::clone(&self.port), addr, None));
+        let remote = Remote { addr, local_ip: None };
+        let carrier = Port::Udp(Arc::clone(&self.port)).carrier(remote, [n; 32]);
         let id = (LinkId(n.into()), Handle(1));
-        let link = FrameLink::new(id, carrier, keys, [n; 32], (clock::now(), Duration::ZERO));
-        self.port.attach(addr, &link);
+        let link = FrameLink::new(id, carrier, keys, (clock::now(), Duration::ZERO));
+        link.carrier().attach(&link);
         self.fabric.add_link(Arc::clone(&link));
         let opener = Opener::new(Key::new([n; 16]));
         Neighbour { socket, link, key: Key::new([!n; 16]), counter: 0, opener }
@@ -59,7 +60,7 @@ impl Here {
         buffer[..datagram.len()].copy_from_slice(datagram);
         let (len, stride) = (datagram.len(), datagram.len());
         let meta = RecvMeta { addr, len, stride, ..RecvMeta::default() };
-        self.fabric.receive(&self.port, &mut buffer, &meta, clock::now());
+        self.fabric.receive(&Port::Udp(Arc::clone(&self.port)), &mut buffer, &meta, clock::now());
     }
 
     fn who_is_at(&self, addr: SocketAddr) -> Option<LinkId> {

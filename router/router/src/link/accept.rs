@@ -4,7 +4,7 @@ use super::{
     Claim, Inner, LinkEvent,
     established::{Established, Terms},
     hello::{self, CLOSED, HelloError, REFUSED},
-    port::ReadPort,
+    port::ServedPort,
     tcp, transport,
 };
 use crate::{
@@ -14,7 +14,7 @@ use crate::{
 };
 use parking_lot::Mutex;
 use quinn::{Connection, ConnectionError, Incoming};
-use skein_trust::{ALPN_CLAIM, Admitted};
+use skein_trust::Admitted;
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{net::TcpListener, time};
 use tokio_util::sync::CancellationToken;
@@ -40,9 +40,6 @@ const GREETINGS_PER_SOURCE_MAX: usize = 64;
 /// QUIC connections at a time that want to claim and have not begun to.
 const CLAIMS_MAX: usize = 64;
 const CLAIMS_PER_SOURCE_MAX: usize = 16;
-/// TCP connections at a time that have not shown what they want.
-const TCP_PREAUTH_MAX: usize = 256;
-const TCP_PER_SOURCE_MAX: usize = 32;
 /// Longest name taken over from a neighbour, in characters.
 const NAME_MAX: usize = 63;
 
@@ -80,7 +77,7 @@ impl Acceptor {
         };
         tokio::select! {
             () = self.accept_quic(&port, &endpoint) => {} // never ends by itself
-            () = tcp::accept(&self.inner, tcp, Gate::new(TCP_PREAUTH_MAX, TCP_PER_SOURCE_MAX)) => {} // never ends by itself
+            () = self.accept_tcp(tcp) => {} // never ends by itself
             () = self.stop.cancelled() => {} // cancel-safe
         }
         endpoint.close(CLOSED, b"no longer listening");
@@ -90,13 +87,13 @@ impl Acceptor {
         }
     }
 
-    fn bind(&self) -> io::Result<(Arc<ReadPort>, quinn::Endpoint, TcpListener)> {
+    fn bind(&self) -> io::Result<(Arc<ServedPort>, quinn::Endpoint, TcpListener)> {
         let (udp, tcp) = net::port_pair(self.addr)?;
         let local = udp.local_addr()?;
-        let port = ReadPort::new(&self.inner, udp)?;
+        let port = ServedPort::udp(&self.inner, udp)?;
         let config = transport::server(self.inner.tls.port_server()).map_err(io::Error::other)?;
         let endpoint = transport::accepting(
-            port.udp(),
+            port.port(),
             config,
             &self.inner.site_secret,
             self.inner.random_bytes(),
@@ -106,7 +103,18 @@ impl Acceptor {
         Ok((port, endpoint, tcp))
     }
 
-    async fn accept_quic(&self, port: &Arc<ReadPort>, endpoint: &quinn::Endpoint) {
+    async fn accept_tcp(&self, listener: TcpListener) {
+        let door = match tcp::Door::new(&self.inner, &self.stop) {
+            Ok(door) => door,
+            Err(error) => {
+                tracing::error!(%error, "links and claims over TCP are not accepted");
+                return self.stop.cancelled().await;
+            }
+        };
+        Arc::new(door).accept(listener).await;
+    }
+
+    async fn accept_quic(&self, port: &Arc<ServedPort>, endpoint: &quinn::Endpoint) {
         let gates = Gates::default();
         while let Some(incoming) = endpoint.accept().await {
             let from = incoming.remote_address().ip();
@@ -150,7 +158,7 @@ impl Default for Gates {
 /// One connection from its first packet to its end.
 async fn serve(
     inner: &Arc<Inner>,
-    port: Arc<ReadPort>,
+    port: Arc<ServedPort>,
     incoming: Incoming,
     slot: Slot,
     gates: &Gates,
@@ -197,9 +205,9 @@ async fn serve(
     }
 }
 
-async fn greet(
+pub(super) async fn greet(
     inner: &Arc<Inner>,
-    port: Arc<ReadPort>,
+    port: Arc<ServedPort>,
     connection: &Connection,
     admitted: Admitted,
 ) -> Result<Established, HelloError> {
@@ -235,9 +243,4 @@ async fn claim(inner: &Inner, connection: Connection, slot: Slot) {
             connection.close(REFUSED, b"no claim");
         }
     }
-}
-
-/// Whether a TLS client offers to make a claim.
-pub(super) fn offers_claim<'a>(mut alpn: impl Iterator<Item = &'a [u8]>) -> bool {
-    alpn.any(|protocol| protocol == ALPN_CLAIM)
 }

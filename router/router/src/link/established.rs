@@ -4,11 +4,11 @@ use super::{
     Inner, LinkEvent, LinkUp, Registered,
     event::Turns,
     hello::{self, CLOSED, Greeted, HelloError},
-    port::ReadPort,
+    port::ServedPort,
     stream::{MessageReader, ReadError, write_queued},
 };
 use crate::{
-    carrier::{Carrier, UdpCarrier},
+    carrier::Remote,
     clock,
     fabric::{Attention, FrameLink, LinkKeys},
 };
@@ -20,7 +20,7 @@ use skein_wire::{
 };
 use std::{sync::Arc, time::Duration};
 use tokio::{
-    sync::mpsc,
+    sync::{mpsc, oneshot},
     time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
@@ -47,7 +47,8 @@ pub(super) struct Established {
     send: SendStream,
     reader: MessageReader,
     frames: Arc<FrameLink>,
-    port: Arc<ReadPort>,
+    port: Arc<ServedPort>,
+    in_service: Option<oneshot::Sender<()>>,
 }
 
 /// What a link is called and costs here; an incoming one adopts what the neighbour says.
@@ -66,7 +67,7 @@ impl Established {
     pub(super) fn new(
         inner: &Inner,
         connection: Connection,
-        port: Arc<ReadPort>,
+        port: Arc<ServedPort>,
         greeted: Greeted,
         terms: Terms,
     ) -> Result<Self, HelloError> {
@@ -80,13 +81,12 @@ impl Established {
         let keys = LinkKeys { send: Key::new(mine), receive: Key::new(theirs), epoch };
         // A dialled link leaves the choice of the source address to the kernel, so that it survives a change of network.
         let local_ip = connection.local_ip().filter(|_| incoming);
-        let carrier =
-            UdpCarrier::new(Arc::clone(port.udp()), connection.remote_address(), local_ip);
+        let remote = Remote { addr: connection.remote_address(), local_ip };
+        let carrier = port.port().carrier(remote, inner.random_bytes());
         let frames = FrameLink::new(
             (id, inner.fabric.source()),
-            Carrier::Udp(carrier),
+            carrier,
             keys,
-            inner.random_bytes(),
             (clock::now(), connection.rtt()),
         );
         let up = LinkUp {
@@ -99,11 +99,22 @@ impl Established {
             rtt: frames.rtt(),
             mtu: frames.mtu(),
         };
-        Ok(Self { up, connection, send, reader, frames, port })
+        Ok(Self { up, connection, send, reader, frames, port, in_service: None })
     }
 
     pub(super) fn id(&self) -> LinkId {
         self.up.id
+    }
+
+    pub(super) fn is_tls(&self) -> bool {
+        self.frames.carrier().name() == "tls"
+    }
+
+    /// Tells when the link has gone into service; the sender is dropped if it never does.
+    pub(super) fn in_service(&mut self) -> oneshot::Receiver<()> {
+        let (sender, receiver) = oneshot::channel();
+        self.in_service = Some(sender);
+        receiver
     }
 
     /// Serves the link until it ends; returns why.
@@ -111,7 +122,7 @@ impl Established {
     /// # Cancel safety
     /// Must run to its end, or the link's `Down` event is missing: end it through `stop` or its [`Registered`] entry.
     pub(super) async fn run(self, inner: &Arc<Inner>, stop: &CancellationToken) -> String {
-        let Self { up, connection, send, reader, frames, port } = self;
+        let Self { up, connection, send, reader, frames, port, in_service } = self;
         let id = up.id;
         let (queue, queued) = mpsc::channel(OUTGOING_MAX);
         let close = stop.child_token();
@@ -129,7 +140,7 @@ impl Established {
             connection.close(CLOSED, b"link id in use");
             return "link id in use".to_owned();
         }
-        port.udp().attach(connection.remote_address(), &frames);
+        frames.carrier().attach(&frames);
         settle(&frames, inner).await;
         let up = LinkUp { rtt: frames.rtt(), mtu: frames.mtu(), ..up };
         inner.fabric.add_link(Arc::clone(&frames));
@@ -137,6 +148,10 @@ impl Established {
         let incoming = up.incoming;
         let reported = (up.rtt, up.mtu);
         inner.report(LinkEvent::Up(Box::new(up))).await;
+        if let Some(in_service) = in_service {
+            // Whoever does not wait for it does not mind.
+            let _ = in_service.send(());
+        }
 
         let turns = Turns::new();
         let ping = (!incoming).then_some(&queue);
@@ -144,6 +159,7 @@ impl Established {
             // The branches are futures made here and dropped together: none is resumed after another has ended.
             reason = read(reader, (id, &turns), &connection, inner) => reason,
             outcome = write(send, queued, &close) => write_reason(outcome, &close_reason.lock()),
+            ended = frames.carrier().ended() => ended,
             silence = keep_alive(&frames, reported, ping, inner) => {
                 format!("no sign of life for {} ms", silence.as_millis())
             }
@@ -170,9 +186,8 @@ impl Established {
 
 /// Waits a moment until probes have found the size of frames: sessions opened over a new link keep the one they start with.
 async fn settle(frames: &FrameLink, inner: &Inner) {
-    let unknown = frames.mtu();
     let until = clock::now() + SETTLE_MAX;
-    while frames.mtu() == unknown && clock::now() < until {
+    while !frames.is_size_known() && clock::now() < until {
         let next = match frames.poll_attention(clock::now(), inner.fabric.counters()) {
             Attention::Sleep(next) => next.min(until),
             Attention::Missed => continue,
@@ -267,7 +282,7 @@ async fn keep_alive(
 }
 
 /// Accepts frames that are still on their way, then forgets the link.
-fn linger(inner: &Inner, frames: Arc<FrameLink>, port: Arc<ReadPort>) {
+fn linger(inner: &Inner, frames: Arc<FrameLink>, port: Arc<ServedPort>) {
     let stop = inner.stop.clone();
     inner.spawn(async move {
         tokio::select! {

@@ -8,8 +8,6 @@ const ACTIVE_INTERVAL: Duration = Duration::from_millis(100);
 const IDLE_INTERVAL: Duration = Duration::from_secs(1);
 /// How long after the last data traffic counts as flowing.
 const ACTIVE_FOR: Duration = Duration::from_secs(1);
-/// No link is given up sooner, whatever its round-trip time: schedulers stall for less.
-const DEAD_AFTER_MIN: Duration = Duration::from_millis(300);
 /// A timer this late means that we did not run; the silence may be ours.
 const STARVED: Duration = Duration::from_millis(100);
 
@@ -31,6 +29,8 @@ pub(crate) enum Due {
 #[derive(Debug)]
 pub(crate) struct Liveness {
     start: Instant,
+    /// No link is given up sooner, whatever its round-trip time.
+    silence_min: Duration,
     last_received: Instant,
     last_data: Option<Instant>,
     last_probe: Option<Instant>,
@@ -44,10 +44,12 @@ pub(crate) struct Liveness {
 }
 
 impl Liveness {
-    /// A link whose handshake has just been completed, with the round-trip time measured by it.
-    pub(crate) fn new(now: Instant, rtt: Duration) -> Self {
+    /// A link whose handshake has just been completed, with the round-trip time measured by it. Silence for less than
+    /// `silence_min` says nothing.
+    pub(crate) fn new(now: Instant, rtt: Duration, silence_min: Duration) -> Self {
         Self {
             start: now,
+            silence_min,
             last_received: now,
             last_data: None,
             last_probe: None,
@@ -141,7 +143,7 @@ impl Liveness {
     }
 
     fn dead_after(&self, now: Instant) -> Duration {
-        (self.srtt + 4 * self.rttvar + 2 * self.interval(now)).max(DEAD_AFTER_MIN)
+        (self.srtt + 4 * self.rttvar + 2 * self.interval(now)).max(self.silence_min)
     }
 
     fn deadline(&self, now: Instant) -> Instant {
@@ -153,6 +155,7 @@ impl Liveness {
 mod tests {
     use super::*;
 
+    const DEAD_AFTER_MIN: Duration = Duration::from_millis(300);
     const MS: Duration = Duration::from_millis(1);
 
     fn start() -> Instant {
@@ -178,7 +181,7 @@ mod tests {
     #[test]
     fn a_silent_idle_link_dies_after_two_idle_intervals() {
         let t = start();
-        let (after, probes) = until_dead(&mut Liveness::new(t, 2 * MS), t, false);
+        let (after, probes) = until_dead(&mut Liveness::new(t, 2 * MS, DEAD_AFTER_MIN), t, false);
         assert_eq!(after, 2 * IDLE_INTERVAL + 6 * MS);
         assert!(probes > 10, "a missed probe is repeated soon, so that moved neighbours are found");
     }
@@ -186,7 +189,7 @@ mod tests {
     #[test]
     fn traffic_on_an_idle_link_probes_at_once_and_detects_in_the_minimum() {
         let t = start();
-        let mut link = Liveness::new(t, 2 * MS);
+        let mut link = Liveness::new(t, 2 * MS, DEAD_AFTER_MIN);
         link.handle_timeout(t);
         link.frame_received(t + MS);
         let t = t + 900 * MS;
@@ -201,7 +204,7 @@ mod tests {
     #[test]
     fn a_long_round_trip_gets_its_time() {
         let t = start();
-        let mut link = Liveness::new(t, 400 * MS);
+        let mut link = Liveness::new(t, 400 * MS, DEAD_AFTER_MIN);
         link.data_moved(t);
         let (after, _) = until_dead(&mut link, t, true);
         assert_eq!(after, 400 * MS + 4 * 200 * MS + 2 * ACTIVE_INTERVAL);
@@ -210,7 +213,7 @@ mod tests {
     #[test]
     fn the_first_missed_probe_is_told() {
         let t = start();
-        let mut link = Liveness::new(t, MS);
+        let mut link = Liveness::new(t, MS, DEAD_AFTER_MIN);
         link.data_moved(t);
         assert!(matches!(link.handle_timeout(t), Some(Due::Probe { missed: false, .. })));
         let t = t + ACTIVE_INTERVAL;
@@ -223,7 +226,7 @@ mod tests {
     #[test]
     fn our_own_stall_does_not_kill_the_link_but_lasting_silence_does() {
         let t = start();
-        let mut link = Liveness::new(t, MS);
+        let mut link = Liveness::new(t, MS, DEAD_AFTER_MIN);
         link.data_moved(t);
         link.handle_timeout(t);
         let t = t + Duration::from_secs(10);
@@ -236,7 +239,7 @@ mod tests {
     #[test]
     fn round_trip_times_are_smoothed_and_impossible_replies_ignored() {
         let t = start();
-        let mut link = Liveness::new(t, 100 * MS);
+        let mut link = Liveness::new(t, 100 * MS, DEAD_AFTER_MIN);
         for _ in 0..50 {
             link.reply_received(t + 20 * MS, 0);
         }

@@ -11,9 +11,12 @@ mod hello;
 mod liveness;
 mod mtu;
 mod port;
+mod preference;
+mod race;
 mod status;
 mod stream;
 mod tcp;
+mod tls;
 mod transport;
 
 pub use event::{Claim, LinkEvent, LinkEvents, LinkUp, Peer, Turn};
@@ -25,6 +28,7 @@ use crate::fabric::{Fabric, FrameLink};
 use accept::{Acceptor, Bound};
 use dial::{Dialler, Progress};
 use parking_lot::Mutex;
+use preference::Preference;
 use rand::{RngCore as _, SeedableRng as _, rngs::StdRng};
 use rustls::time_provider::TimeProvider;
 use skein_core::{LinkId, RouterId, SiteId};
@@ -39,6 +43,7 @@ use std::{
     future::Future,
     net::SocketAddr,
     sync::Arc,
+    time::Duration,
 };
 use tokio::{
     runtime::Handle,
@@ -49,6 +54,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// Unhandled events until link tasks wait for their consumer, and messages beside them, of which each link has one.
 const EVENTS_MAX: usize = 256;
+/// How often UDP is tried while a link is up over TLS: it is found within a quarter of a minute, and costs a few packets.
+pub const UDP_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Writes our side of the hello for a neighbour of the given site. Protocol range, cost, name and nonce are filled in by
 /// the link.
@@ -69,6 +76,8 @@ pub struct LinksConfig {
     pub hello: Arc<HelloFor>,
     /// The same at every boot: with it a router resets what its earlier boots had connected.
     pub site_secret: [u8; 32],
+    /// Between attempts to move a link from TLS to UDP: [`UDP_INTERVAL`], except in tests.
+    pub udp_interval: Duration,
     /// Of the generator of nonces and jitter; from the operating system, except in tests.
     pub seed: [u8; 32],
 }
@@ -90,6 +99,7 @@ struct Inner {
     time: Arc<dyn TimeProvider>,
     hello: Arc<HelloFor>,
     site_secret: [u8; 32],
+    udp_interval: Duration,
     random: Mutex<StdRng>,
     runtime: Handle,
     tasks: TaskTracker,
@@ -134,7 +144,8 @@ impl Links {
     /// Outside of the runtime that shall carry the data path.
     #[must_use]
     pub fn start(config: LinksConfig) -> (Self, LinkEvents) {
-        let LinksConfig { fabric, router, tls, time, hello, site_secret, seed } = config;
+        let LinksConfig { fabric, router, tls, time, hello, site_secret, udp_interval, seed } =
+            config;
         let (events, states) = mpsc::channel(EVENTS_MAX);
         let (messages, said) = mpsc::channel(EVENTS_MAX);
         let inner = Inner {
@@ -144,6 +155,7 @@ impl Links {
             time,
             hello,
             site_secret,
+            udp_interval,
             random: Mutex::new(StdRng::from_seed(seed)),
             runtime: Handle::current(),
             tasks: TaskTracker::new(),
@@ -201,6 +213,7 @@ impl Links {
             cost: config.cost.max(1),
             endpoints: receiver,
             progress: Arc::clone(&progress),
+            preference: Preference::new(self.0.udp_interval),
             stop: stop.clone(),
         };
         self.0.spawn(dialler.run());
@@ -309,6 +322,12 @@ impl Inner {
 
     fn unregister(&self, id: LinkId) {
         self.links.lock().remove(&id);
+    }
+
+    /// Up to a quarter more or less, so that the routers of a site that lost its uplink do not return in step.
+    fn jittered(&self, delay: Duration) -> Duration {
+        let [byte] = self.random_bytes();
+        delay * (192 + u32::from(byte) / 2) / 256
     }
 
     fn link_nonce(&self) -> Vec<u8> {

@@ -14,6 +14,11 @@ const SIZES_V4: &[u16] =
 /// The same over IPv6, whose header is 20 bytes longer.
 const SIZES_V6: &[u16] =
     &[8_952, 1_452, 1_444, 1_432, 1_412, 1_392, 1_372, 1_352, 1_322, 1_292, 1_262];
+/// Where any size passes, Ethernet's: sessions that move to or from another carrier keep the size they have.
+const FIXED_V4: u16 = 1_472;
+const FIXED_V6: u16 = 1_452;
+/// Nothing to do where the size is fixed.
+const NEVER: Duration = Duration::from_secs(86_400);
 /// Times all sizes are sent before the best answer counts; single ones get lost.
 const ROUNDS: u8 = 3;
 /// Between rounds at least.
@@ -56,6 +61,22 @@ impl FrameSize {
         }
     }
 
+    /// A carrier on which every size passes.
+    pub(crate) fn fixed(now: Instant, is_ipv6: bool) -> Self {
+        Self {
+            sizes: &[],
+            current: if is_ipv6 { FIXED_V6 } else { FIXED_V4 },
+            rounds_left: 0,
+            next: now + NEVER,
+            ..Self::new(now, is_ipv6)
+        }
+    }
+
+    /// Whether anything better than the minimum has been found, or nothing is searched.
+    pub(crate) fn is_known(&self) -> bool {
+        self.sizes.is_empty() || self.current > FRAME_LEN_MIN
+    }
+
     /// The largest frame known to pass.
     pub(crate) fn current(&self) -> u16 {
         self.current
@@ -79,12 +100,18 @@ impl FrameSize {
 
     /// Traffic flows again: what has happened to the path in the meantime is of interest soon.
     pub(crate) fn resume(&mut self, now: Instant) {
-        self.next = self.next.min(now + RECHECK_INTERVAL);
+        if !self.sizes.is_empty() {
+            self.next = self.next.min(now + RECHECK_INTERVAL);
+        }
     }
 
     /// Sizes of the probes to send now; `active` says whether traffic flows.
     pub(crate) fn handle_timeout(&mut self, now: Instant, rtt: Duration, active: bool) -> Vec<u16> {
         if now < self.next {
+            return Vec::new();
+        }
+        if self.sizes.is_empty() {
+            self.next = now + NEVER;
             return Vec::new();
         }
         if self.rounds_left == 0 && self.unanswered >= LOST_MAX && self.current > FRAME_LEN_MIN {
@@ -148,6 +175,17 @@ mod tests {
         run(&mut size, &mut now, Duration::from_secs(1), 1_452);
         let probes = run(&mut size, &mut now, Duration::from_secs(30), 1_452);
         assert!((29..=31).contains(&probes), "{probes}");
+    }
+
+    #[test]
+    fn a_fixed_size_is_known_and_never_probed() {
+        let mut now = crate::clock::now();
+        let mut size = FrameSize::fixed(now, false);
+        assert!(size.is_known());
+        size.resume(now);
+        assert_eq!(run(&mut size, &mut now, 3 * NEVER, 0), 0);
+        size.reply_received(8_972);
+        assert_eq!(size.current(), FIXED_V4);
     }
 
     #[test]

@@ -1,33 +1,62 @@
-//! A UDP port together with the task that reads it.
+//! A port together with the task that serves it.
 
 use super::Inner;
-use crate::carrier::UdpPort;
-use std::{io, sync::Arc};
-use tokio::net::UdpSocket;
-use tokio_util::task::AbortOnDropHandle;
+use crate::carrier::{Port, TlsPort, UdpPort};
+use std::{io, net::SocketAddr, sync::Arc};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::UdpSocket,
+};
+use tokio_util::{
+    sync::{CancellationToken, DropGuard},
+    task::AbortOnDropHandle,
+};
 
-/// Read as long as somebody holds it.
+/// Served as long as somebody holds it.
 #[derive(Debug)]
-pub(super) struct ReadPort {
-    udp: Arc<UdpPort>,
-    _reader: AbortOnDropHandle<()>,
+pub(super) struct ServedPort {
+    port: Port,
+    _task: Task,
 }
 
-impl Drop for ReadPort {
+/// What ends with the port.
+#[derive(Debug)]
+enum Task {
+    /// Reads; nobody misses what it has not read.
+    Reader { _handle: AbortOnDropHandle<()> },
+    /// Reads and writes; what is queued may still leave.
+    Both { _closing: DropGuard },
+}
+
+impl Drop for ServedPort {
     fn drop(&mut self) {
-        self.udp.detach_all();
+        self.port.detach_all();
     }
 }
 
-impl ReadPort {
+impl ServedPort {
     /// Starts to read `socket`.
-    pub(super) fn new(inner: &Inner, socket: UdpSocket) -> io::Result<Arc<Self>> {
+    pub(super) fn udp(inner: &Inner, socket: UdpSocket) -> io::Result<Arc<Self>> {
         let udp = UdpPort::new(socket)?;
         let reader = inner.spawn(Arc::clone(&udp).run(Arc::clone(&inner.fabric)));
-        Ok(Arc::new(Self { udp, _reader: AbortOnDropHandle::new(reader) }))
+        let task = Task::Reader { _handle: AbortOnDropHandle::new(reader) };
+        Ok(Arc::new(Self { port: Port::Udp(udp), _task: task }))
     }
 
-    pub(super) fn udp(&self) -> &Arc<UdpPort> {
-        &self.udp
+    /// Starts to move datagrams over a TLS connection between these addresses.
+    pub(super) fn tls(
+        inner: &Inner,
+        stream: impl AsyncRead + AsyncWrite + Send + 'static,
+        (local, remote): (SocketAddr, SocketAddr),
+    ) -> Arc<Self> {
+        let (tls, closing) = (TlsPort::new(local, remote), CancellationToken::new());
+        // Owned by the tracker, and ended by the guard.
+        drop(inner.spawn(Arc::clone(&tls).run(stream, Arc::clone(&inner.fabric), closing.clone())));
+        let task = Task::Both { _closing: closing.drop_guard() };
+        Arc::new(Self { port: Port::Tls(tls), _task: task })
+    }
+
+    pub(super) fn port(&self) -> &Port {
+        &self.port
     }
 }

@@ -1,16 +1,14 @@
 //! What links tell people: status and probes.
 
-use super::{Dialled, Inner, Links, Registered, dial};
+use super::{Dialled, Inner, Links, Registered, race, tls};
 use crate::{clock, net};
 use skein_core::LinkId;
 use skein_wire::proto::control::{BoundSocket, LinkStatus, ProbeResult, link_status::LinkState};
-use std::{net::SocketAddr, sync::Arc, time::Duration};
-use tokio::{task::JoinSet, time};
+use std::{net::SocketAddr, sync::Arc};
+use tokio::task::JoinSet;
 
 /// Endpoints one probe request may name.
 const PROBES_MAX: usize = 64;
-/// For a TCP connection to an endpoint.
-const TCP_TIMEOUT: Duration = Duration::from_secs(3);
 
 impl Links {
     /// State of every configured and every incoming link.
@@ -27,6 +25,7 @@ impl Links {
                 status.name.clone_from(&configured.config.name);
                 status.attempts = progress.attempts();
                 status.error.clone_from(&progress.error);
+                status.carrier_reason.clone_from(&progress.not_udp);
                 if link.is_none() {
                     status.since_unix_ms = progress.since_unix_ms;
                 }
@@ -60,7 +59,7 @@ impl Links {
         listening.iter().map(socket).collect()
     }
 
-    /// Tries endpoints from where this router stands: UDP handshake and TCP connect. At most 64 are tried.
+    /// Tries endpoints from where this router stands: a QUIC handshake over UDP and a TLS handshake over TCP. At most 64 are tried.
     ///
     /// # Cancel safety
     /// Cancel-safe.
@@ -133,7 +132,8 @@ async fn probe(inner: &Inner, endpoint: String) -> ProbeResult {
     };
     let (mut udp, mut tcp, mut rtt_us) = (String::new(), String::new(), 0);
     for addr in addrs {
-        let (over_udp, over_tcp) = tokio::join!(dial::probe_udp(inner, addr), probe_tcp(addr));
+        let (over_udp, over_tcp) =
+            tokio::join!(race::probe_udp(inner, addr), tls::probe(inner, &endpoint, addr));
         match over_udp {
             Ok(rtt) if udp != OK => {
                 rtt_us = u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX);
@@ -145,7 +145,7 @@ async fn probe(inner: &Inner, endpoint: String) -> ProbeResult {
         }
         match over_tcp {
             Ok(()) => OK.clone_into(&mut tcp),
-            Err(error) if tcp.is_empty() => tcp = error,
+            Err(error) if tcp.is_empty() => tcp = error.to_string(),
             Err(_) => {}
         }
     }
@@ -154,15 +154,3 @@ async fn probe(inner: &Inner, endpoint: String) -> ProbeResult {
 
 /// What a probe that worked is reported as.
 const OK: &str = "ok";
-
-async fn probe_tcp(addr: SocketAddr) -> Result<(), String> {
-    let began = clock::now();
-    match time::timeout(TCP_TIMEOUT, net::tcp_connect(addr, None)).await {
-        Ok(Ok(_)) => Ok(()),
-        Ok(Err(error)) => Err(format!("TCP to {addr}: {error}")),
-        Err(_) => {
-            let waited_s = clock::now().saturating_duration_since(began).as_secs();
-            Err(format!("TCP to {addr} unanswered for {waited_s} s"))
-        }
-    }
-}

@@ -1,6 +1,6 @@
 //! QUIC settings of hop connections.
 
-use crate::carrier::{HopSocket, UdpPort};
+use crate::carrier::{HopSocket, Port};
 use aws_lc_rs::hmac;
 use quinn::{
     ConnectionId, ConnectionIdGenerator, EndpointConfig, IdleTimeout, ServerConfig, TokioRuntime,
@@ -26,14 +26,14 @@ const INCOMING_BYTES_MAX: u64 = 1 << 20;
 const CONNECTION_ID_LEN: usize = 8;
 
 /// An endpoint for dialling on a port of its own.
-pub(super) fn dialling(port: &Arc<UdpPort>) -> io::Result<quinn::Endpoint> {
+pub(super) fn dialling(port: &Port) -> io::Result<quinn::Endpoint> {
     endpoint(port, EndpointConfig::default(), None)
 }
 
 /// An endpoint that accepts on a port. It resets the connections of the router's earlier boots, whose neighbours need not wait
 /// for a timeout then: the key of resets derives from `site_secret`, and every connection id may be one of an earlier boot.
 pub(super) fn accepting(
-    port: &Arc<UdpPort>,
+    port: &Port,
     server: ServerConfig,
     site_secret: &[u8; 32],
     seed: [u8; 32],
@@ -47,13 +47,13 @@ pub(super) fn accepting(
 }
 
 fn endpoint(
-    port: &Arc<UdpPort>,
+    port: &Port,
     mut config: EndpointConfig,
     server: Option<ServerConfig>,
 ) -> io::Result<quinn::Endpoint> {
     // Frames are told from QUIC by this bit.
     config.grease_quic_bit(false);
-    let socket = Arc::new(HopSocket(Arc::clone(port)));
+    let socket = Arc::new(HopSocket(port.clone()));
     quinn::Endpoint::new_with_abstract_socket(config, server, socket, Arc::new(TokioRuntime))
 }
 

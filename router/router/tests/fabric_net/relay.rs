@@ -1,4 +1,4 @@
-//! A UDP path between two routers that can be cut, and a NAT that can forget its mapping.
+//! A path between two routers that can be cut, and a NAT that can forget its mapping.
 
 use super::PATIENCE;
 use parking_lot::Mutex;
@@ -10,7 +10,12 @@ use std::{
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
-use tokio::{net::UdpSocket, sync::Notify, task::JoinSet, time};
+use tokio::{
+    net::{TcpListener, UdpSocket},
+    sync::Notify,
+    task::JoinSet,
+    time,
+};
 
 /// Passes datagrams to `target` and back, for one client at a time per mapping.
 pub(crate) struct Relay {
@@ -28,6 +33,7 @@ struct State {
     back: Mutex<Arc<UdpSocket>>,
     client: Mutex<Option<SocketAddr>>,
     rebound: Notify,
+    tcp_reset: Notify,
 }
 
 fn any() -> SocketAddr {
@@ -35,8 +41,20 @@ fn any() -> SocketAddr {
 }
 
 impl Relay {
+    /// For UDP alone.
     pub(crate) fn new(target: SocketAddr) -> Self {
-        let front = net::udp_bind(any()).unwrap();
+        Self::over(net::udp_bind(any()).unwrap(), target)
+    }
+
+    /// For TCP as well, which passes whatever happens to UDP.
+    pub(crate) fn with_tcp(target: SocketAddr) -> Self {
+        let (udp, tcp) = net::port_pair(any()).unwrap();
+        let mut relay = Self::over(udp, target);
+        relay._tasks.spawn(pass_tcp(Arc::clone(&relay.state), tcp));
+        relay
+    }
+
+    fn over(front: UdpSocket, target: SocketAddr) -> Self {
         let addr = front.local_addr().unwrap();
         let state = Arc::new(State {
             front,
@@ -46,6 +64,7 @@ impl Relay {
             back: Mutex::new(Arc::new(net::udp_bind(any()).unwrap())),
             client: Mutex::default(),
             rebound: Notify::new(),
+            tcp_reset: Notify::new(),
         });
         let mut tasks = JoinSet::new();
         tasks.spawn(forward(Arc::clone(&state)));
@@ -56,6 +75,11 @@ impl Relay {
     /// Loses everything from now on, or nothing.
     pub(crate) fn cut(&self, cut: bool) {
         self.state.cut.store(cut, Ordering::Relaxed);
+    }
+
+    /// Ends every TCP connection there is.
+    pub(crate) fn reset_tcp(&self) {
+        self.state.tcp_reset.notify_waiters();
     }
 
     /// Loses what is longer.
@@ -76,6 +100,22 @@ impl Relay {
 impl State {
     fn passes(&self, len: usize) -> bool {
         !self.cut.load(Ordering::Relaxed) && len <= self.len_max.load(Ordering::Relaxed)
+    }
+}
+
+async fn pass_tcp(state: Arc<State>, listener: TcpListener) {
+    let mut connections = JoinSet::new();
+    loop {
+        let (mut client, _) = listener.accept().await.unwrap();
+        let state = Arc::clone(&state);
+        connections.spawn(async move {
+            let mut server = net::tcp_connect(state.target, None).await.unwrap();
+            tokio::select! {
+                // Either end may go away at any time.
+                ended = tokio::io::copy_bidirectional(&mut client, &mut server) => drop(ended),
+                () = state.tcp_reset.notified() => {}
+            }
+        });
     }
 }
 

@@ -13,7 +13,7 @@ use skein_trust::{
     verify_endorsement, verify_revocation, verify_statement,
 };
 use skein_wire::{
-    config, convert,
+    config, convert, datagram,
     frame::{Control, FragmentHead, Header, Key, Opener, Template, advance, reroute, seal},
     framing::{Decoder, MESSAGE_LEN_MAX, encode},
     proto,
@@ -23,9 +23,10 @@ use skein_wire::{
 pub type Target = fn(&[u8]);
 
 /// Targets by name, as corpus directories and libFuzzer binaries are called.
-pub const TARGETS: [(&str, Target); 9] = [
+pub const TARGETS: [(&str, Target); 10] = [
     ("frame", frame),
     ("framing", framing),
+    ("datagram", datagram),
     ("record", record),
     ("link_message", link_message),
     ("session", session),
@@ -93,6 +94,39 @@ pub fn framing(data: &[u8]) {
     let whole = messages(stream.len().max(1));
     assert!(whole.0.iter().all(|message| message.len() <= MESSAGE_LEN_MAX));
     assert_eq!(messages(usize::from(step).max(1)), whole);
+}
+
+/// A stream cut into datagrams: how its bytes arrive must not matter, and what comes out makes the same stream again.
+pub fn datagram(data: &[u8]) {
+    let Some((&step, stream)) = data.split_first() else { return };
+    let datagrams = |step: usize| {
+        let mut decoder = datagram::Decoder::default();
+        let (mut datagrams, mut out) = (Vec::new(), vec![0; 16 << 10]);
+        for piece in stream.chunks(step) {
+            decoder.push(piece);
+            loop {
+                match decoder.next_batch(&mut out) {
+                    Ok(Some(batch)) => {
+                        datagrams.extend(out[..batch.len].chunks(batch.stride).map(<[u8]>::to_vec));
+                    }
+                    Ok(None) => break,
+                    Err(error) => return (datagrams, Some(error)),
+                }
+            }
+        }
+        (datagrams, None)
+    };
+    let whole = datagrams(stream.len().max(1));
+    let again: Vec<u8> = whole
+        .0
+        .iter()
+        .flat_map(|datagram| {
+            let prefix = datagram::prefix(datagram.len()).expect("a length that datagrams have");
+            [&prefix, &datagram[..]].concat()
+        })
+        .collect();
+    assert!(stream.starts_with(&again));
+    assert_eq!(datagrams(usize::from(step).max(1)), whole);
 }
 
 /// Records as a neighbour floods them. The first two bytes say how long the body is.

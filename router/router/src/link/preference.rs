@@ -1,0 +1,122 @@
+//! Which carrier a dialled link tries first, and when UDP is worth another try. Pure: time is an argument.
+
+use std::time::{Duration, Instant};
+
+/// UDP is tried for this long before TLS is: long enough for most handshakes, too short to be noticed.
+const TLS_AFTER: Duration = Duration::from_millis(250);
+/// UDP that keeps failing waits this long while TLS is tried.
+const UDP_AFTER: Duration = Duration::from_secs(1);
+/// A link over UDP that lasted this long was a good one.
+const GOOD_AFTER: Duration = Duration::from_secs(60);
+/// UDP that comes and goes is left alone for at most this long.
+const INTERVAL_MAX: Duration = Duration::from_secs(300);
+
+/// When the attempts of a race begin; those without a time are not made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Plan {
+    pub(super) udp_after: Duration,
+    pub(super) tls_after: Option<Duration>,
+}
+
+impl Plan {
+    /// Looks for a better carrier than TLS.
+    pub(super) const BETTER: Self = Self { udp_after: Duration::ZERO, tls_after: None };
+}
+
+/// What has worked for one link.
+#[derive(Debug)]
+pub(super) struct Preference {
+    interval_min: Duration,
+    interval: Duration,
+    /// The last link was one over TLS.
+    last_tls: bool,
+    /// There was a link over TLS.
+    tls_works: bool,
+    /// UDP has just failed again: until then it comes second.
+    udp_rests_until: Option<Instant>,
+}
+
+impl Preference {
+    /// Nothing is known; UDP is tried every `interval` while a link is up over TLS.
+    pub(super) fn new(interval: Duration) -> Self {
+        Self {
+            interval_min: interval,
+            interval,
+            last_tls: false,
+            tls_works: false,
+            udp_rests_until: None,
+        }
+    }
+
+    /// How to dial now.
+    pub(super) fn plan(&self, now: Instant) -> Plan {
+        if self.udp_rests_until.is_some_and(|until| now < until) {
+            return Plan { udp_after: UDP_AFTER, tls_after: Some(Duration::ZERO) };
+        }
+        let tls_after = if self.last_tls { Duration::ZERO } else { TLS_AFTER };
+        Plan { udp_after: Duration::ZERO, tls_after: Some(tls_after) }
+    }
+
+    /// How long to wait until UDP is tried beside a link over TLS.
+    pub(super) fn interval(&self) -> Duration {
+        self.interval
+    }
+
+    /// A link has come up.
+    pub(super) fn up(&mut self, tls: bool) {
+        self.last_tls = tls;
+        self.tls_works |= tls;
+    }
+
+    /// A link that came up was lost at `now`, having lasted for `lasted`.
+    pub(super) fn lost(&mut self, tls: bool, lasted: Duration, now: Instant) {
+        if tls {
+            return;
+        }
+        if lasted >= GOOD_AFTER {
+            self.interval = self.interval_min;
+        } else if self.tls_works {
+            self.interval = (self.interval * 2).min(INTERVAL_MAX.max(self.interval_min));
+            self.udp_rests_until = Some(now + self.interval);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const INTERVAL: Duration = Duration::from_secs(10);
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn udp_goes_first_until_tls_was_what_worked() {
+        let (mut preference, now) = (Preference::new(INTERVAL), crate::clock::now());
+        assert_eq!(preference.plan(now).tls_after, Some(TLS_AFTER));
+        preference.up(true);
+        preference.lost(true, SECOND, now);
+        let plan = preference.plan(now);
+        assert_eq!(plan, Plan { udp_after: Duration::ZERO, tls_after: Some(Duration::ZERO) });
+        preference.up(false);
+        assert_eq!(preference.plan(now).tls_after, Some(TLS_AFTER));
+    }
+
+    #[test]
+    fn udp_that_comes_and_goes_is_tried_ever_less_until_it_stays() {
+        let (mut preference, mut now) = (Preference::new(INTERVAL), crate::clock::now());
+        preference.lost(false, SECOND, now);
+        assert_eq!(preference.interval(), INTERVAL, "there is nothing better");
+        let mut intervals = Vec::new();
+        for _ in 0..7 {
+            preference.up(true);
+            intervals.push(preference.interval().as_secs());
+            preference.up(false);
+            now += SECOND;
+            preference.lost(false, SECOND, now);
+            assert_eq!(preference.plan(now).udp_after, UDP_AFTER);
+        }
+        assert_eq!(intervals, [10, 20, 40, 80, 160, 300, 300]);
+        preference.lost(false, 60 * SECOND, now);
+        assert_eq!(preference.interval(), INTERVAL);
+    }
+}

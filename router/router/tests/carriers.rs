@@ -1,0 +1,256 @@
+//! Links over TLS, and from one carrier to the other, over loopback.
+
+#![allow(clippy::unwrap_used, reason = "a test stops at what it cannot unwrap")]
+
+mod fabric_net;
+
+use fabric_net::{Node, PATIENCE, Relay, eventually, join, nodes, publish};
+use quinn::{Connection, Endpoint};
+use skein_core::Pin;
+use skein_router::{link::LinkEvent, net};
+use skein_wire::proto::{
+    control::LinkStatus,
+    routing::{DatabaseSummary, LinkMessage, link_message::Message},
+};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    task::{JoinHandle, JoinSet},
+    time::{self, Instant},
+};
+
+const MIB: usize = 1 << 20;
+const MTU: u16 = 1_200;
+
+/// Two routers with a relay between them that lets TCP pass, and UDP when told to.
+async fn over_tls() -> (Vec<Node>, Relay) {
+    let mut nodes = nodes(2).await;
+    let relay = Relay::with_tcp(nodes[1].address().await);
+    relay.cut(true);
+    join(&mut nodes, 0, 1, Some(relay.addr)).await;
+    assert_eq!(status(&nodes[0]).carrier, "tls");
+    (nodes, relay)
+}
+
+fn status(node: &Node) -> LinkStatus {
+    node.links.status().remove(0)
+}
+
+/// Routes over whatever link is there.
+fn route(nodes: &[Node]) {
+    publish(nodes, 0, &[&[1]], MTU);
+    publish(nodes, 1, &[&[0]], MTU);
+}
+
+/// Accepts sessions and sends back whatever their streams bring.
+fn echo(endpoint: Endpoint) -> JoinHandle<()> {
+    #[allow(clippy::disallowed_methods, reason = "the test drops its runtime")]
+    tokio::spawn(async move {
+        let mut streams = JoinSet::new();
+        while let Some(incoming) = endpoint.accept().await {
+            let connection = incoming.await.unwrap();
+            while let Ok((mut send, mut recv)) = connection.accept_bi().await {
+                streams.spawn(async move {
+                    while let Ok(Some(chunk)) = recv.read_chunk(64 << 10, true).await {
+                        send.write_chunk(chunk.bytes).await.unwrap();
+                    }
+                    // The other side may be gone already.
+                    let _ = send.finish();
+                });
+            }
+        }
+    })
+}
+
+/// Sends `len` bytes round and checks every one of them.
+async fn round_trip(connection: &Connection, len: usize) {
+    let (mut send, mut recv) = connection.open_bi().await.unwrap();
+    let bytes: Vec<u8> = (0..=250).cycle().take(len).collect();
+    let expected = bytes.clone();
+    let writer = async move {
+        send.write_all(&bytes).await.unwrap();
+        send.finish().unwrap();
+    };
+    let reader = async move { recv.read_to_end(len + 1).await.unwrap() };
+    let both = async { tokio::join!(writer, reader).1 };
+    let received = time::timeout(PATIENCE, both).await.expect("bytes stopped");
+    assert!(received == expected, "{} of {len} bytes, or wrong ones", received.len());
+}
+
+#[tokio::test]
+async fn where_udp_is_dropped_a_link_comes_up_over_tls_and_says_why() {
+    let (mut nodes, relay) = over_tls().await;
+    let (dialled, incoming) = (status(&nodes[0]), status(&nodes[1]));
+    assert_eq!(dialled.carrier_reason, format!("UDP to {} unanswered", relay.addr));
+    assert_eq!((dialled.mtu, incoming.mtu, incoming.carrier.as_str()), (1_440, 1_440, "tls"));
+    let id = nodes[0].up[&nodes[1].router].id;
+    let message = LinkMessage {
+        message: Some(Message::Summary(DatabaseSummary { headers: vec![], last: true })),
+    };
+    for (from, to) in [(0, 1), (1, 0)] {
+        for _ in 0..200 {
+            nodes[from].links.send(id, message.clone()).await.unwrap();
+            assert!(matches!(nodes[to].event().await, LinkEvent::Message(..)));
+        }
+    }
+    route(&nodes);
+    let (a, server) = (nodes[0].endpoint(), echo(nodes[1].endpoint()));
+    let connection = nodes[0].connect(&a, &nodes[1], Pin(0)).await;
+    round_trip(&connection, 16 * MIB).await;
+    for node in &nodes {
+        assert_eq!(node.fabric.counters().dropped_unauthenticated.total(), 0);
+    }
+    nodes[1].links.close(id, "enough");
+    assert_eq!(nodes[0].next_down().await, (id, "the peer: enough".to_owned()));
+    server.abort();
+}
+
+#[tokio::test]
+async fn a_link_moves_to_udp_under_its_flows() {
+    let (mut nodes, relay) = over_tls().await;
+    route(&nodes);
+    let (a, server) = (nodes[0].endpoint(), echo(nodes[1].endpoint()));
+    let connection = nodes[0].connect(&a, &nodes[1], Pin(0)).await;
+    let mut flows = JoinSet::new();
+    for _ in 0..10 {
+        let connection = connection.clone();
+        flows.spawn(async move {
+            let (mut send, mut recv) = connection.open_bi().await.unwrap();
+            let until = Instant::now() + Duration::from_secs(5);
+            let (mut n, mut gap_max) = (0_u32, Duration::ZERO);
+            while Instant::now() < until {
+                let began = Instant::now();
+                send.write_all(&n.to_be_bytes()).await.unwrap();
+                let mut back = [0; 4];
+                recv.read_exact(&mut back).await.unwrap();
+                assert_eq!(back, n.to_be_bytes());
+                (n, gap_max) = (n + 1, gap_max.max(began.elapsed()));
+            }
+            gap_max
+        });
+    }
+    let old = nodes[0].up[&nodes[1].router].id;
+    relay.cut(false);
+    let new = nodes[0].next_up().await.id;
+    assert_eq!(nodes[1].next_up().await.id, new);
+    route(&nodes);
+    assert_eq!(nodes[0].next_down().await, (old, "moved to udp".to_owned()));
+    assert_eq!(nodes[1].next_down().await, (old, "the peer: moved to udp".to_owned()));
+    let status = status(&nodes[0]);
+    assert_eq!((status.carrier.as_str(), status.carrier_reason.as_str()), ("udp", ""));
+    assert_eq!(status.error, "", "a move is no loss");
+    while let Some(gap) = flows.join_next().await {
+        let gap = gap.unwrap();
+        assert!(gap < Duration::from_millis(900), "a flow stood still for {gap:?}");
+    }
+    server.abort();
+}
+
+#[tokio::test]
+async fn udp_that_dies_leaves_the_link_to_tls() {
+    let mut nodes = nodes(2).await;
+    let relay = Relay::with_tcp(nodes[1].address().await);
+    join(&mut nodes, 0, 1, Some(relay.addr)).await;
+    assert_eq!(status(&nodes[0]).carrier, "udp");
+    relay.cut(true);
+    nodes[0].next_down().await;
+    let lost = Instant::now();
+    nodes[0].next_up().await;
+    assert!(lost.elapsed() < Duration::from_millis(1_500), "{:?}", lost.elapsed());
+    assert_eq!(status(&nodes[0]).carrier, "tls");
+}
+
+#[tokio::test]
+async fn a_tls_connection_that_ends_takes_its_link_with_it_at_once() {
+    let (mut nodes, relay) = over_tls().await;
+    relay.reset_tcp();
+    let reset = Instant::now();
+    let (_, reason) = nodes[0].next_down().await;
+    assert!(reset.elapsed() < Duration::from_millis(500), "{:?}: {reason}", reset.elapsed());
+    nodes[1].next_down().await;
+    nodes[0].next_up().await;
+    assert!(reset.elapsed() < Duration::from_millis(1_500), "{:?}", reset.elapsed());
+    assert_eq!(status(&nodes[0]).carrier, "tls");
+}
+
+/// Answers each TCP connection by `answer`.
+fn server<F: Future<Output = ()> + Send + 'static>(
+    answer: impl Fn(TcpStream) -> F + Send + 'static,
+) -> SocketAddr {
+    let listener = net::tcp_listen("127.0.0.1:0".parse().unwrap()).unwrap();
+    let addr = listener.local_addr().unwrap();
+    #[allow(clippy::disallowed_methods, reason = "the test drops its runtime")]
+    tokio::spawn(async move {
+        let mut answers = JoinSet::new();
+        while let Ok((stream, _)) = listener.accept().await {
+            answers.spawn(answer(stream));
+        }
+    });
+    addr
+}
+
+#[tokio::test]
+async fn who_answers_instead_of_a_router_is_named() {
+    let nodes = nodes(1).await;
+    let web = server(|mut stream| async move {
+        let mut request = [0; 256];
+        stream.read(&mut request).await.unwrap();
+        stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.unwrap();
+        // Kept open: what has been said is enough.
+        time::sleep(PATIENCE).await;
+    });
+    let cert = rcgen::generate_simple_self_signed(vec!["proxy.corp.example".into()]).unwrap();
+    let key = rustls_pki_types::PrivatePkcs8KeyDer::from(cert.signing_key.serialize_der());
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![cert.cert.der().clone()], key.into())
+        .unwrap();
+    let config = Arc::new(config);
+    let interceptor = server(move |stream| {
+        let accepting = tokio_rustls::TlsAcceptor::from(Arc::clone(&config)).accept(stream);
+        async move { drop(accepting.await) }
+    });
+    let silent = server(|stream| async move {
+        time::sleep(PATIENCE).await;
+        drop(stream);
+    });
+    let gone = server(|stream| async move { drop(stream) });
+    let endpoints = [web, interceptor, silent, gone].map(|addr| addr.to_string()).to_vec();
+    let results = nodes[0].links.probe(endpoints).await;
+    for (result, expected) in results.iter().zip([
+        "does not speak TLS",
+        "intercepts TLS",
+        "does not answer TLS",
+        "closes TLS connections",
+    ]) {
+        assert!(result.tcp.contains(expected), "{}: {}", expected, result.tcp);
+    }
+}
+
+#[tokio::test]
+async fn what_strangers_send_in_a_tls_connection_ends_it() {
+    let nodes = nodes(1).await;
+    let addr = nodes[0].address().await;
+    let counters = nodes[0].fabric.counters();
+    let noise: [&[u8]; 3] = [b"GET / HTTP/1.1\r\n\r\n", &[0, 0], &[0, 4, 1, 2, 3, 4]];
+    for (i, noise) in (1..).zip(noise) {
+        let dial = nodes[0].tls.carrier_client(nodes[0].site, false);
+        let name = rustls_pki_types::ServerName::try_from(skein_trust::SERVER_NAME).unwrap();
+        let stream = net::tcp_connect(addr, None).await.unwrap();
+        let connector = tokio_rustls::TlsConnector::from(dial.config);
+        let mut stream = connector.connect(name, stream).await.unwrap();
+        stream.write_all(noise).await.unwrap();
+        stream.flush().await.unwrap();
+        let began = Instant::now();
+        let mut rest = Vec::new();
+        // Closed or reset: either is fine, as long as it ends.
+        let _ = time::timeout(PATIENCE, stream.read_to_end(&mut rest)).await.unwrap();
+        assert!(began.elapsed() < Duration::from_secs(7) && rest.is_empty());
+        eventually(|| (counters.connections_refused.total() == i).then_some(())).await;
+    }
+    assert!(nodes[0].links.status().is_empty());
+}
