@@ -68,6 +68,12 @@ pub(crate) fn links(links: &[LinkRow], wide: bool, now: Timestamp) -> String {
             narrow,
         )
     };
+    if wide {
+        for link in links.iter().filter(|link| !link.carrier_reason.is_empty()) {
+            let LinkRow { name, carrier, carrier_reason, .. } = link;
+            out += &line(&format!("{name}: over {carrier}, for {carrier_reason}"));
+        }
+    }
     for link in links.iter().filter(|link| link.state != "up") {
         if !link.error.is_empty() {
             out += &line(&format!("{}: {}", link.name, link.error));

@@ -204,6 +204,7 @@ fn links() -> Vec<status::LinkRow> {
         peer_router: "router".into(),
         state: "up".into(),
         carrier: "udp".into(),
+        carrier_reason: String::new(),
         remote: "198.51.100.4:50321".into(),
         local: "203.0.113.9:7443".into(),
         rtt_us: 12_345,

@@ -194,8 +194,7 @@ fn server<F: Future<Output = ()> + Send + 'static>(
 async fn who_answers_instead_of_a_router_is_named() {
     let nodes = nodes(1).await;
     let web = server(|mut stream| async move {
-        let mut request = [0; 256];
-        stream.read(&mut request).await.unwrap();
+        stream.read_u8().await.unwrap();
         stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.unwrap();
         // Kept open: what has been said is enough.
         time::sleep(PATIENCE).await;

@@ -141,6 +141,8 @@ pub struct LinkRow {
     pub state: String,
     /// `udp` or `tls`.
     pub carrier: String,
+    /// Why it is not `udp`; empty if it is, and for links that the peer dialled.
+    pub carrier_reason: String,
     /// `ADDRESS:PORT` of the peer.
     pub remote: String,
     /// `ADDRESS:PORT` here.

@@ -208,7 +208,11 @@ fn links(seen: &Observations<'_>) -> Vec<DoctorFinding> {
     let check = |link: &skein_wire::proto::control::LinkStatus| {
         let name = format!("link {}", link.name);
         if link_state(link) == "up" {
-            return good(name, format!("up over {} to {}", link.carrier, link.remote));
+            let mut detail = format!("up over {} to {}", link.carrier, link.remote);
+            if !link.carrier_reason.is_empty() {
+                detail += &format!(" ({})", link.carrier_reason);
+            }
+            return good(name, detail);
         }
         let attempts: Vec<String> = link
             .attempts
@@ -232,15 +236,17 @@ fn endpoints(seen: &Observations<'_>) -> Vec<DoctorFinding> {
     };
     let check = |probe: &ProbeResult| {
         let name = format!("endpoint {}", probe.endpoint);
-        let detail = format!("UDP: {}, TCP: {}", probe.udp, probe.tcp);
+        let detail = format!("UDP: {}, TLS over TCP: {}", probe.udp, probe.tcp);
         match (probe.udp.as_str(), probe.tcp.as_str()) {
             ("ok", "ok") => good(name, detail),
-            ("ok", _) => bad(
+            ("ok", _) => {
+                bad(name, detail, "links work, and are lost where UDP is: allow the TCP port too")
+            }
+            (_, "ok") => bad(
                 name,
                 detail,
-                "links work; tokens are redeemed over UDP only, so allow the TCP port too",
+                "links use TLS over TCP, which is slower: something between drops UDP, allow the UDP port there",
             ),
-            (_, "ok") => bad(name, detail, "something between drops UDP: allow the UDP port there"),
             _ => bad(name, detail, "check the address, and that the other site runs and listens"),
         }
     };

@@ -57,6 +57,7 @@ fn row(link: &LinkStatus, time: &impl Fn(i64) -> String) -> LinkRow {
         peer_router: link.peer_router_name.clone(),
         state: link_state(link).to_owned(),
         carrier: link.carrier.clone(),
+        carrier_reason: link.carrier_reason.clone(),
         remote: link.remote.clone(),
         local: link.local.clone(),
         rtt_us: link.rtt_us,

@@ -43,7 +43,9 @@ impl Port {
     /// A link's share: its frames go to `remote`. `seed` is secret and used for nothing else.
     pub(crate) fn carrier(&self, remote: Remote, seed: [u8; 32]) -> Carrier {
         match self {
-            Self::Udp(port) => Carrier::Udp(UdpCarrier::new(Arc::clone(port), remote, seed)),
+            Self::Udp(port) => {
+                Carrier::Udp(Box::new(UdpCarrier::new(Arc::clone(port), remote, seed)))
+            }
             Self::Tls(port) => Carrier::Tls(Arc::clone(port)),
         }
     }
@@ -155,7 +157,7 @@ pub(crate) struct Remote {
 #[derive(Debug)]
 pub(crate) enum Carrier {
     /// Datagrams on a UDP socket, shared with QUIC.
-    Udp(UdpCarrier),
+    Udp(Box<UdpCarrier>),
     /// The same datagrams on a TLS connection.
     Tls(Arc<TlsPort>),
 }

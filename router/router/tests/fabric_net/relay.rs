@@ -110,6 +110,9 @@ async fn pass_tcp(state: Arc<State>, listener: TcpListener) {
         let state = Arc::clone(&state);
         connections.spawn(async move {
             let mut server = net::tcp_connect(state.target, None).await.unwrap();
+            for stream in [&client, &server] {
+                stream.set_nodelay(true).unwrap();
+            }
             tokio::select! {
                 // Either end may go away at any time.
                 ended = tokio::io::copy_bidirectional(&mut client, &mut server) => drop(ended),
