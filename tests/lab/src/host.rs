@@ -202,6 +202,17 @@ impl Host {
         ))
     }
 
+    /// Drops all UDP that reaches the host, or for one behind a gateway all that the gateway would pass in either direction, until
+    /// told otherwise. Senders do not notice.
+    ///
+    /// # Errors
+    /// When `iptables` fails.
+    pub fn block_udp(&self, on: bool) -> Result<()> {
+        // Before connection tracking, so that it holds for what is established as well.
+        let rule = "PREROUTING ! -i lo -p udp -j DROP";
+        self.edge().shared.holder.network_script(&switched(rule, on))
+    }
+
     /// Limits both directions between the host and a LAN with a token bucket.
     ///
     /// # Errors
@@ -321,12 +332,7 @@ impl Host {
             let address = port.address;
             // Before routing and connection tracking, so that it holds for forwarded packets as well.
             let rule = format!("PREROUTING -s {address} -j DROP");
-            let script = if on {
-                format!("iptables -w -t raw -C {rule} 2>/dev/null || iptables -w -t raw -A {rule}")
-            } else {
-                format!("while iptables -w -t raw -D {rule} 2>/dev/null; do :; done")
-            };
-            self.shared.holder.network_script(&script)?;
+            self.shared.holder.network_script(&switched(&rule, on))?;
         }
         Ok(())
     }
@@ -339,6 +345,15 @@ impl Host {
 
     fn ports(&self) -> std::sync::MutexGuard<'_, Vec<Port>> {
         self.shared.ports.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The commands that put a rule of the raw table in force, once, or take it out.
+fn switched(rule: &str, on: bool) -> String {
+    if on {
+        format!("iptables -w -t raw -C {rule} 2>/dev/null || iptables -w -t raw -A {rule}")
+    } else {
+        format!("while iptables -w -t raw -D {rule} 2>/dev/null; do :; done")
     }
 }
 

@@ -1,0 +1,93 @@
+//! Where UDP does not get through, and where it comes and goes.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+use skein_e2e::topology::PUBLIC;
+use skein_e2e::{Site, figure, flow, scaled};
+use skein_lab::{Lab, Lan, eventually};
+
+/// A link is moved to UDP within this.
+const MOVE_MAX: Duration = Duration::from_secs(30);
+/// A link that has lost UDP is back over TLS within this, as seen from outside.
+const RETURN_MAX: Duration = Duration::from_secs(6);
+
+/// A reachable site, and one behind a NAT that lets no UDP pass.
+struct Blocked {
+    /// Owns everything.
+    _lab: Lab,
+    _internet: Lan,
+    hub: Site,
+    branch: Site,
+}
+
+impl Blocked {
+    fn new() -> Result<Self> {
+        let lab = Lab::new()?;
+        let internet = lab.lan("internet", PUBLIC)?;
+        let host = lab.host("hub")?;
+        let address = host.join(&internet)?.to_string();
+        let hub = Site::init(&host, &["--advertise", &address])?;
+        let host = lab.host_behind_nat("branch", &internet)?;
+        host.block_udp(true)?;
+        let branch = Site::init(&host, &["--no-listen"])?;
+        branch.link_to(&hub, &[])?;
+        branch.wait_links_up(1)?;
+        Ok(Self { _lab: lab, _internet: internet, hub, branch })
+    }
+
+    fn link(&self) -> Result<Value> {
+        let links = self.branch.json(&["link", "list"])?;
+        links.get(0).cloned().context("a link")
+    }
+
+    fn wait_carrier(&self, carrier: &str, most: Duration) -> Result<Duration> {
+        let took = eventually(&format!("a link over {carrier}"), most, || {
+            let link = self.link()?;
+            Ok(link["state"] == "up" && link["carrier"] == carrier)
+        });
+        took.with_context(|| format!("{:?}", self.link()))
+    }
+}
+
+fn clean(report: &Value) -> Result<()> {
+    let none = |key: &str| report[key].is_null() || report[key] == 0;
+    ensure!(none("failed") && none("wrong") && none("truncated"), "{report}");
+    Ok(())
+}
+
+#[test]
+fn without_udp_a_link_works_over_tls_and_moves_when_udp_is_back() -> Result<()> {
+    let net = Blocked::new()?;
+    let link = net.link()?;
+    ensure!(link["carrier"] == "tls", "{link}");
+    let reason = link["carrierReason"].as_str().unwrap_or_default();
+    ensure!(reason.starts_with("UDP to ") && reason.ends_with(":7443 unanswered"), "{link}");
+    let wide = net.branch.skctl(&["link", "list", "-o", "wide"]).check()?.stdout;
+    ensure!(wide.contains(reason), "{wide}");
+    let doctor = net.branch.skctl(&["doctor"]).run()?.stdout;
+    ensure!(doctor.contains("unanswered") && doctor.contains("TLS over TCP: ok"), "{doctor}");
+
+    let _server = flow::serve(net.hub.host(), 8300, &[])?;
+    net.hub.expose("walled", 8300, &[])?;
+    let to = net.branch.endpoint("walled", 8300)?;
+    let bulk = flow::run(net.branch.host(), "bulk", to, &["--flows", "2", "--seconds", "3"])?;
+    clean(&bulk)?;
+    figure("bulk over TLS", &bulk);
+
+    let running = flow::start(net.branch.host(), "duplex", to, &["--flows", "100"])?;
+    net.branch.host().block_udp(false)?;
+    let took = net.wait_carrier("udp", MOVE_MAX)?;
+    figure("moved to UDP after", format!("{took:?}"));
+    ensure!(net.link()?["carrierReason"] == "", "{:?}", net.link());
+    for _ in 0..scaled(1, 20) {
+        net.branch.host().block_udp(true)?;
+        let took = net.wait_carrier("tls", RETURN_MAX)?;
+        figure("back to TLS after", format!("{took:?}"));
+        net.branch.host().block_udp(false)?;
+    }
+    let report = flow::stop(running)?;
+    figure("flows meanwhile", &report);
+    clean(&report)
+}
