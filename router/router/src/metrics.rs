@@ -65,11 +65,12 @@ const fn gauge(
 }
 
 const LINK: &[&str] = &["link", "peer"];
+const LINK_CARRIER: &[&str] = &["link", "peer", "carrier"];
 
 const DEFINITIONS: &[Definition] = &[
     gauge("skein_build_info", "", &["version"], "1, labelled with the version"),
     gauge("skein_controller_attached", "", &[], "1 while attached to the controller"),
-    gauge("skein_link_up", "", LINK, "1 while the link is up"),
+    gauge("skein_link_up", "", LINK_CARRIER, "1 while the link is up, over which carrier"),
     gauge("skein_link_rtt", "seconds", LINK, "Smoothed round-trip time to the neighbour"),
     counter("skein_link_sent", "bytes", LINK, "Sent over the link, frame headers included"),
     counter("skein_link_received", "bytes", LINK, "Received over the link, frame headers included"),
@@ -250,7 +251,8 @@ impl Sources {
             let labels = vec![("link", link.name.clone()), ("peer", link.peer_site_name.clone())];
             let up = link.state() == LinkState::Up;
             let rtt = Duration::from_micros(link.rtt_us).as_secs_f64();
-            samples.put("skein_link_up", labels.clone(), f64::from(u8::from(up)));
+            let with_carrier = [&labels[..], &[("carrier", link.carrier)]].concat();
+            samples.put("skein_link_up", with_carrier, f64::from(u8::from(up)));
             samples.put("skein_link_rtt", labels.clone(), rtt);
             samples.put("skein_link_sent", labels.clone(), float(link.bytes_sent));
             samples.put("skein_link_received", labels, float(link.bytes_received));
@@ -445,7 +447,7 @@ mod tests {
             let labels: Vec<_> = sample.labels.iter().map(|(name, _)| *name).collect();
             assert_eq!(definition.map(|d| d.labels), Some(labels.as_slice()), "{}", sample.name);
         }
-        for definition in DEFINITIONS.iter().filter(|d| d.labels != LINK) {
+        for definition in DEFINITIONS.iter().filter(|d| !d.labels.starts_with(LINK)) {
             assert!(samples.iter().any(|s| s.name == definition.name), "{}", definition.name);
         }
         let page = Page::new(sources).encode().unwrap();
