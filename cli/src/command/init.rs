@@ -18,6 +18,7 @@ use crate::{
     args::Global,
     client::{self, Client},
     clock,
+    command::proxy::ProxyArgs,
     error::Failure,
     host, input,
     output::{self, Show, note, printable},
@@ -64,6 +65,8 @@ pub(crate) struct Init {
     /// and those of this site; `service list -o hosts` has all. `--manage-hosts=false` takes it out again
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     manage_hosts: Option<bool>,
+    #[command(flatten)]
+    proxy: ProxyArgs,
     /// Rebuilds the site whose identity was exported to this file
     #[arg(long, value_name = "FILE")]
     identity: Option<String>,
@@ -124,7 +127,11 @@ impl Init {
         self.foreground
     }
 
-    fn options(&self) -> InitOptions {
+    fn options(&self, paths: &Paths) -> Result<InitOptions, Failure> {
+        self.proxy.wanted()?.into_options(paths, self.options_of_site())
+    }
+
+    fn options_of_site(&self) -> InitOptions {
         let listen = if self.no_listen { Some(Vec::new()) } else { given(&self.listen) };
         InitOptions {
             name: self.name.clone(),
@@ -177,7 +184,7 @@ pub(crate) async fn run(global: &Global, args: Init) -> Result<(), Failure> {
     let mut notes = Vec::new();
     if let Some(client) = client {
         progress.step("applying");
-        (changes, notes) = apply(client, &args).await?;
+        (changes, notes) = apply(client, &paths, &args).await?;
     }
     notes.extend(created.iter().flat_map(|created| created.notes.clone()));
     for text in notes {
@@ -242,14 +249,22 @@ async fn find_or_create(
 }
 
 /// Changes a running site; what changed and what the user should know.
-async fn apply(mut client: Client, args: &Init) -> Result<(Vec<String>, Vec<String>), Failure> {
+async fn apply(
+    mut client: Client,
+    paths: &Paths,
+    args: &Init,
+) -> Result<(Vec<String>, Vec<String>), Failure> {
     let found = client.get("Site", "").await?;
     let before = found.into_iter().find_map(|resource| match resource {
         Resource::Site(site) => Some(Manifest { status: None, ..site }),
         _ => None,
     });
-    let options = args.options();
-    let merged = input::blocking(move || Ok(site::merged(before, &options))).await?;
+    let (wanted, options, paths) = (args.proxy.wanted()?, args.options_of_site(), paths.clone());
+    let merged = input::blocking(move || {
+        let options = wanted.into_options(&paths, options)?;
+        Ok(site::merged(before, &options))
+    })
+    .await?;
     let (site, notes) = merged.map_err(|error| match error {
         site::CreateError::Invalid(invalids) => Failure::usage(invalids),
         other => Failure::new(other),
@@ -260,7 +275,7 @@ async fn apply(mut client: Client, args: &Init) -> Result<(Vec<String>, Vec<Stri
 }
 
 async fn create(paths: &Paths, args: &Init) -> Result<Result<Created, site::CreateError>, Failure> {
-    let options = args.options();
+    let options = args.options(paths)?;
     let paths = paths.clone();
     let Some(file) = args.identity.clone() else {
         // Keys and files: nothing for the thread that waits for Ctrl-C.

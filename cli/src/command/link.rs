@@ -10,8 +10,9 @@ use skein_wire::proto::site::{Progress as ProgressMessage, RedeemTokenRequest};
 
 use crate::{
     args::Global,
-    client::Client,
+    client::{self, Client},
     clock,
+    command::proxy::ProxyArgs,
     error::Failure,
     input,
     output::{self, Show, note},
@@ -56,6 +57,8 @@ pub(crate) struct Link {
     /// several times
     #[arg(long, value_name = "ADDRESS")]
     provide: Vec<String>,
+    #[command(flatten)]
+    proxy: ProxyArgs,
     /// How long to wait for the link to come up
     #[arg(long, value_name = "DURATION", default_value = "60s")]
     timeout: Duration,
@@ -100,6 +103,7 @@ pub(crate) async fn run(global: &Global, args: Link) -> Result<(), Failure> {
 
 async fn redeem(global: &Global, args: &Link, file: &str) -> Result<(), Failure> {
     refuse_literal(file)?;
+    let proxy = args.proxy.wanted()?;
     let mut progress = Progress::start(global, "reading the token");
     let text = {
         let file = file.to_owned();
@@ -111,6 +115,7 @@ async fn redeem(global: &Global, args: &Link, file: &str) -> Result<(), Failure>
     let token = check(&text, clock::now())?;
     progress.step(format!("connecting to {:?}", output::printable(&token.issuer_name)));
     let mut client = Client::connect(global).await?;
+    proxy.apply(&mut client, &client::paths(global)?).await?;
     let request = RedeemTokenRequest {
         token: text,
         name: args.name.clone().unwrap_or_default(),

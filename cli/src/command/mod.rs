@@ -11,6 +11,7 @@ pub(crate) mod link;
 pub(crate) mod listen;
 pub(crate) mod logs;
 pub(crate) mod process;
+pub(crate) mod proxy;
 pub(crate) mod resource;
 pub(crate) mod service;
 pub(crate) mod status;

@@ -163,7 +163,8 @@ impl Proxy {
     /// Whether connections to `endpoint` (`HOST:PORT`) go through the proxy.
     #[must_use]
     pub fn is_for(&self, endpoint: &str) -> bool {
-        split_endpoint(endpoint).is_some_and(|(host, port)| !self.bypass.matches(host, port))
+        split_endpoint(endpoint)
+            .is_some_and(|(host, port)| !is_here(host) && !self.bypass.matches(host, port))
     }
 
     /// What the proxy asks for.
@@ -186,6 +187,12 @@ fn read_credentials(path: &Path) -> Result<Credentials, ConfigError> {
     let mut text = Zeroizing::new(String::new());
     file.take(CREDENTIALS_LEN_MAX).read_to_string(&mut text).map_err(failed)?;
     Credentials::from_text(&text).ok_or_else(|| ConfigError::Malformed(path.to_owned()))
+}
+
+/// No proxy leads back to this host.
+fn is_here(host: &str) -> bool {
+    host.eq_ignore_ascii_case("localhost")
+        || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
 }
 
 /// `HOST:PORT` with an address of IPv6 in brackets.
@@ -291,6 +298,16 @@ mod tests {
         assert_eq!(proxy.credentials().unwrap().unwrap().expose(), "user:secret");
         fs::write(&path, "no colon").unwrap();
         assert!(matches!(proxy.credentials(), Err(ConfigError::Malformed(_))));
+    }
+
+    #[test]
+    fn exceptions_and_this_host_are_reached_directly() {
+        let url = "http://proxy:1".parse::<Url>().unwrap();
+        let proxy = Proxy { url, bypass: Bypass::new(["example.com"]), credentials_file: None };
+        assert!(proxy.is_for("hub.example.net:7443") && proxy.is_for("[2001:db8::1]:7443"));
+        for direct in ["hub.example.com:7443", "localhost:1", "127.0.0.9:1", "[::1]:1", "no-port"] {
+            assert!(!proxy.is_for(direct), "{direct}");
+        }
     }
 
     proptest! {

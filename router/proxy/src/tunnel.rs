@@ -41,7 +41,7 @@ pub enum TunnelError {
     /// The target is not `HOST:PORT`.
     #[error("{0} is no endpoint")]
     Target(String),
-    /// 407 without credentials.
+    /// 407, or 401, without credentials.
     #[error("the proxy wants credentials")]
     WantsCredentials,
     /// 407 in spite of them.
@@ -150,7 +150,10 @@ where
         let response = sender.send_request(request).await.map_err(|error| failed(&error))?;
         match response.status() {
             status if status.is_success() => {}
-            StatusCode::PROXY_AUTHENTICATION_REQUIRED => return Err(TunnelError::WantsCredentials),
+            // The latter is what some say who mean the former.
+            StatusCode::PROXY_AUTHENTICATION_REQUIRED | StatusCode::UNAUTHORIZED => {
+                return Err(TunnelError::WantsCredentials);
+            }
             StatusCode::FORBIDDEN | StatusCode::METHOD_NOT_ALLOWED => {
                 return Err(TunnelError::Forbidden(target.to_owned()));
             }

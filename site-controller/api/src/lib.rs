@@ -26,7 +26,7 @@ pub use link::{LINK_COST_MAX, LINK_ENDPOINTS_MAX, LinkSpec};
 pub use listener::{ListenerPort, ListenerSpec, PORTS_MAX};
 pub use manifest::{API_VERSION, Condition, Manifest, Metadata, Phase, ResourceStatus, Spec};
 pub use resource::{Kind, Resource, UnknownKind};
-pub use site::{AutoListen, DEFAULT_PORT, Limits, Platform, Role, Service, SiteSpec};
+pub use site::{AutoListen, DEFAULT_PORT, Limits, Platform, ProxySpec, Role, Service, SiteSpec};
 pub use token::{CODE_LEN_MIN, Code, TOKEN_LEN_MAX, Token, TokenError};
 pub use value::{
     Duration, DurationError, HostPort, HostPortError, NAME_LEN_MAX, Protocol, valid_host,

@@ -13,6 +13,10 @@ pub const DEFAULT_PORT: u16 = 7443;
 const ENDPOINTS_MAX: usize = 16;
 /// Below this a router cannot hold even its sessions' windows.
 const MEMORY_MIB_MIN: u64 = 16;
+/// Longest text about a proxy, in bytes: the longest name, and a path.
+const PROXY_TEXT_MAX: usize = 512;
+/// Exceptions from a proxy.
+const NO_PROXY_MAX: usize = 64;
 
 /// The wanted state of a site.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -40,6 +44,43 @@ pub struct SiteSpec {
     /// Ceilings of each router.
     #[serde(skip_serializing_if = "Limits::is_default")]
     pub limits: Limits,
+    /// HTTP proxy through which links and claims go over TCP. UDP is tried directly all the same.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proxy: Option<ProxySpec>,
+}
+
+/// An HTTP proxy that tunnels TCP (CONNECT).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ProxySpec {
+    /// `http://HOST:PORT` or `https://HOST:PORT`, without user name and password.
+    pub url: String,
+    /// Absolute path of a file with one line, `USER:PASSWORD`, that nobody but the site's user may read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credentials_file: Option<String>,
+    /// Endpoints that are reached directly: names with everything below them, addresses, networks, `*`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub no_proxy: Vec<String>,
+}
+
+impl ProxySpec {
+    fn validate(&self, invalids: &mut Invalids) {
+        let host = ["http://", "https://"].iter().find_map(|scheme| self.url.strip_prefix(scheme));
+        let is_url = host.is_some_and(|host| !host.is_empty()) && self.url.len() <= PROXY_TEXT_MAX;
+        let rule = "must be http://HOST:PORT or https://HOST:PORT";
+        invalids.check(is_url, "spec.proxy.url", rule);
+        let rule =
+            "must not contain a user name or password: those go into spec.proxy.credentialsFile";
+        invalids.check(!self.url.contains('@'), "spec.proxy.url", rule);
+        if let Some(file) = &self.credentials_file {
+            let holds = file.starts_with('/') && file.len() <= PROXY_TEXT_MAX;
+            invalids.check(holds, "spec.proxy.credentialsFile", "must be an absolute path");
+        }
+        let bounded = self.no_proxy.len() <= NO_PROXY_MAX
+            && self.no_proxy.iter().all(|entry| entry.len() <= PROXY_TEXT_MAX);
+        let rule = format!("must have at most {NO_PROXY_MAX} entries of {PROXY_TEXT_MAX} bytes");
+        invalids.check(bounded, "spec.proxy.noProxy", rule);
+    }
 }
 
 impl Default for SiteSpec {
@@ -54,6 +95,7 @@ impl Default for SiteSpec {
             manage_hosts: false,
             metrics_listen: None,
             limits: Limits::default(),
+            proxy: None,
         }
     }
 }
@@ -93,6 +135,9 @@ impl Spec for SiteSpec {
             invalids.check(loopback, "spec.metricsListen", rule);
         }
         self.auto_listen.validate(invalids);
+        if let Some(proxy) = &self.proxy {
+            proxy.validate(invalids);
+        }
         if let Some(mib) = self.limits.memory_mib {
             let rule = format!("must be at least {MEMORY_MIB_MIN}");
             invalids.check(mib >= MEMORY_MIB_MIN, "spec.limits.memoryMib", rule);

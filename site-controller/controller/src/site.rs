@@ -3,7 +3,9 @@
 use std::{collections::BTreeMap, io, net::SocketAddr, path::PathBuf};
 
 use aws_lc_rs::rand::{SecureRandom, SystemRandom};
-use skein_api::{AutoListen, Limits, Manifest, Platform, Resource, Role, Service, SiteSpec};
+use skein_api::{
+    AutoListen, Limits, Manifest, Platform, ProxySpec, Resource, Role, Service, SiteSpec,
+};
 use skein_core::SiteId;
 use skein_site_core::{Endorsed, IssuedStatement, Resources};
 use skein_trust::{CaError, IdentityError, SiteCa, SiteIdentity};
@@ -41,6 +43,10 @@ pub struct InitOptions {
     pub metrics_listen: Option<String>,
     /// Ceilings of each router.
     pub limits: Option<Limits>,
+    /// The HTTP proxy for links and claims, or none.
+    pub proxy: Option<Option<ProxySpec>>,
+    /// The same for a site that has none.
+    pub proxy_default: Option<ProxySpec>,
 }
 
 /// A site that is there now.
@@ -335,6 +341,11 @@ fn merge(
     spec.role = options.role.or(spec.role);
     if let Some(auto_listen) = &options.auto_listen {
         spec.auto_listen = auto_listen.clone();
+    }
+    if let Some(proxy) = &options.proxy {
+        spec.proxy.clone_from(proxy);
+    } else if spec.proxy.is_none() {
+        spec.proxy.clone_from(&options.proxy_default);
     }
     spec.platform = options.platform.unwrap_or(spec.platform);
     spec.service = options.service.unwrap_or(spec.service);

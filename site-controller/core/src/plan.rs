@@ -11,7 +11,7 @@ use skein_wire::{
     proto::{
         control::{
             self, AutoListen, ConnectorConfig, ConnectorPort, LinkConfig, ListenerConfig,
-            ListenerPort, RouterConfig, RouterSettings,
+            ListenerPort, ProxyConfig, RouterConfig, RouterSettings,
         },
         routing::{self, Record},
     },
@@ -142,6 +142,11 @@ fn settings(spec: &SiteSpec, inputs: &Inputs<'_>) -> RouterSettings {
         auto_listen: Some(AutoListen { patterns: vec![spec.auto_listen.0.clone()] }),
         metrics_listen: spec.metrics_listen.clone().unwrap_or_else(|| METRICS_LISTEN.to_owned()),
         network_authorities: inputs.authorities.iter().map(|site| site.0.to_vec()).collect(),
+        proxy: spec.proxy.as_ref().map(|proxy| ProxyConfig {
+            url: proxy.url.clone(),
+            credentials_file: proxy.credentials_file.clone().unwrap_or_default(),
+            no_proxy: proxy.no_proxy.clone(),
+        }),
     }
 }
 

@@ -119,6 +119,20 @@ pub fn sshd(host: &Host, port: u16) -> Result<(Process, PathBuf)> {
     Ok((wait_listening(host, port, server)?, user_key))
 }
 
+/// tinyproxy for whoever knows `user` and `password`, towards ports of sites alone.
+///
+/// # Errors
+/// When it does not start.
+pub fn tinyproxy(host: &Host, port: u16, (user, password): (&str, &str)) -> Result<Process> {
+    let config = host.dir().join("tinyproxy.conf");
+    let text = format!(
+        "Port {port}\nTimeout 600\nMaxClients 100\nLogLevel Info\nBasicAuth {user} {password}\nConnectPort 7443\n"
+    );
+    std::fs::write(&config, text)?;
+    let server = host.command("tinyproxy").args(["-d", "-c"]).arg(&config).spawn()?;
+    wait_listening(host, port, server)
+}
+
 /// iperf3's server.
 ///
 /// # Errors

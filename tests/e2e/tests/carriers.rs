@@ -1,11 +1,12 @@
 //! Where UDP does not get through, and where it comes and goes.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use skein_e2e::topology::PUBLIC;
-use skein_e2e::{Site, figure, flow, scaled};
+use skein_e2e::{Site, figure, flow, scaled, servers};
 use skein_lab::{Lab, Lan, eventually};
 
 /// A link is moved to UDP within this.
@@ -15,9 +16,8 @@ const RETURN_MAX: Duration = Duration::from_secs(6);
 
 /// A reachable site, and one behind a NAT that lets no UDP pass.
 struct Blocked {
-    /// Owns everything.
-    _lab: Lab,
-    _internet: Lan,
+    lab: Lab,
+    internet: Lan,
     hub: Site,
     branch: Site,
 }
@@ -32,9 +32,7 @@ impl Blocked {
         let host = lab.host_behind_nat("branch", &internet)?;
         host.block_udp(true)?;
         let branch = Site::init(&host, &["--no-listen"])?;
-        branch.link_to(&hub, &[])?;
-        branch.wait_links_up(1)?;
-        Ok(Self { _lab: lab, _internet: internet, hub, branch })
+        Ok(Self { lab, internet, hub, branch })
     }
 
     fn link(&self) -> Result<Value> {
@@ -60,6 +58,8 @@ fn clean(report: &Value) -> Result<()> {
 #[test]
 fn without_udp_a_link_works_over_tls_and_moves_when_udp_is_back() -> Result<()> {
     let net = Blocked::new()?;
+    net.branch.link_to(&net.hub, &[])?;
+    net.branch.wait_links_up(1)?;
     let link = net.link()?;
     ensure!(link["carrier"] == "tls", "{link}");
     let reason = link["carrierReason"].as_str().unwrap_or_default();
@@ -90,4 +90,51 @@ fn without_udp_a_link_works_over_tls_and_moves_when_udp_is_back() -> Result<()> 
     let report = flow::stop(running)?;
     figure("flows meanwhile", &report);
     clean(&report)
+}
+
+#[test]
+fn where_only_a_proxy_leads_out_a_link_goes_through_it() -> Result<()> {
+    const SECRET: &str = "s3cret-0f-the-proxy";
+    let net = Blocked::new()?;
+    let host = net.branch.host();
+    host.block_outbound("tcp", 7443)?;
+    let proxy = net.lab.host("proxy")?;
+    let url = format!("http://{}:3128", proxy.join(&net.internet)?);
+    let _proxy = servers::tinyproxy(&proxy, 3128, ("branch", SECRET))?;
+    let credentials = host.dir().join("credentials");
+    let write = |password: &str| -> Result<()> {
+        std::fs::write(&credentials, format!("branch:{password}\n"))?;
+        Ok(std::fs::set_permissions(&credentials, std::fs::Permissions::from_mode(0o600))?)
+    };
+    write("wrong")?;
+    let credentials = credentials.to_str().context("a path")?;
+
+    let token = net.hub.token("by-proxy", &[])?;
+    let token = token.to_str().context("a path")?;
+    let in_argv = url.replace("//", "//branch:x@");
+    net.branch.refuses(&["link", token, "--proxy", &in_argv], 2, &["--proxy-credentials"])?;
+    net.branch.refuses(&["link", token, "--proxy", &url], 1, &["wants credentials"])?;
+    let link = ["link", token, "--proxy", &url, "--proxy-credentials", credentials];
+    net.branch.refuses(&link, 1, &["refuses the credentials"])?;
+    write(SECRET)?;
+    net.branch.skctl(&link).check()?;
+    net.wait_carrier("tls", RETURN_MAX)?;
+    let doctor = net.branch.skctl(&["doctor"]).run()?.stdout;
+    ensure!(doctor.contains("TLS over TCP: ok"), "{doctor}");
+
+    let _server = flow::serve(net.hub.host(), 8310, &[])?;
+    net.hub.expose("beyond", 8310, &[])?;
+    let to = net.branch.endpoint("beyond", 8310)?;
+    let bulk = flow::run(host, "bulk", to, &["--flows", "2", "--seconds", "2"])?;
+    clean(&bulk)?;
+    figure("bulk through the proxy", &bulk);
+
+    let running = flow::start(host, "duplex", to, &["--flows", "100"])?;
+    host.block_udp(false)?;
+    figure("moved to UDP after", format!("{:?}", net.wait_carrier("udp", MOVE_MAX)?));
+    clean(&flow::stop(running)?)?;
+    // Nowhere but in its own file.
+    let found = host.command("grep").args(["-rl", SECRET]).arg(host.dir()).check()?.stdout;
+    ensure!(found.trim() == credentials, "the password is in {found}");
+    Ok(())
 }

@@ -7,6 +7,7 @@ use crate::{
     net,
 };
 use skein_core::{Input, Record, Role, Settings};
+use skein_proxy::{Bypass, Proxy};
 use skein_wire::{
     convert,
     proto::{
@@ -87,6 +88,7 @@ impl Control {
         let listen: Vec<_> = listen.into_iter().filter_map(Result::ok).collect();
         {
             let _data_runtime = self.runtimes.data.enter();
+            self.data.links.set_proxy(proxy(settings, problems));
             self.data.links.listen(&listen);
             self.data.links.configure(self.links_to_dial(config));
             if !self.draining {
@@ -120,6 +122,23 @@ impl Control {
             link
         };
         config.links.iter().map(with_endpoints).collect()
+    }
+}
+
+fn proxy(settings: &RouterSettings, problems: &mut Vec<String>) -> Option<Proxy> {
+    let config = settings.proxy.as_ref()?;
+    match config.url.parse() {
+        Ok(url) => Some(Proxy {
+            url,
+            bypass: Bypass::new(config.no_proxy.iter().map(String::as_str)),
+            credentials_file: Some(&config.credentials_file)
+                .filter(|file| !file.is_empty())
+                .map(Into::into),
+        }),
+        Err(error) => {
+            problems.push(format!("the proxy's URL {error}"));
+            None
+        }
     }
 }
 

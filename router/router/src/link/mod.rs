@@ -32,6 +32,7 @@ use preference::Preference;
 use rand::{RngCore as _, SeedableRng as _, rngs::StdRng};
 use rustls::time_provider::TimeProvider;
 use skein_core::{LinkId, RouterId, SiteId};
+use skein_proxy::Proxy;
 use skein_trust::RouterTls;
 use skein_wire::proto::{
     control::LinkConfig,
@@ -100,6 +101,7 @@ struct Inner {
     hello: Arc<HelloFor>,
     site_secret: [u8; 32],
     udp_interval: Duration,
+    proxy: Mutex<Option<Arc<Proxy>>>,
     random: Mutex<StdRng>,
     runtime: Handle,
     tasks: TaskTracker,
@@ -156,6 +158,7 @@ impl Links {
             hello,
             site_secret,
             udp_interval,
+            proxy: Mutex::default(),
             random: Mutex::new(StdRng::from_seed(seed)),
             runtime: Handle::current(),
             tasks: TaskTracker::new(),
@@ -167,6 +170,11 @@ impl Links {
             listening: Mutex::default(),
         };
         (Self(Arc::new(inner)), LinkEvents { states, messages: said })
+    }
+
+    /// Attempts over TCP go through `proxy` from now on, or directly; links that are up stay as they are.
+    pub fn set_proxy(&self, proxy: Option<Proxy>) {
+        *self.0.proxy.lock() = proxy.map(Arc::new);
     }
 
     /// Takes the complete list of links to dial: new ones are dialled, changed ones dialled anew, missing ones closed.
@@ -328,6 +336,11 @@ impl Inner {
     fn jittered(&self, delay: Duration) -> Duration {
         let [byte] = self.random_bytes();
         delay * (192 + u32::from(byte) / 2) / 256
+    }
+
+    /// The proxy that leads to an endpoint, if one does.
+    fn proxy_for(&self, endpoint: &str) -> Option<Arc<Proxy>> {
+        self.proxy.lock().clone().filter(|proxy| proxy.is_for(endpoint))
     }
 
     fn link_nonce(&self) -> Vec<u8> {

@@ -6,7 +6,7 @@ use super::{
     hello::{self, HelloError, REFUSED},
     port::ServedPort,
     preference::Plan,
-    tls::{self, TlsError},
+    tls::{self, TlsError, Way},
     transport,
 };
 use crate::{clock, net};
@@ -14,6 +14,7 @@ use quinn::{ConnectError, Connection, ConnectionError, crypto::rustls::NoInitial
 use skein_core::SiteId;
 use skein_trust::{Dial, SERVER_NAME};
 use std::{
+    future::Future,
     io,
     net::SocketAddr,
     sync::Arc,
@@ -166,8 +167,23 @@ impl Race<'_> {
     }
 }
 
-/// Tries the addresses of one endpoint, staggered; the first handshake wins.
+/// Tries one endpoint: where a proxy leads to it, over TLS by name, beside UDP to its addresses.
 async fn try_endpoint(inner: &Arc<Inner>, endpoint: &str, site: SiteId, plan: Plan) -> Outcome {
+    match (inner.proxy_for(endpoint), plan.tls_after) {
+        (Some(proxy), Some(tls_after)) => {
+            let udp = try_addresses(inner, endpoint, site, Plan { tls_after: None, ..plan });
+            let tls = async {
+                time::sleep(tls_after).await;
+                over_tls(inner, endpoint, Way::Through(proxy), site).await
+            };
+            first_of(endpoint, udp, tls).await
+        }
+        _ => try_addresses(inner, endpoint, site, plan).await,
+    }
+}
+
+/// Tries the addresses of one endpoint, staggered; the first handshake wins.
+async fn try_addresses(inner: &Arc<Inner>, endpoint: &str, site: SiteId, plan: Plan) -> Outcome {
     let resolved = time::timeout(ATTEMPT_TIMEOUT, net::resolve(endpoint)).await;
     let resolved = resolved.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
     let addrs = resolved.map_err(|error| DialError::Resolve(endpoint.to_owned(), error))?;
@@ -207,16 +223,26 @@ async fn try_address(
     let Some(tls_after) = plan.tls_after else { return udp.await };
     let tls = async {
         time::sleep(tls_after).await;
-        over_tls(inner, endpoint, addr, site).await
+        over_tls(inner, endpoint, Way::Direct(addr), site).await
     };
+    first_of(endpoint, udp, tls).await
+}
+
+/// The first handshake that is completed; a refusal over UDP counts for both.
+async fn first_of(
+    endpoint: &str,
+    udp: impl Future<Output = Outcome>,
+    tls: impl Future<Output = Outcome>,
+) -> Outcome {
+    let neither = |udp, tls| DialError::Neither { udp: Box::new(udp), tls: Box::new(tls) };
     tokio::pin!(udp, tls);
     tokio::select! {
-        outcome = &mut udp => match outcome { // dropped, it has failed or won
+        outcome = &mut udp => match outcome { // not polled again
             Err(error) if !error.is_an_answer() => {
-                let missed = error.not_udp(endpoint);
+                let not_udp = error.not_udp(endpoint);
                 match tls.await {
-                    Ok(won) => Ok(Won { not_udp: missed, ..won }),
-                    Err(tls) => Err(DialError::Neither { udp: Box::new(error), tls: Box::new(tls) }),
+                    Ok(won) => Ok(Won { not_udp, ..won }),
+                    Err(tls) => Err(neither(error, tls)),
                 }
             }
             outcome => outcome,
@@ -225,7 +251,7 @@ async fn try_address(
             Ok(won) => Ok(Won { not_udp: unanswered(endpoint), ..won }),
             Err(tls) => udp.await.map_err(|udp| match udp.is_an_answer() {
                 true => udp,
-                false => DialError::Neither { udp: Box::new(udp), tls: Box::new(tls) },
+                false => neither(udp, tls),
             }),
         },
     }
@@ -237,8 +263,8 @@ async fn over_udp(inner: &Inner, addr: SocketAddr, site: SiteId) -> Outcome {
     identified(inner, connection, port)
 }
 
-async fn over_tls(inner: &Inner, endpoint: &str, addr: SocketAddr, site: SiteId) -> Outcome {
-    let port = tls::connect(inner, endpoint, addr, site).await?;
+async fn over_tls(inner: &Inner, endpoint: &str, way: Way, site: SiteId) -> Outcome {
+    let (port, addr) = tls::connect(inner, endpoint, way, site).await?;
     let dial = inner.tls.link_client(site);
     let connection = tokio::select! {
         connected = handshake(&port, addr, &dial) => connected.map_err(|error| match error {

@@ -1,6 +1,6 @@
 //! What links tell people: status and probes.
 
-use super::{Dialled, Inner, Links, Registered, race, tls};
+use super::{Dialled, Inner, Links, Registered, race, tls, tls::Way};
 use crate::{clock, net};
 use skein_core::LinkId;
 use skein_wire::proto::control::{BoundSocket, LinkStatus, ProbeResult, link_status::LinkState};
@@ -123,32 +123,42 @@ fn peer_clock_ahead_ms(link: &Registered) -> Option<i64> {
 }
 
 async fn probe(inner: &Inner, endpoint: String) -> ProbeResult {
-    let addrs = match net::resolve(&endpoint).await {
-        Ok(addrs) => addrs,
-        Err(error) => {
-            let error = format!("{endpoint} does not resolve: {error}");
-            return ProbeResult { endpoint, udp: error.clone(), tcp: error, rtt_us: 0 };
-        }
-    };
-    let (mut udp, mut tcp, mut rtt_us) = (String::new(), String::new(), 0);
-    for addr in addrs {
-        let (over_udp, over_tcp) =
-            tokio::join!(race::probe_udp(inner, addr), tls::probe(inner, &endpoint, addr));
-        match over_udp {
-            Ok(rtt) if udp != OK => {
-                rtt_us = u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX);
-                OK.clone_into(&mut udp);
-            }
-            Ok(_) => {}
-            Err(error) if udp.is_empty() => udp = error.to_string(),
-            Err(_) => {}
-        }
-        match over_tcp {
-            Ok(()) => OK.clone_into(&mut tcp),
-            Err(error) if tcp.is_empty() => tcp = error.to_string(),
-            Err(_) => {}
-        }
+    let proxy = inner.proxy_for(&endpoint);
+    let mut tcp = Vec::new();
+    if let Some(proxy) = proxy.clone() {
+        tcp.push(tls::probe(inner, &endpoint, Way::Through(proxy)).await);
     }
+    let (mut udp, mut rtt_us) = (String::new(), 0);
+    match net::resolve(&endpoint).await {
+        Ok(addrs) => {
+            for addr in addrs {
+                let direct = async {
+                    match proxy {
+                        Some(_) => None,
+                        None => Some(tls::probe(inner, &endpoint, Way::Direct(addr)).await),
+                    }
+                };
+                let (over_udp, over_tcp) = tokio::join!(race::probe_udp(inner, addr), direct);
+                tcp.extend(over_tcp);
+                match over_udp {
+                    Ok(rtt) if udp != OK => {
+                        rtt_us = u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX);
+                        OK.clone_into(&mut udp);
+                    }
+                    Ok(_) => {}
+                    Err(error) if udp.is_empty() => udp = error.to_string(),
+                    Err(_) => {}
+                }
+            }
+        }
+        Err(error) => udp = format!("{endpoint} does not resolve: {error}"),
+    }
+    let tcp = if tcp.iter().any(Result::is_ok) {
+        OK.to_owned()
+    } else {
+        let first = tcp.into_iter().find_map(Result::err);
+        first.map_or_else(|| udp.clone(), |error| error.to_string())
+    };
     ProbeResult { endpoint, udp, tcp, rtt_us }
 }
 

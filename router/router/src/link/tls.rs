@@ -5,20 +5,27 @@ use crate::net;
 use rustls::{AlertDescription, ServerConfig, server::Accepted};
 use rustls_pki_types::ServerName;
 use skein_core::SiteId;
+use skein_proxy::{Proxy, Tunnel, TunnelError, Url};
 use skein_trust::{ALPN_CARRIER, Dial, PeerError, SERVER_NAME};
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
-use tokio::{io::BufReader, net::TcpStream, time};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, BufReader},
+    net::TcpStream,
+    time,
+};
 use tokio_rustls::{TlsConnector, TlsStream, server::StartHandshake};
 
 /// For a TCP connection, and again for the TLS handshake on it.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// Addresses of a proxy that are tried, one after the other.
+const PROXY_ADDRESSES_MAX: usize = 3;
 /// TLS records wait for the kernel up to this size, which is one record: what is behind them can still be overtaken.
 const UNSENT_BYTES_MAX: usize = 16 << 10;
 /// Read from the kernel at a time; the TLS library by itself asks for a few KiB.
 const READ_BYTES: usize = 64 << 10;
 
 /// A connection that carries datagrams.
-type Stream = TlsStream<BufReader<TcpStream>>;
+type Stream<S> = TlsStream<BufReader<S>>;
 
 /// Why there is no TLS connection, in words for people.
 #[derive(Debug, thiserror::Error)]
@@ -43,31 +50,93 @@ pub(super) enum TlsError {
     Closed(SocketAddr),
     #[error("TLS to {0}: {1}")]
     Handshake(SocketAddr, io::Error),
+    #[error("the proxy {0} does not resolve: {1}")]
+    Resolve(Url, io::Error),
+    #[error("through {0}: {1}")]
+    Proxy(Url, TunnelError),
 }
 
-/// Connects to a router of `site` at `addr`, which is one of `endpoint`'s addresses.
+/// How an endpoint is reached.
+pub(super) enum Way {
+    /// At one of its addresses.
+    Direct(SocketAddr),
+    /// By name, which the proxy resolves.
+    Through(Arc<Proxy>),
+}
+
+/// Connects to a router of `site` at `endpoint`; says as well which address the connection is to.
 ///
 /// # Cancel safety
 /// Cancelled, the connection is closed.
 pub(super) async fn connect(
     inner: &Inner,
     endpoint: &str,
-    addr: SocketAddr,
+    way: Way,
     site: SiteId,
-) -> Result<Arc<ServedPort>, TlsError> {
+) -> Result<(Arc<ServedPort>, SocketAddr), TlsError> {
     let name = server_name(endpoint);
     let dial = inner.tls.carrier_client(site, name.is_some());
-    let (stream, addresses) = handshake(addr, name, dial).await?;
-    Ok(ServedPort::tls(inner, stream, addresses))
+    match way {
+        Way::Direct(addr) => {
+            let tcp = tcp(addr).await?;
+            let addresses = (tcp.local_addr().map_err(|e| TlsError::Connect(addr, e))?, addr);
+            let stream = handshake(tcp, addr, name, dial).await?;
+            Ok((ServedPort::tls(inner, stream, addresses), addr))
+        }
+        Way::Through(proxy) => {
+            let (stream, addresses) = through(&proxy, endpoint).await?;
+            let stream = handshake(stream, addresses.1, name, dial).await?;
+            Ok((ServedPort::tls(inner, stream, addresses), addresses.1))
+        }
+    }
 }
 
 /// For `doctor`: whether a Skein router answers there.
 ///
 /// # Cancel safety
 /// Cancelled, the connection is closed.
-pub(super) async fn probe(inner: &Inner, endpoint: &str, addr: SocketAddr) -> Result<(), TlsError> {
+pub(super) async fn probe(inner: &Inner, endpoint: &str, way: Way) -> Result<(), TlsError> {
     let dial = skein_trust::carrier_probe_client(Arc::clone(&inner.time));
-    handshake(addr, server_name(endpoint), dial).await.map(drop)
+    let name = server_name(endpoint);
+    match way {
+        Way::Direct(addr) => handshake(tcp(addr).await?, addr, name, dial).await.map(drop),
+        Way::Through(proxy) => {
+            let (stream, (_, addr)) = through(&proxy, endpoint).await?;
+            handshake(stream, addr, name, dial).await.map(drop)
+        }
+    }
+}
+
+/// A tunnel to `endpoint`, with its addresses as far as this host sees them.
+async fn through(
+    proxy: &Proxy,
+    endpoint: &str,
+) -> Result<(Tunnel<TcpStream>, (SocketAddr, SocketAddr)), TlsError> {
+    let unresolved = |error| TlsError::Resolve(proxy.url.clone(), error);
+    let host = proxy.url.endpoint();
+    let resolving = time::timeout(CONNECT_TIMEOUT, net::resolve(&host));
+    let resolved = resolving.await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+    let mut last = unresolved(io::Error::new(io::ErrorKind::NotFound, "no address"));
+    for addr in resolved.map_err(unresolved)?.into_iter().take(PROXY_ADDRESSES_MAX) {
+        match tcp(addr).await {
+            Ok(stream) => {
+                let local = stream.local_addr().map_err(|error| TlsError::Connect(addr, error))?;
+                let tunnel = proxy.tunnel(stream, endpoint).await;
+                let tunnel = tunnel.map_err(|error| TlsError::Proxy(proxy.url.clone(), error))?;
+                return Ok((tunnel, (local, addr)));
+            }
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+async fn tcp(addr: SocketAddr) -> Result<TcpStream, TlsError> {
+    let failed = |error| TlsError::Connect(addr, error);
+    let connected = time::timeout(CONNECT_TIMEOUT, net::tcp_connect(addr, None)).await;
+    let stream = connected.map_err(|_| TlsError::Unanswered(addr))?.map_err(failed)?;
+    net::tcp_carrier_options(&stream).map_err(failed)?;
+    Ok(stream)
 }
 
 /// Completes the handshake of a client that wants to link.
@@ -91,16 +160,12 @@ pub(super) async fn accept(
     Ok(ServedPort::tls(inner, Stream::from(stream), addresses))
 }
 
-async fn handshake(
+async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: S,
     addr: SocketAddr,
     name: Option<ServerName<'static>>,
     dial: Dial,
-) -> Result<(Stream, (SocketAddr, SocketAddr)), TlsError> {
-    let connected = time::timeout(CONNECT_TIMEOUT, net::tcp_connect(addr, None)).await;
-    let failed = |error| TlsError::Connect(addr, error);
-    let stream = connected.map_err(|_| TlsError::Unanswered(addr))?.map_err(failed)?;
-    net::tcp_carrier_options(&stream).map_err(failed)?;
-    let addresses = (stream.local_addr().map_err(failed)?, addr);
+) -> Result<Stream<S>, TlsError> {
     let unnamed = || ServerName::try_from(SERVER_NAME).expect("invariant: it is a name");
     let connecting = TlsConnector::from(Arc::clone(&dial.config))
         .connect(name.unwrap_or_else(unnamed), BufReader::with_capacity(READ_BYTES, stream));
@@ -113,7 +178,7 @@ async fn handshake(
         return Err(TlsError::Protocol(addr));
     }
     session.set_buffer_limit(Some(UNSENT_BYTES_MAX));
-    Ok((Stream::from(stream), addresses))
+    Ok(stream.into())
 }
 
 /// Why a handshake failed, as far as it shows who is there.

@@ -1,9 +1,10 @@
 //! Redeems a token: dial, prove, keep what came back.
 
-use std::{io, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use skein_api::{GuestScope, Invalids, LINK_ENDPOINTS_MAX, LinkSpec, Manifest, Resource, Token};
 use skein_core::SiteId;
+use skein_proxy::{Bypass, Proxy};
 use skein_site_core::Endorsed;
 use skein_trust::{
     AcceptedClaim, CLAIM_EXPORTER_LABEL, CLAIM_RESPONSE_LEN_MAX, CaPin, ClaimDraft, ClaimError,
@@ -118,8 +119,9 @@ pub(crate) async fn redeem(
 ) -> Result<Redeemed, RedeemError> {
     let prepared = controller.prepare_claim(text, wish)?;
     let pin = CaPin(prepared.token.ca_sha256);
-    let mut race =
-        Race::start(&prepared.token.endpoints, prepared.token.issuer, pin, wish.dial_timeout);
+    let proxy = controller.proxy();
+    let (endpoints, issuer) = (&prepared.token.endpoints, prepared.token.issuer);
+    let mut race = Race::start(endpoints, issuer, pin, proxy, wish.dial_timeout);
     for _ in 0..EXCHANGES_MAX {
         let Some(connected) = race.next().await else { break };
         let endpoint = connected.endpoint.clone();
@@ -197,6 +199,18 @@ fn explain(refused: &ClaimRefused) -> String {
 }
 
 impl Controller {
+    /// The site's proxy; one that makes no sense has been reported by the routers.
+    fn proxy(&self) -> Option<Arc<Proxy>> {
+        let state = self.state();
+        let spec = state.resources.site.as_ref()?.spec.proxy.as_ref()?;
+        let proxy = Proxy {
+            url: spec.url.parse().ok()?,
+            bypass: Bypass::new(spec.no_proxy.iter().map(String::as_str)),
+            credentials_file: spec.credentials_file.as_ref().map(Into::into),
+        };
+        Some(Arc::new(proxy))
+    }
+
     fn prepare_claim(&self, text: &str, wish: &Wish) -> Result<Prepared, RedeemError> {
         let token: Token = text.parse()?;
         let now = clock::unix_s();

@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, fmt, io, net::SocketAddr, sync::Arc, time::Dura
 use quinn::crypto::rustls::QuicClientConfig;
 use rustls_pki_types::ServerName;
 use skein_core::SiteId;
+use skein_proxy::Proxy;
 use skein_trust::{CaPin, SERVER_NAME, claim_carrier_client, claim_client, explain_alert};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -77,17 +78,20 @@ impl Race {
         endpoints: &[String],
         issuer: SiteId,
         pin: CaPin,
+        proxy: Option<Arc<Proxy>>,
         timeout: Option<Duration>,
     ) -> Self {
         let timeout = timeout.map_or(DIAL_TIMEOUT, |timeout| timeout.min(DIAL_TIMEOUT));
         let mut attempts = JoinSet::new();
         for endpoint in endpoints {
-            for carrier in [Carrier::Tcp, Carrier::Quic] {
+            let proxy = proxy.clone().filter(|proxy| proxy.is_for(endpoint));
+            for carrier in [proxy.map_or(Carrier::Tcp, Carrier::Proxy), Carrier::Quic] {
                 let endpoint = endpoint.clone();
                 attempts.spawn(async move {
+                    let unanswered = carrier.unanswered();
                     let connected = connect(&endpoint, carrier, issuer, pin);
                     let result = tokio::time::timeout(timeout, connected).await;
-                    let result = result.unwrap_or_else(|_| Err(carrier.unanswered()));
+                    let result = result.unwrap_or(Err(unanswered));
                     (endpoint, result)
                 });
             }
@@ -112,15 +116,18 @@ impl Race {
 }
 
 /// What carries the TLS bytes.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 enum Carrier {
     Tcp,
+    /// TCP again, by name.
+    Proxy(Arc<Proxy>),
     Quic,
 }
 
 impl Carrier {
-    fn unanswered(self) -> String {
+    fn unanswered(&self) -> String {
         match self {
+            Self::Proxy(proxy) => format!("unanswered through {}", proxy.url),
             Self::Tcp => "TCP unanswered (a firewall, or a wrong address)".to_owned(),
             Self::Quic => "UDP unanswered".to_owned(),
         }
@@ -133,6 +140,11 @@ async fn connect(
     issuer: SiteId,
     pin: CaPin,
 ) -> Result<Connected, String> {
+    if let Carrier::Proxy(proxy) = &carrier {
+        let stream = through(proxy, endpoint).await;
+        let stream = stream.map_err(|why| format!("through {}: {why}", proxy.url))?;
+        return secure(endpoint.to_owned(), Box::new(stream), None, issuer, pin).await;
+    }
     let addresses: Vec<SocketAddr> = tokio::net::lookup_host(endpoint)
         .await
         .map_err(|error| format!("the name does not resolve ({error})"))?
@@ -140,7 +152,7 @@ async fn connect(
         .collect();
     let mut attempts = JoinSet::new();
     for addr in addresses {
-        attempts.spawn(connect_to(endpoint.to_owned(), addr, carrier, issuer, pin));
+        attempts.spawn(connect_to(endpoint.to_owned(), addr, carrier.clone(), issuer, pin));
     }
     let mut failures = Vec::new();
     while let Some(ended) = attempts.join_next().await {
@@ -166,12 +178,39 @@ async fn connect_to(
     pin: CaPin,
 ) -> Result<Connected, String> {
     let (stream, quic): (Box<dyn Duplex>, _) = match carrier {
-        Carrier::Tcp => (Box::new(tcp(addr).await?), None),
+        Carrier::Tcp | Carrier::Proxy(_) => (Box::new(tcp(addr).await?), None),
         Carrier::Quic => {
             let (stream, quic) = quic(addr).await?;
             (Box::new(stream), Some(quic))
         }
     };
+    secure(endpoint, stream, quic, issuer, pin).await
+}
+
+/// A tunnel through a proxy, which resolves the endpoint.
+async fn through(proxy: &Proxy, endpoint: &str) -> Result<impl Duplex + use<>, String> {
+    let resolved = tokio::net::lookup_host(proxy.url.endpoint()).await;
+    let resolved = resolved.map_err(|error| format!("its name does not resolve ({error})"))?;
+    let mut last = "its name has no address".to_owned();
+    for addr in resolved.take(ADDRESSES_MAX) {
+        match tcp(addr).await {
+            Ok(stream) => {
+                return proxy.tunnel(stream, endpoint).await.map_err(|error| error.to_string());
+            }
+            Err(why) => last = why,
+        }
+    }
+    Err(last)
+}
+
+/// The handshake that tells whether the issuer answers.
+async fn secure(
+    endpoint: String,
+    stream: Box<dyn Duplex>,
+    quic: Option<quinn::Endpoint>,
+    issuer: SiteId,
+    pin: CaPin,
+) -> Result<Connected, String> {
     let dial = claim_client(issuer, pin, time());
     let name = ServerName::try_from(SERVER_NAME).expect("invariant: a valid name");
     let tls = TlsConnector::from(Arc::clone(&dial.config)).connect(name, stream).await;
