@@ -187,6 +187,9 @@ pub(crate) async fn run(global: &Global, args: Init) -> Result<(), Failure> {
         (changes, notes) = apply(client, &paths, &args).await?;
     }
     notes.extend(created.iter().flat_map(|created| created.notes.clone()));
+    if let Some(proxy) = created.iter().find_map(|created| created.site.spec.proxy.as_ref()) {
+        notes.push(format!("connections over TCP go through the proxy {}", proxy.url));
+    }
     for text in notes {
         note(global, format_args!("note: {text}"));
     }

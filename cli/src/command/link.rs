@@ -115,7 +115,9 @@ async fn redeem(global: &Global, args: &Link, file: &str) -> Result<(), Failure>
     let token = check(&text, clock::now())?;
     progress.step(format!("connecting to {:?}", output::printable(&token.issuer_name)));
     let mut client = Client::connect(global).await?;
-    proxy.apply(&mut client, &client::paths(global)?).await?;
+    if let Some(url) = proxy.apply(&mut client, &client::paths(global)?).await? {
+        note(global, format_args!("note: connections over TCP go through the proxy {url}"));
+    }
     let request = RedeemTokenRequest {
         token: text,
         name: args.name.clone().unwrap_or_default(),

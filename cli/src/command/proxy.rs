@@ -87,10 +87,14 @@ impl Wanted {
         Ok(InitOptions { proxy: given, proxy_default: found, ..options })
     }
 
-    /// Changes a running site.
-    pub(crate) async fn apply(self, client: &mut Client, paths: &Paths) -> Result<(), Failure> {
+    /// Changes a running site; returns the proxy's URL if it has got one.
+    pub(crate) async fn apply(
+        self,
+        client: &mut Client,
+        paths: &Paths,
+    ) -> Result<Option<String>, Failure> {
         if self.given.is_none() && self.found.is_none() {
-            return Ok(());
+            return Ok(None);
         }
         let found = client.get("Site", "").await?;
         let before = found.into_iter().find_map(|resource| match resource {
@@ -107,10 +111,10 @@ impl Wanted {
             let (site, _) = site::merged(before, &options).map_err(Failure::new)?;
             Ok(Some(site))
         });
-        if let Some(site) = site.await? {
-            client.apply(&[Resource::Site(site)], false).await?;
-        }
-        Ok(())
+        let Some(site) = site.await? else { return Ok(None) };
+        let url = site.spec.proxy.as_ref().map(|proxy| proxy.url.clone());
+        client.apply(&[Resource::Site(site)], false).await?;
+        Ok(url)
     }
 }
 

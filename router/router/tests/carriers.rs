@@ -19,6 +19,7 @@ use tokio::{
     task::{JoinHandle, JoinSet},
     time::{self, Instant},
 };
+use tokio_util::sync::CancellationToken;
 
 const MIB: usize = 1 << 20;
 const MTU: u16 = 1_200;
@@ -143,6 +144,56 @@ async fn a_link_moves_to_udp_under_its_flows() {
     while let Some(gap) = flows.join_next().await {
         let gap = gap.unwrap();
         assert!(gap < Duration::from_millis(900), "a flow stood still for {gap:?}");
+    }
+    server.abort();
+}
+
+/// `SKEIN_LONG=1` switches a hundred times.
+#[tokio::test]
+async fn flows_stay_whole_while_their_link_changes_carriers() {
+    let switches = if std::env::var_os("SKEIN_LONG").is_some() { 100 } else { 4 };
+    let (mut nodes, relay) = over_tls().await;
+    route(&nodes);
+    let (a, server) = (nodes[0].endpoint(), echo(nodes[1].endpoint()));
+    let connection = nodes[0].connect(&a, &nodes[1], Pin(0)).await;
+    let stop = CancellationToken::new();
+    let mut flows = JoinSet::new();
+    for flow in 0..100_u32 {
+        let (connection, stop) = (connection.clone(), stop.clone());
+        flows.spawn(async move {
+            let (mut send, mut recv) = connection.open_bi().await.unwrap();
+            let mut n = 0_u32;
+            while !stop.is_cancelled() {
+                let block: Vec<u8> = (n..n + 500).flat_map(|i| (i ^ flow).to_be_bytes()).collect();
+                send.write_all(&block).await.unwrap();
+                let mut back = vec![0; block.len()];
+                recv.read_exact(&mut back).await.unwrap();
+                assert!(back == block, "flow {flow} after {n}");
+                n += 500;
+                time::sleep(Duration::from_millis(50)).await;
+            }
+            n
+        });
+    }
+    for switch in 0..switches {
+        let to_udp = switch % 2 == 0;
+        relay.cut(!to_udp);
+        let carrier = if to_udp { "udp" } else { "tls" };
+        let since = Instant::now();
+        while !nodes.iter().all(|node| node.links.status().iter().all(|l| l.carrier == carrier)) {
+            assert!(since.elapsed() < PATIENCE, "not over {carrier} in time");
+            let (first, second) = nodes.split_at_mut(1);
+            tokio::select! {
+                _ = first[0].event() => {}
+                _ = second[0].event() => {}
+                () = time::sleep(Duration::from_millis(20)) => {}
+            }
+            route(&nodes);
+        }
+    }
+    stop.cancel();
+    while let Some(blocks) = time::timeout(PATIENCE, flows.join_next()).await.unwrap() {
+        assert!(blocks.unwrap() > 0);
     }
     server.abort();
 }

@@ -8,8 +8,8 @@ const TLS_AFTER: Duration = Duration::from_millis(250);
 const UDP_AFTER: Duration = Duration::from_secs(1);
 /// A link over UDP that lasted this long was a good one.
 const GOOD_AFTER: Duration = Duration::from_secs(60);
-/// UDP that comes and goes is left alone for at most this long.
-const INTERVAL_MAX: Duration = Duration::from_secs(300);
+/// UDP that comes and goes is left alone for at most this many intervals: 5 minutes.
+const INTERVALS_MAX: u32 = 30;
 
 /// When the attempts of a race begin; those without a time are not made.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -76,7 +76,7 @@ impl Preference {
         if lasted >= GOOD_AFTER {
             self.interval = self.interval_min;
         } else if self.tls_works {
-            self.interval = (self.interval * 2).min(INTERVAL_MAX.max(self.interval_min));
+            self.interval = (self.interval * 2).min(self.interval_min * INTERVALS_MAX);
             self.udp_rests_until = Some(now + self.interval);
         }
     }

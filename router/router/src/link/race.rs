@@ -174,7 +174,7 @@ async fn try_endpoint(inner: &Arc<Inner>, endpoint: &str, site: SiteId, plan: Pl
             let udp = try_addresses(inner, endpoint, site, Plan { tls_after: None, ..plan });
             let tls = async {
                 time::sleep(tls_after).await;
-                over_tls(inner, endpoint, Way::Through(proxy), site).await
+                Box::pin(over_tls(inner, endpoint, Way::Through(proxy), site)).await
             };
             first_of(endpoint, udp, tls).await
         }
@@ -223,7 +223,7 @@ async fn try_address(
     let Some(tls_after) = plan.tls_after else { return udp.await };
     let tls = async {
         time::sleep(tls_after).await;
-        over_tls(inner, endpoint, Way::Direct(addr), site).await
+        Box::pin(over_tls(inner, endpoint, Way::Direct(addr), site)).await
     };
     first_of(endpoint, udp, tls).await
 }

@@ -114,7 +114,7 @@ fn node(i: u8, sites: &[(SiteIdentity, SiteCa)]) -> Node {
             ..LinkHello::default()
         }),
         site_secret: [i; 32],
-        udp_interval: Duration::from_millis(300),
+        udp_interval: Duration::from_millis(50),
         seed,
     });
     Node { site, router, handle, fabric, links, events, trust, tls, up: BTreeMap::new() }
