@@ -138,3 +138,25 @@ fn where_only_a_proxy_leads_out_a_link_goes_through_it() -> Result<()> {
     ensure!(found.trim() == credentials, "the password is in {found}");
     Ok(())
 }
+
+#[test]
+fn a_bulk_flow_over_tls_leaves_room_for_others() -> Result<()> {
+    let net = Blocked::new()?;
+    net.branch.link_to(&net.hub, &[])?;
+    net.branch.wait_links_up(1)?;
+    let gateway = net.branch.host().gateway().context("a gateway")?;
+    gateway.limit(&net.internet, 50)?;
+    let _server = flow::serve(net.hub.host(), 8320, &[])?;
+    net.hub.expose("narrow", 8320, &[])?;
+    let (host, to) = (net.branch.host(), net.branch.endpoint("narrow", 8320)?);
+    let alone = flow::run(host, "probe", to, &["--count", "100"])?;
+    let bulk = flow::start(host, "bulk", to, &["--flows", "1", "--seconds", "6"])?;
+    let beside = flow::run(host, "probe", to, &["--count", "200"])?;
+    let bulk = bulk.finish(Duration::from_secs(60))?;
+    figure("new connections at 50 Mbit/s, alone", &alone);
+    figure("the same beside a bulk flow", &beside);
+    figure("the bulk flow", bulk.stdout.trim());
+    ensure!(alone["ok"] == 100 && beside["ok"] == 200, "{alone} {beside}");
+    ensure!(net.link()?["carrier"] == "tls", "{:?}", net.link());
+    Ok(())
+}

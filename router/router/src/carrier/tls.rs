@@ -30,8 +30,8 @@ use tokio_util::sync::CancellationToken;
 
 /// QUIC packets waiting for the one hop connection: two flights of a handshake, or a window of control messages' worth.
 const HOP_PACKETS_MAX: usize = 128;
-/// Read from the connection at a time.
-const READ_BYTES: usize = 64 << 10;
+/// Read from the connection at a time: a TLS record.
+const READ_BYTES: usize = 16 << 10;
 /// Frames that a sender hands over at once; as many as the kernel takes over UDP.
 const SEGMENTS_MAX: usize = 64;
 /// For the last datagrams, such as the reason for the end, to leave when a connection is given up.

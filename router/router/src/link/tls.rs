@@ -22,7 +22,7 @@ const PROXY_ADDRESSES_MAX: usize = 3;
 /// TLS records wait for the kernel up to this size, which is one record: what is behind them can still be overtaken.
 const UNSENT_BYTES_MAX: usize = 16 << 10;
 /// Read from the kernel at a time; the TLS library by itself asks for a few KiB.
-const READ_BYTES: usize = 64 << 10;
+const READ_BYTES: usize = 32 << 10;
 
 /// A connection that carries datagrams.
 type Stream<S> = TlsStream<BufReader<S>>;
