@@ -97,7 +97,9 @@ impl Proxy {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let stream = if self.url.is_tls {
-            let secured = time::timeout(ANSWER_TIMEOUT, secure(stream, &self.url.host)).await;
+            let config = platform_config().ok_or(TunnelError::NoRoots)?;
+            let secured = secure(stream, &self.url.host, config);
+            let secured = time::timeout(ANSWER_TIMEOUT, secured).await;
             Tunnel::Tls(Box::new(secured.map_err(|_| TunnelError::Timeout)??))
         } else {
             Tunnel::Plain(stream)
@@ -195,11 +197,14 @@ fn failed(error: &hyper::Error) -> TunnelError {
     }
 }
 
-async fn secure<S>(stream: S, host: &str) -> Result<TlsStream<S>, TunnelError>
+async fn secure<S>(
+    stream: S,
+    host: &str,
+    config: Arc<ClientConfig>,
+) -> Result<TlsStream<S>, TunnelError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let config = platform_config().ok_or(TunnelError::NoRoots)?;
     let wrong = |_| TunnelError::Target(host.to_owned());
     let name = ServerName::try_from(host.to_owned()).map_err(wrong)?;
     TlsConnector::from(config).connect(name, stream).await.map_err(TunnelError::Tls)
@@ -213,18 +218,19 @@ fn platform_config() -> Option<Arc<ClientConfig>> {
         // Some that cannot be read do not make the others useless.
         let (added, _) =
             roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        if added == 0 {
-            return None;
-        }
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let config = ClientConfig::builder_with_provider(provider)
-            .with_protocol_versions(rustls::DEFAULT_VERSIONS)
-            .expect("invariant: the provider has suites of the default versions")
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        Some(Arc::new(config))
+        (added > 0).then(|| trusting(roots))
     };
     CONFIG.get_or_init(make).clone()
+}
+
+fn trusting(roots: RootCertStore) -> Arc<ClientConfig> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(rustls::DEFAULT_VERSIONS)
+        .expect("invariant: the provider has suites of the default versions")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Arc::new(config)
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Tunnel<S> {
@@ -362,6 +368,46 @@ mod tests {
             answered(&proxy(Some(file)), "hub:1", cases[0].0, true).await;
         assert!(matches!(outcome, Err(TunnelError::WrongCredentials)), "{outcome:?}");
         assert!(request.contains("proxy-authorization: Basic dXNlcjpzZWNyZXQ=\r\n"), "{request}");
+    }
+
+    #[tokio::test]
+    async fn a_proxy_behind_tls_must_be_who_it_is_called() {
+        let certified = rcgen::generate_simple_self_signed(vec!["proxy.example".into()]).unwrap();
+        let key = rustls_pki_types::PrivatePkcs8KeyDer::from(certified.signing_key.serialize_der());
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let server = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![certified.cert.der().clone()], key.into())
+            .unwrap();
+        let server = tokio_rustls::TlsAcceptor::from(Arc::new(server));
+        let mut roots = RootCertStore::empty();
+        roots.add(certified.cert.der().clone()).unwrap();
+        let ours = trusting(roots);
+        for (name, config, expected) in [
+            ("proxy.example", Some(Arc::clone(&ours)), true),
+            ("other.example", Some(ours), false),
+            ("proxy.example", platform_config(), false),
+        ] {
+            // A host without any certificates trusts nobody either.
+            let Some(config) = config else { continue };
+            let (near, far) = duplex(16 << 10);
+            let (secured, accepted) = tokio::join!(secure(near, name, config), server.accept(far));
+            assert_eq!(secured.is_ok(), expected, "{name}: {secured:?}");
+            let (Ok(secured), Ok(mut accepted)) = (secured, accepted) else { continue };
+            let answer = async {
+                let mut request = [0; 7];
+                accepted.read_exact(&mut request).await.unwrap();
+                accepted.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
+                accepted.flush().await.unwrap();
+                (request, accepted)
+            };
+            let request = proxy(None).request("hub:1").unwrap();
+            let stream = Tunnel::Tls(Box::new(secured));
+            let (tunnel, (seen, _accepted)) = tokio::join!(ask(stream, request, "hub:1"), answer);
+            assert!(tunnel.is_ok() && &seen == b"CONNECT", "{tunnel:?}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -16,6 +16,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
+    sync::mpsc,
     task::{JoinHandle, JoinSet},
     time::{self, Instant},
 };
@@ -282,13 +283,38 @@ async fn who_answers_instead_of_a_router_is_named() {
 }
 
 #[tokio::test]
+async fn balancers_see_the_name_of_the_endpoint() {
+    let nodes = nodes(1).await;
+    let (names, mut seen) = mpsc::unbounded_channel();
+    let addr = server(move |mut stream| {
+        let names = names.clone();
+        async move {
+            let mut acceptor = rustls::server::Acceptor::default();
+            let mut buffer = [0; 4_096];
+            let hello = loop {
+                let n = stream.read(&mut buffer).await.unwrap();
+                acceptor.read_tls(&mut &buffer[..n]).unwrap();
+                if let Some(hello) = acceptor.accept().ok().flatten() {
+                    break hello;
+                }
+            };
+            names.send(hello.client_hello().server_name().map(str::to_owned)).unwrap();
+        }
+    });
+    for (host, expected) in [("localhost", Some("localhost")), ("127.0.0.1", None)] {
+        nodes[0].links.probe(vec![format!("{host}:{}", addr.port())]).await;
+        assert_eq!(seen.recv().await.unwrap().as_deref(), expected);
+    }
+}
+
+#[tokio::test]
 async fn what_strangers_send_in_a_tls_connection_ends_it() {
     let nodes = nodes(1).await;
     let addr = nodes[0].address().await;
     let counters = nodes[0].fabric.counters();
     let noise: [&[u8]; 3] = [b"GET / HTTP/1.1\r\n\r\n", &[0, 0], &[0, 4, 1, 2, 3, 4]];
     for (i, noise) in (1..).zip(noise) {
-        let dial = nodes[0].tls.carrier_client(nodes[0].site, false);
+        let dial = nodes[0].tls.carrier_client(nodes[0].site);
         let name = rustls_pki_types::ServerName::try_from(skein_trust::SERVER_NAME).unwrap();
         let stream = net::tcp_connect(addr, None).await.unwrap();
         let connector = tokio_rustls::TlsConnector::from(dial.config);

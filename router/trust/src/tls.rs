@@ -192,6 +192,15 @@ impl Dial {
     pub fn refusal(&self) -> Option<&PeerError> {
         self.failure.get()
     }
+
+    /// Sends the name that is passed to the TLS library, which otherwise stays here: balancers that pass TLS through route by
+    /// it. It has no part in who is trusted.
+    #[must_use]
+    pub fn naming_server(self) -> Self {
+        let mut config = Arc::unwrap_or_clone(self.config);
+        config.enable_sni = true;
+        Self { config: Arc::new(config), ..self }
+    }
 }
 
 /// A connection to the router's port, after its handshake.
@@ -263,17 +272,15 @@ impl RouterTls {
         self.router_server(false, &[ALPN_LINK])
     }
 
-    /// Dials the outer TLS connection of a link to any router of `site`; with `server_name` the name that is passed to the TLS
-    /// library is sent, for balancers that route by it.
+    /// Dials the outer TLS connection of a link to any router of `site`.
     ///
     /// It presents no certificate and proves nothing that the link inside does not prove again. That it verifies the peer tells
     /// a device that intercepts TLS, or a wrong server, from a site that is not there.
     #[must_use]
-    pub fn carrier_client(&self, site: SiteId, server_name: bool) -> Dial {
+    pub fn carrier_client(&self, site: SiteId) -> Dial {
         let (failure, verifier) = self.verifier(Expected::RouterOf(site), true);
-        let mut config =
+        let config =
             client_settings(provider(), Arc::clone(&self.time), verifier, None, ALPN_CARRIER);
-        config.enable_sni = server_name;
         Dial { config: Arc::new(config), failure }
     }
 

@@ -133,9 +133,20 @@ fn where_only_a_proxy_leads_out_a_link_goes_through_it() -> Result<()> {
     host.block_udp(false)?;
     figure("moved to UDP after", format!("{:?}", net.wait_carrier("udp", MOVE_MAX)?));
     clean(&flow::stop(running)?)?;
-    // Nowhere but in its own file.
+
+    // The same from the environment, whose password is kept in a file of the site's.
+    let init = ["init", net.branch.name(), "--service", "none"];
+    net.branch.skctl(&init).args(["--proxy", "none"]).check()?;
+    ensure!(net.branch.json(&["get", "site"])?.to_string().find("3128").is_none());
+    host.block_udp(true)?;
+    let in_environment = url.replace("//", &format!("//branch:{SECRET}@"));
+    net.branch.skctl(&init).env("HTTPS_PROXY", in_environment).check()?;
+    net.wait_carrier("tls", MOVE_MAX)?;
+    // Nowhere but in those files.
     let found = host.command("grep").args(["-rl", SECRET]).arg(host.dir()).check()?.stdout;
-    ensure!(found.trim() == credentials, "the password is in {found}");
+    let elsewhere = |path: &&str| *path != credentials && !path.ends_with("/proxy-credentials");
+    let elsewhere: Vec<_> = found.lines().filter(elsewhere).collect();
+    ensure!(found.lines().count() == 2 && elsewhere.is_empty(), "the password is in {found}");
     Ok(())
 }
 

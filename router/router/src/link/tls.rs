@@ -75,7 +75,7 @@ pub(super) async fn connect(
     site: SiteId,
 ) -> Result<(Arc<ServedPort>, SocketAddr), TlsError> {
     let name = server_name(endpoint);
-    let dial = inner.tls.carrier_client(site, name.is_some());
+    let dial = inner.tls.carrier_client(site);
     match way {
         Way::Direct(addr) => {
             let tcp = tcp(addr).await?;
@@ -166,6 +166,7 @@ async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(
     name: Option<ServerName<'static>>,
     dial: Dial,
 ) -> Result<Stream<S>, TlsError> {
+    let dial = if name.is_some() { dial.naming_server() } else { dial };
     let unnamed = || ServerName::try_from(SERVER_NAME).expect("invariant: it is a name");
     let connecting = TlsConnector::from(Arc::clone(&dial.config))
         .connect(name.unwrap_or_else(unnamed), BufReader::with_capacity(READ_BYTES, stream));

@@ -212,7 +212,15 @@ async fn secure(
     pin: CaPin,
 ) -> Result<Connected, String> {
     let dial = claim_client(issuer, pin, time());
-    let name = ServerName::try_from(SERVER_NAME).expect("invariant: a valid name");
+    // Balancers that pass TLS through route by it, as they do for links.
+    let named = endpoint.rsplit_once(':').and_then(|(host, _)| {
+        let name = ServerName::try_from(host.to_owned()).ok()?;
+        matches!(name, ServerName::DnsName(_)).then_some(name)
+    });
+    let (dial, name) = match named {
+        Some(name) => (dial.naming_server(), name),
+        None => (dial, ServerName::try_from(SERVER_NAME).expect("invariant: a valid name")),
+    };
     let tls = TlsConnector::from(Arc::clone(&dial.config)).connect(name, stream).await;
     match tls {
         Ok(stream) => Ok(Connected { stream, endpoint, _carrier: quic }),
