@@ -141,9 +141,9 @@ pub struct LinkRow {
     pub state: String,
     /// `udp` or `tls`.
     pub carrier: String,
-    /// Why it is not `udp`; empty if it is, and for links that the peer dialled.
+    /// Why it is not `udp`, and the proxy in between; empty if it is, and for links that the peer dialled.
     pub carrier_reason: String,
-    /// `ADDRESS:PORT` of the peer.
+    /// `ADDRESS:PORT` of the peer; what was asked for where a proxy leads to it.
     pub remote: String,
     /// `ADDRESS:PORT` here.
     pub local: String,

@@ -133,6 +133,24 @@ pub fn tinyproxy(host: &Host, port: u16, (user, password): (&str, &str)) -> Resu
     wait_listening(host, port, server)
 }
 
+/// haproxy that passes TLS connections for `name` on to `target` as they are, and refuses others.
+///
+/// # Errors
+/// When it does not start.
+pub fn sni_balancer(host: &Host, port: u16, name: &str, target: &str) -> Result<Process> {
+    let config = host.dir().join("haproxy.cfg");
+    let text = format!(
+        "defaults\n  mode tcp\n  timeout connect 5s\n  timeout client 600s\n  timeout server 600s\n\
+         frontend tls\n  bind :{port}\n  tcp-request inspect-delay 5s\n\
+           \x20 tcp-request content accept if {{ req.ssl_hello_type 1 }}\n\
+           \x20 use_backend site if {{ req.ssl_sni -i {name} }}\n\
+         backend site\n  server site {target}\n"
+    );
+    std::fs::write(&config, text)?;
+    let server = host.command("haproxy").args(["-db", "-f"]).arg(&config).spawn()?;
+    wait_listening(host, port, server)
+}
+
 /// iperf3's server.
 ///
 /// # Errors

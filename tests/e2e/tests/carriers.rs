@@ -6,8 +6,8 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use skein_e2e::topology::PUBLIC;
-use skein_e2e::{Site, figure, flow, scaled, servers};
-use skein_lab::{Lab, Lan, eventually};
+use skein_e2e::{Site, clients, figure, flow, scaled, servers};
+use skein_lab::{Lab, Lan, eventually, require_programs};
 
 /// A link is moved to UDP within this.
 const MOVE_MAX: Duration = Duration::from_secs(30);
@@ -46,6 +46,33 @@ impl Blocked {
             Ok(link["state"] == "up" && link["carrier"] == carrier)
         });
         took.with_context(|| format!("{:?}", self.link()))
+    }
+}
+
+impl Blocked {
+    /// PostgreSQL and a download, as applications at the branch see them.
+    fn use_real_programs(&self) -> Result<()> {
+        if !require_programs(&["pgbench", "psql", "nginx", "curl", "sha256sum"]) {
+            return Ok(());
+        }
+        let (hub, branch) = (self.hub.host(), self.branch.host());
+        if !Lab::rootless() {
+            let _server = servers::postgres(hub, 5432)?;
+            self.hub.expose("postgres", 5432, &[])?;
+            let to = self.branch.endpoint("postgres", 5432)?;
+            figure("pgbench -c 8 over TLS", clients::pgbench(branch, to, scaled(3, 20))?);
+        }
+        let (_nginx, dir) = servers::nginx(hub, 8080)?;
+        let sum = clients::make_file(hub, &dir, "carried over TLS", scaled(32, 200))?;
+        self.hub.expose("files", 8080, &[])?;
+        let from = self.branch.endpoint("files", 8080)?;
+        let took = eventually("downloaded", Duration::ZERO, || {
+            let got = clients::download(branch, from)?;
+            ensure!(got == sum, "the checksums differ: {got} {sum}");
+            Ok(true)
+        })?;
+        figure("downloaded over TLS in", format!("{took:?}"));
+        Ok(())
     }
 }
 
@@ -119,6 +146,11 @@ fn where_only_a_proxy_leads_out_a_link_goes_through_it() -> Result<()> {
     write(SECRET)?;
     net.branch.skctl(&link).check()?;
     net.wait_carrier("tls", RETURN_MAX)?;
+    let link = net.link()?;
+    let reason = link["carrierReason"].as_str().unwrap_or_default();
+    ensure!(reason.ends_with(&format!("unanswered, through the proxy {url}")), "{link}");
+    let hub = format!("{}:7443", net.hub.host().address());
+    ensure!(link["remote"] == hub.as_str(), "{link}");
     let doctor = net.branch.skctl(&["doctor"]).run()?.stdout;
     ensure!(doctor.contains("TLS over TCP: ok"), "{doctor}");
 
@@ -128,6 +160,7 @@ fn where_only_a_proxy_leads_out_a_link_goes_through_it() -> Result<()> {
     let bulk = flow::run(host, "bulk", to, &["--flows", "2", "--seconds", "2"])?;
     clean(&bulk)?;
     figure("bulk through the proxy", &bulk);
+    net.use_real_programs()?;
 
     let running = flow::start(host, "duplex", to, &["--flows", "100"])?;
     host.block_udp(false)?;
@@ -170,4 +203,34 @@ fn a_bulk_flow_over_tls_leaves_room_for_others() -> Result<()> {
     ensure!(alone["ok"] == 100 && beside["ok"] == 200, "{alone} {beside}");
     ensure!(net.link()?["carrier"] == "tls", "{:?}", net.link());
     Ok(())
+}
+
+/// The site is known by name only, and its name leads to a balancer that looks at no more than the name in a TLS handshake.
+#[test]
+fn a_balancer_that_passes_tls_through_leads_to_the_site_by_name() -> Result<()> {
+    const NAME: &str = "hub.skein.example";
+    if !require_programs(&["haproxy"]) {
+        return Ok(());
+    }
+    let lab = Lab::new()?;
+    let internet = lab.lan("internet", PUBLIC)?;
+    let (front, back) = (lab.host("balancer")?, lab.host("hub")?);
+    let (front_address, back_address) = (front.join(&internet)?, back.join(&internet)?);
+    let _balancer = servers::sni_balancer(&front, 7443, NAME, &format!("{back_address}:7443"))?;
+    let hub = Site::init(&back, &["--advertise", NAME])?;
+    let host = lab.host_behind_nat("branch", &internet)?;
+    let hosts = host.dir().join("hosts");
+    let names = std::fs::read_to_string(&hosts)?;
+    std::fs::write(&hosts, format!("{names}{front_address} {NAME}\n"))?;
+    let branch = Site::init(&host, &["--no-listen"])?;
+    branch.link_to(&hub, &[])?;
+    branch.wait_links_up(1)?;
+    let link = branch.json(&["link", "list"])?;
+    ensure!(link[0]["carrier"] == "tls", "{link}");
+    let remote = format!("{front_address}:7443");
+    ensure!(link[0]["remote"] == remote.as_str(), "{link}");
+    let _server = flow::serve(&back, 8330, &[])?;
+    hub.expose("balanced", 8330, &[])?;
+    let to = branch.endpoint("balanced", 8330)?;
+    clean(&flow::run(&host, "bulk", to, &["--flows", "2", "--seconds", "2"])?)
 }

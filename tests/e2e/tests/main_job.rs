@@ -4,9 +4,9 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use skein_e2e::topology::Hub;
-use skein_e2e::{Site, figure, scaled, servers};
+use skein_e2e::{Site, clients, figure, scaled, servers};
 use skein_lab::{eventually, require_programs, require_root};
 
 /// Stands in every line of what is downloaded.
@@ -23,17 +23,7 @@ fn postgresql_through_the_hub() -> Result<()> {
     let _server = servers::postgres(net.dc.host(), 5432)?;
     net.dc.expose("postgres", 5432, &[])?;
     let to = net.branch.endpoint("postgres", 5432)?;
-    let (host, port) = (to.ip().to_string(), to.port().to_string());
-    let target = ["-h", &host, "-p", &port, "-U", "postgres"];
-    let pgbench = |args: &[&str]| {
-        let command = net.branch.host().command("pgbench").args(target).args(args);
-        command.arg("postgres").timeout(Duration::from_secs(120)).check()
-    };
-    pgbench(&["-i", "-q"])?;
-    let report = pgbench(&["-c", "8", "-T", scaled("5", "20")])?.stdout;
-    ensure!(report.contains("number of failed transactions: 0"), "{report}");
-    let tps = report.lines().find(|line| line.starts_with("tps")).context("tps")?;
-    figure("pgbench -c 8", tps);
+    figure("pgbench -c 8", clients::pgbench(net.branch.host(), to, scaled(5, 20))?);
     Ok(())
 }
 
@@ -45,9 +35,9 @@ fn downloads_both_ways_and_the_hub_sees_no_plaintext() -> Result<()> {
     let net = Hub::new()?;
     let size_mib = scaled(64_u64, 1024);
     let (_nginx_dc, dir) = servers::nginx(net.dc.host(), 8080)?;
-    let dc_sum = make_file(&net.dc, &dir, size_mib)?;
+    let dc_sum = clients::make_file(net.dc.host(), &dir, MARKER, size_mib)?;
     let (_nginx_branch, dir) = servers::nginx(net.branch.host(), 8080)?;
-    let branch_sum = make_file(&net.branch, &dir, size_mib)?;
+    let branch_sum = clients::make_file(net.branch.host(), &dir, MARKER, size_mib)?;
     net.dc.expose("files-dc", 8080, &[])?;
     net.branch.expose("files-branch", 8080, &[])?;
     let from_dc = net.branch.endpoint("files-dc", 8080)?;
@@ -57,8 +47,8 @@ fn downloads_both_ways_and_the_hub_sees_no_plaintext() -> Result<()> {
     let at_dc = capture(&net.dc, "lo", "dc.pcap")?;
     let took = eventually("downloaded", Duration::ZERO, || {
         std::thread::scope(|scope| {
-            let there = scope.spawn(|| sum_of(&net.branch, from_dc));
-            let back = sum_of(&net.dc, from_branch)?;
+            let there = scope.spawn(|| clients::download(net.branch.host(), from_dc));
+            let back = clients::download(net.dc.host(), from_branch)?;
             let there = there.join().map_err(|_| anyhow::anyhow!("the download panicked"))??;
             ensure!(there == dc_sum && back == branch_sum, "the checksums differ");
             Ok(true)
@@ -84,23 +74,6 @@ fn capture(site: &Site, interface: &str, name: &str) -> Result<skein_lab::Proces
         Ok(process.stderr().contains("listening"))
     })?;
     Ok(process)
-}
-
-fn make_file(site: &Site, dir: &Path, size_mib: u64) -> Result<String> {
-    let path = dir.join("file");
-    // Every KiB begins with the marker and goes on with its own number, so that no block is like another.
-    let script = format!(
-        "seq {} | awk '{{ printf \"%s %-1000s\\n\", \"{MARKER}\", $0 }}' > \"$1\"; sha256sum < \"$1\"",
-        size_mib * 1024
-    );
-    let output = site.host().command("sh").args(["-c", &script, "sh"]).arg(&path).check()?;
-    Ok(output.stdout)
-}
-
-fn sum_of(site: &Site, from: SocketAddr) -> Result<String> {
-    let script = format!("set -o pipefail; curl -sSf http://{from}/file | sha256sum");
-    let command = site.host().command("bash").args(["-c", &script]);
-    Ok(command.timeout(scaled(Duration::from_secs(60), Duration::from_secs(300))).check()?.stdout)
 }
 
 fn contains(bytes: &[u8], text: &str) -> bool {

@@ -153,6 +153,15 @@ pub(crate) struct Remote {
     pub(crate) local_ip: Option<std::net::IpAddr>,
 }
 
+/// What leads to a neighbour where the connection itself ends somewhere else.
+#[derive(Clone, Debug)]
+pub(crate) struct Through {
+    /// What was asked for, `host:port`.
+    pub(crate) endpoint: String,
+    /// The proxy, without credentials.
+    pub(crate) proxy: String,
+}
+
 /// The way frames leave for one neighbour.
 #[derive(Debug)]
 pub(crate) enum Carrier {
@@ -215,6 +224,14 @@ impl Carrier {
         match self {
             Self::Udp(carrier) => carrier.remote(),
             Self::Tls(port) => port.remote(),
+        }
+    }
+
+    /// The proxy in between, where there is one.
+    pub(crate) fn through(&self) -> Option<&Through> {
+        match self {
+            Self::Udp(_) => None,
+            Self::Tls(port) => port.through(),
         }
     }
 

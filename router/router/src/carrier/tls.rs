@@ -5,10 +5,10 @@
 
 mod queue;
 
-use super::{Port, hop::HopQueue};
+use super::{Port, Through, hop::HopQueue};
 use crate::{
     clock,
-    fabric::{Fabric, FrameLink},
+    fabric::{Counters, Fabric, FrameLink},
 };
 use bytes::BytesMut;
 use parking_lot::{Mutex, RwLock};
@@ -42,6 +42,8 @@ const CLOSE_GRACE: Duration = Duration::from_millis(300);
 pub(crate) struct TlsPort {
     local: SocketAddr,
     remote: SocketAddr,
+    through: Option<Through>,
+    counters: Arc<Counters>,
     hop: HopQueue,
     link: RwLock<Weak<FrameLink>>,
     queue: Mutex<SendQueue>,
@@ -56,10 +58,17 @@ pub(crate) struct TlsPort {
 
 impl TlsPort {
     /// A port for a connection between these addresses, to be [run](Self::run).
-    pub(crate) fn new(local: SocketAddr, remote: SocketAddr) -> Arc<Self> {
+    pub(crate) fn new(
+        local: SocketAddr,
+        remote: SocketAddr,
+        through: Option<Through>,
+        counters: Arc<Counters>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             local,
             remote,
+            through,
+            counters,
             hop: HopQueue::new(HOP_PACKETS_MAX),
             link: RwLock::default(),
             queue: Mutex::default(),
@@ -209,11 +218,8 @@ impl TlsPort {
         let stride = transmit.segment_size.unwrap_or(transmit.contents.len()).max(1);
         let mut packets = transmit.contents.chunks(stride);
         packets.next().map_or(Ok(0), |first| self.send_first(first))?;
-        for packet in packets {
-            if self.send_first(packet).is_err() {
-                break;
-            }
-        }
+        let lost = packets.filter(|packet| self.send_first(packet).is_err()).count();
+        self.counters.dropped_handshake.add(lost as u64);
         Ok(())
     }
 
@@ -236,6 +242,10 @@ impl TlsPort {
 
     pub(super) fn remote(&self) -> SocketAddr {
         self.remote
+    }
+
+    pub(super) fn through(&self) -> Option<&Through> {
+        self.through.as_ref()
     }
 
     pub(super) fn segments_max(&self) -> usize {

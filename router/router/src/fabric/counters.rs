@@ -58,7 +58,7 @@ pub struct Counters {
     pub dropped_no_link: Counter,
     /// Dropped: a counter seen before or too old.
     pub dropped_replayed: Counter,
-    /// QUIC packets of hop connections dropped because their queue was full.
+    /// QUIC packets of hop connections dropped because their queue, of a port's or of a TLS connection, was full.
     pub dropped_handshake: Counter,
     /// Last packets replayed on a new path.
     pub kicks: Counter,

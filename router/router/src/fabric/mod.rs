@@ -54,7 +54,7 @@ pub struct Fabric {
     inbox: Inbox,
     reassembly: Mutex<Reassembly>,
     pool: Pool,
-    counters: Counters,
+    counters: Arc<Counters>,
 }
 
 impl Fabric {
@@ -71,7 +71,7 @@ impl Fabric {
             inbox: Inbox::default(),
             reassembly: Mutex::default(),
             pool: Pool::default(),
-            counters: Counters::default(),
+            counters: Arc::default(),
         })
     }
 
@@ -87,7 +87,7 @@ impl Fabric {
 
     /// What the frame layer counts.
     #[must_use]
-    pub fn counters(&self) -> &Counters {
+    pub fn counters(&self) -> &Arc<Counters> {
         &self.counters
     }
 

@@ -1,7 +1,7 @@
 //! A port together with the task that serves it.
 
 use super::Inner;
-use crate::carrier::{Port, TlsPort, UdpPort};
+use crate::carrier::{Port, Through, TlsPort, UdpPort};
 use std::{io, net::SocketAddr, sync::Arc};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -48,8 +48,11 @@ impl ServedPort {
         inner: &Inner,
         stream: impl AsyncRead + AsyncWrite + Send + 'static,
         (local, remote): (SocketAddr, SocketAddr),
+        through: Option<Through>,
     ) -> Arc<Self> {
-        let (tls, closing) = (TlsPort::new(local, remote), CancellationToken::new());
+        let counters = Arc::clone(inner.fabric.counters());
+        let tls = TlsPort::new(local, remote, through, counters);
+        let closing = CancellationToken::new();
         // Owned by the tracker, and ended by the guard.
         drop(inner.spawn(Arc::clone(&tls).run(stream, Arc::clone(&inner.fabric), closing.clone())));
         let task = Task::Both { _closing: closing.drop_guard() };

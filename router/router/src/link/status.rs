@@ -25,7 +25,13 @@ impl Links {
                 status.name.clone_from(&configured.config.name);
                 status.attempts = progress.attempts();
                 status.error.clone_from(&progress.error);
-                status.carrier_reason.clone_from(&progress.not_udp);
+                let through = link.and_then(|link| link.frames.carrier().through());
+                status.carrier_reason = match through {
+                    Some(through) => {
+                        format!("{}, through the proxy {}", progress.not_udp, through.proxy)
+                    }
+                    None => progress.not_udp.clone(),
+                };
                 if link.is_none() {
                     status.since_unix_ms = progress.since_unix_ms;
                 }
@@ -86,6 +92,7 @@ fn connecting(configured: &Dialled) -> LinkStatus {
 
 fn up(link: &Registered) -> LinkStatus {
     let carrier = link.frames.carrier();
+    let through = carrier.through();
     let (bytes_sent, bytes_received) = link.frames.traffic();
     let text =
         |addr: SocketAddr| SocketAddr::new(addr.ip().to_canonical(), addr.port()).to_string();
@@ -98,7 +105,7 @@ fn up(link: &Registered) -> LinkStatus {
         peer_router_name: link.up.peer.name.clone(),
         state: LinkState::Up.into(),
         carrier: carrier.name().to_owned(),
-        remote: text(carrier.remote()),
+        remote: through.map_or_else(|| text(carrier.remote()), |it| it.endpoint.clone()),
         local: carrier.local().map(text).unwrap_or_default(),
         rtt_us: u64::try_from(link.frames.rtt().as_micros()).unwrap_or(u64::MAX),
         cost: link.up.cost,

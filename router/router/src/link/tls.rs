@@ -1,7 +1,7 @@
 //! The outer TLS connection of a link over TCP, at both ends.
 
 use super::{Inner, port::ServedPort};
-use crate::net;
+use crate::{carrier::Through, net};
 use rustls::{AlertDescription, ServerConfig, server::Accepted};
 use rustls_pki_types::ServerName;
 use skein_core::SiteId;
@@ -81,12 +81,14 @@ pub(super) async fn connect(
             let tcp = tcp(addr).await?;
             let addresses = (tcp.local_addr().map_err(|e| TlsError::Connect(addr, e))?, addr);
             let stream = handshake(tcp, addr, name, dial).await?;
-            Ok((ServedPort::tls(inner, stream, addresses), addr))
+            Ok((ServedPort::tls(inner, stream, addresses, None), addr))
         }
         Way::Through(proxy) => {
             let (stream, addresses) = through(&proxy, endpoint).await?;
             let stream = handshake(stream, addresses.1, name, dial).await?;
-            Ok((ServedPort::tls(inner, stream, addresses), addresses.1))
+            let through =
+                Through { endpoint: endpoint.to_owned(), proxy: proxy.url.to_string() };
+            Ok((ServedPort::tls(inner, stream, addresses, Some(through)), addresses.1))
         }
     }
 }
@@ -157,7 +159,7 @@ pub(super) async fn accept(
     let stream = BufReader::with_capacity(READ_BYTES, stream);
     let mut stream = StartHandshake::from_parts(hello, stream).into_stream(config).await?;
     stream.get_mut().1.set_buffer_limit(Some(UNSENT_BYTES_MAX));
-    Ok(ServedPort::tls(inner, Stream::from(stream), addresses))
+    Ok(ServedPort::tls(inner, Stream::from(stream), addresses, None))
 }
 
 async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(
