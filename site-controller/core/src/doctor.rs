@@ -243,9 +243,10 @@ fn endpoints(seen: &Observations<'_>) -> Vec<DoctorFinding> {
                 bad(name, detail, "links work, and are lost where UDP is: allow the TCP port too")
             }
             // Works as it should where nothing else can.
-            (_, "ok") => {
-                good(name, detail + "; links use TLS, and would be faster if the UDP port was allowed")
-            }
+            (_, "ok") => good(
+                name,
+                detail + "; links use TLS, and would be faster if the UDP port was allowed",
+            ),
             _ => bad(name, detail, "check the address, and that the other site runs and listens"),
         }
     };

@@ -86,8 +86,7 @@ pub(super) async fn connect(
         Way::Through(proxy) => {
             let (stream, addresses) = through(&proxy, endpoint).await?;
             let stream = handshake(stream, addresses.1, name, dial).await?;
-            let through =
-                Through { endpoint: endpoint.to_owned(), proxy: proxy.url.to_string() };
+            let through = Through { endpoint: endpoint.to_owned(), proxy: proxy.url.to_string() };
             Ok((ServedPort::tls(inner, stream, addresses, Some(through)), addresses.1))
         }
     }
