@@ -12,7 +12,7 @@ use skein_router::{
 };
 use skein_wire::proto::{
     routing::Protocol,
-    session::{FlowOpen, SessionHello},
+    session::{FlowOpen, FlowReply, SessionHello, flow_reply, refused},
 };
 use std::{
     io,
@@ -423,18 +423,41 @@ async fn a_site_has_as_many_sessions_as_it_may_hold_memory() {
 }
 
 #[tokio::test]
+async fn a_session_that_begins_at_the_ceiling_does_with_what_it_has() {
+    let (mut network, _target, _) = Network::service().await;
+    let connection = network.rogue(0, 1).await;
+    let budget = Arc::clone(&network.edges[1].budget);
+    within(eventually(|| budget.used_bytes() == SESSION_BYTES)).await;
+    budget.set_ceiling(0);
+    let _control = say_hello(&connection).await;
+    let (mut send, mut recv) = connection.open_bi().await.unwrap();
+    send.write_all(&flow_open("echo")).await.unwrap();
+    let reply = within(recv.read_to_end(1 << 10)).await.unwrap();
+    let reply = FlowReply::decode_length_delimited(&*reply).unwrap();
+    let Some(flow_reply::Outcome::Refused(refused)) = reply.outcome else {
+        panic!("not refused: {reply:?}")
+    };
+    assert_eq!(refused.reason(), refused::Reason::Overloaded);
+}
+
+/// The head of a flow to `address`.
+fn flow_open(address: &str) -> Vec<u8> {
+    let open = FlowOpen {
+        address: address.into(),
+        port: edges::SERVICE_PORT,
+        protocol: Protocol::Tcp.into(),
+        ..FlowOpen::default()
+    };
+    open.encode_length_delimited_to_vec()
+}
+
+#[tokio::test]
 async fn a_peer_that_exceeds_its_credit_loses_its_session() {
     let (mut network, target, _) = Network::service().await;
     let connection = network.rogue(0, 1).await;
     let _control = say_hello(&connection).await;
     let (mut send, _recv) = connection.open_bi().await.unwrap();
-    let open = FlowOpen {
-        address: "echo".into(),
-        port: edges::SERVICE_PORT,
-        protocol: Protocol::Tcp.into(),
-        ..FlowOpen::default()
-    };
-    send.write_all(&open.encode_length_delimited_to_vec()).await.unwrap();
+    send.write_all(&flow_open("echo")).await.unwrap();
     let _never_reads = accept(&target).await;
     let chunk = vec![1; 1 << 20];
     let error = within(async {

@@ -78,8 +78,14 @@ impl Account {
     /// Reserves `bytes` until the reservation is dropped; `None` at the ceiling, or beyond the site's share.
     #[must_use]
     pub fn reserve(self: &Arc<Self>, bytes: u64) -> Option<Reservation> {
+        self.nothing().grown(bytes)
+    }
+
+    /// A reservation that may grow. There is always room for it, also where the site holds more than its share has become.
+    #[must_use]
+    pub fn nothing(self: &Arc<Self>) -> Reservation {
         let budget = Arc::clone(&self.budget);
-        Reservation { budget, account: Some(Arc::clone(self)), bytes: 0 }.grown(bytes)
+        Reservation { budget, account: Some(Arc::clone(self)), bytes: 0 }
     }
 
     /// Counts `bytes` that the budget has just given; `false` when they are too much for one site.

@@ -48,7 +48,7 @@ pub(super) async fn follow(
     meter: &WriteMeter,
     account: &Arc<Account>,
 ) {
-    let mut paid = account.reserve(0).expect("invariant: nothing always fits");
+    let mut paid = account.nothing();
     let (mut seen, mut quiet_steps) = (0, 0);
     loop {
         if meter.total() == seen && paid.bytes() == 0 {
@@ -118,7 +118,7 @@ mod tests {
     #[test]
     fn growth_is_paid_for_and_decay_gives_back() {
         let budget = Budget::new(8 << 20);
-        let mut paid = Account::new(Arc::clone(&budget)).reserve(0).unwrap();
+        let mut paid = Account::new(Arc::clone(&budget)).nothing();
         assert!(resize(&mut paid, 4 << 20));
         assert_eq!(budget.used_bytes(), (4 << 20) - SEND_WINDOW_BYTES_IDLE);
         assert!(!resize(&mut paid, 200 << 20));
