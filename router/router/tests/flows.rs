@@ -3,17 +3,16 @@
 
 mod edges;
 
-use edges::{Network, accept, connect, connector, eventually, listen_on_loopback, listener};
+use edges::{
+    Network, accept, connect, connector, eventually, flow_open, hello, listen_on_loopback, listener,
+};
 use prost::Message as _;
 use skein_core::Handle;
 use skein_router::{
     flows::{Edge, Outcome},
     session::{INITIAL_CREDIT_BYTES, SESSION_BYTES},
 };
-use skein_wire::proto::{
-    routing::Protocol,
-    session::{FlowOpen, FlowReply, SessionHello, flow_reply, refused},
-};
+use skein_wire::proto::session::{FlowReply, flow_reply, refused};
 use std::{
     io,
     net::SocketAddr,
@@ -192,11 +191,7 @@ async fn flows_to_a_target_that_does_not_answer_leave_memory_for_others() {
     const WAITING: u64 = 24;
     let mut network = Network::with_budget(2, 40 * INITIAL_CREDIT_BYTES);
     let alive = listen_on_loopback();
-    // The health check fills its queue of one, and every later connect is left without an answer.
-    let dead = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
-    dead.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
-    dead.listen(0).unwrap();
-    let at = dead.local_addr().unwrap().as_socket().unwrap();
+    let (_dead, at) = edges::dead_target();
     let mut slow = connector("dead", at);
     slow.connect_timeout_ms = 60_000;
     let egress = network.edges[1].egress.clone();
@@ -337,16 +332,6 @@ async fn send_hello(connection: &quinn::Connection) -> (quinn::SendStream, quinn
     (control, from_peer)
 }
 
-fn hello() -> Vec<u8> {
-    let hello = SessionHello {
-        protocol_min: 1,
-        protocol_max: 1,
-        initial_credit_bytes: u32::MAX,
-        ..SessionHello::default()
-    };
-    hello.encode_length_delimited_to_vec()
-}
-
 #[tokio::test]
 async fn a_peer_gets_no_more_sessions_than_it_can_need_and_keeps_what_it_has() {
     const ALLOWED: usize = 16;
@@ -438,17 +423,6 @@ async fn a_session_that_begins_at_the_ceiling_does_with_what_it_has() {
         panic!("not refused: {reply:?}")
     };
     assert_eq!(refused.reason(), refused::Reason::Overloaded);
-}
-
-/// The head of a flow to `address`.
-fn flow_open(address: &str) -> Vec<u8> {
-    let open = FlowOpen {
-        address: address.into(),
-        port: edges::SERVICE_PORT,
-        protocol: Protocol::Tcp.into(),
-        ..FlowOpen::default()
-    };
-    open.encode_length_delimited_to_vec()
 }
 
 #[tokio::test]

@@ -251,7 +251,7 @@ impl Flow {
             tokio::select! {
                 biased;
                 written = &mut written => return written,
-                filled = recv.fill(), if !recv.finished => filled?, // cancel-safe
+                held = recv.hold(), if !recv.finished => held?, // cancel-safe
             }
         }
     }
@@ -290,7 +290,7 @@ impl Flow {
             tokio::select! {
                 biased;
                 done = &mut until => return Ok(done),
-                filled = self.recv.fill(), if !self.recv.finished => filled?, // cancel-safe
+                held = self.recv.hold(), if !self.recv.finished => held?, // cancel-safe
                 () = &mut patience, if is_patient => { // cancel-safe
                     is_patient = false;
                     self.send.give_back();
@@ -438,6 +438,13 @@ impl FlowRecv {
                 Ok(())
             }
         }
+    }
+
+    /// As [`FlowRecv::fill`], where what arrives has to wait.
+    async fn hold(&mut self) -> Result<(), FlowError> {
+        self.fill().await?;
+        self.compact();
+        Ok(())
     }
 
     /// Whether the peer has ended its half; what it sent before may still be held.

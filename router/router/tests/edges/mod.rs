@@ -4,6 +4,7 @@
 
 use aws_lc_rs::rand::SystemRandom;
 use parking_lot::Mutex;
+use prost::Message as _;
 use quinn::{
     AsyncUdpSocket, Runtime as _, UdpPoller,
     udp::{RecvMeta, Transmit},
@@ -24,8 +25,10 @@ use skein_router::{
 use skein_trust::{
     IdentityCell, KeyRequest, RouterIdentity, RouterTls, SERVER_NAME, SiteCa, TrustCell, router_id,
 };
-use skein_wire::proto::control::{
-    ConnectorConfig, ConnectorPort, ListenerConfig, ListenerPort, SourceAddress,
+use skein_wire::proto::{
+    control::{ConnectorConfig, ConnectorPort, ListenerConfig, ListenerPort, SourceAddress},
+    routing::Protocol,
+    session::{FlowOpen, SessionHello},
 };
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -340,6 +343,14 @@ pub(crate) struct RogueDialler {
 }
 
 impl RogueDialler {
+    /// Whatever it sends takes a whole packet of the largest size.
+    pub(crate) fn padding(mut self) -> Self {
+        let mut transport = quinn::TransportConfig::default();
+        transport.initial_mtu(9_000).mtu_discovery_config(None).pad_to_mtu(true);
+        self.config.transport_config(Arc::new(transport));
+        self
+    }
+
     pub(crate) async fn connect(&self) -> quinn::Connection {
         self.dial().await.unwrap()
     }
@@ -507,6 +518,37 @@ pub(crate) async fn accept(target: &TcpListener) -> TcpStream {
             return stream;
         }
     }
+}
+
+/// A target whose queue the first health check fills: every later connect is left without an answer.
+pub(crate) fn dead_target() -> (socket2::Socket, SocketAddr) {
+    let dead = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    dead.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    dead.listen(0).unwrap();
+    let at = dead.local_addr().unwrap().as_socket().unwrap();
+    (dead, at)
+}
+
+/// The head of a flow to `address`.
+pub(crate) fn flow_open(address: &str) -> Vec<u8> {
+    let open = FlowOpen {
+        address: address.into(),
+        port: SERVICE_PORT,
+        protocol: Protocol::Tcp.into(),
+        ..FlowOpen::default()
+    };
+    open.encode_length_delimited_to_vec()
+}
+
+/// What a peer says first in a session.
+pub(crate) fn hello() -> Vec<u8> {
+    let hello = SessionHello {
+        protocol_min: 1,
+        protocol_max: 1,
+        initial_credit_bytes: u32::MAX,
+        ..SessionHello::default()
+    };
+    hello.encode_length_delimited_to_vec()
 }
 
 pub(crate) fn listener(address: &str) -> ListenerConfig {
