@@ -425,6 +425,50 @@ async fn a_session_that_begins_at_the_ceiling_does_with_what_it_has() {
     assert_eq!(refused.reason(), refused::Reason::Overloaded);
 }
 
+/// A session with a peer that takes a hello and little more, in which so many flows are to be refused.
+async fn refused_in_silence(
+    network: &mut Network,
+    flows: usize,
+) -> (quinn::Connection, quinn::SendStream, Vec<quinn::RecvStream>) {
+    let connection = network.rogue_dialler(0, 1).taking(100).connect().await;
+    let budget = Arc::clone(&network.edges[1].budget);
+    within(eventually(|| budget.used_bytes() == SESSION_BYTES)).await;
+    budget.set_ceiling(0);
+    let (mut control, from_peer) = connection.open_bi().await.unwrap();
+    control.write_all(&hello()).await.unwrap();
+    let mut replies = vec![from_peer];
+    for _ in 0..flows {
+        let (mut send, reply) = within(connection.open_bi()).await.unwrap();
+        send.write_all(&flow_open("echo")).await.unwrap();
+        replies.push(reply);
+    }
+    (connection, control, replies)
+}
+
+#[tokio::test]
+async fn refusals_that_nobody_takes_are_bounded_and_hold_up_no_drain() {
+    const FLOWS: usize = 300;
+    let (mut network, _target, _) = Network::service().await;
+    let (_connection, _control, mut replies) = refused_in_silence(&mut network, FLOWS).await;
+    let last = replies.last_mut().unwrap().received_reset();
+    assert_eq!(within(last).await.unwrap(), Some(1_u32.into()));
+    let drain = network.edges[1].egress.drain(skein_router::clock::now());
+    timeout(Duration::from_secs(10), drain).await.expect("the drain waits for the peer");
+}
+
+#[tokio::test]
+async fn a_peer_that_takes_no_reply_loses_its_session() {
+    let (mut network, _target, _) = Network::service().await;
+    let (connection, _control, _replies) = refused_in_silence(&mut network, 4).await;
+    // The first has been written, and the next waits for room.
+    within(eventually(|| connection.stats().frame_rx.stream > 1)).await;
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(31)).await;
+    tokio::time::resume();
+    let reason = within(connection.closed()).await;
+    assert!(reason.to_string().contains("the peer takes nothing"), "{reason}");
+}
+
 #[tokio::test]
 async fn a_peer_that_exceeds_its_credit_loses_its_session() {
     let (mut network, target, _) = Network::service().await;

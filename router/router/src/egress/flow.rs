@@ -54,8 +54,18 @@ struct Served {
     _slot: FlowSlot,
 }
 
-/// Takes a flow of a peer from its head to its end.
+/// Takes a flow of a peer from its head to its end, or to that of the egress.
 pub(super) async fn serve(egress: Egress, incoming: IncomingFlow) {
+    let abort = egress.0.abort.clone();
+    tokio::select! {
+        // Polled first, because a flow that was accepted ends in its own way.
+        biased;
+        () = take(egress, incoming) => {}
+        () = abort.cancelled() => {}
+    }
+}
+
+async fn take(egress: Egress, incoming: IncomingFlow) {
     let peer = incoming.session().peer;
     let (head, flow) = match incoming.open().await {
         Ok(Some(opened)) => opened,
@@ -95,9 +105,12 @@ async fn serve_opened(
         Ok(Err(refusal)) => return refuse(flow, &mut record, refusal).await,
         Err(error) => return note_loss(&mut record, &error),
     };
-    if let Err(error) = flow.accept().await {
-        splice::reset(served.target);
-        return note_loss(&mut record, &error);
+    let accepted = tokio::select! {
+        accepted = flow.accept() => accepted.map_err(|error| note_loss(&mut record, &error)),
+        () = egress.0.abort.cancelled() => Err(()),
+    };
+    if accepted.is_err() {
+        return splice::reset(served.target);
     }
     let progress = record.progress();
     let abort = served.counted.abort().clone();

@@ -3,7 +3,7 @@
 use super::{
     Account, INITIAL_CREDIT_BYTES, ReceiveWindow, Reservation, SendCredit,
     control::{self, ControlError, ControlReader, Outbox},
-    flow::FlowState,
+    flow::{FlowError, FlowState},
     inbound::Inbound,
     incoming::IncomingFlow,
     pool::Key,
@@ -11,10 +11,11 @@ use super::{
     window::{self, WriteMeter},
 };
 use crate::{clock, flows::FlowCounters};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use quinn::VarInt;
 use skein_core::{Handle, Pin, RouterId, SiteId};
+use skein_wire::{framing, proto::session::FlowReply};
 use std::{
     collections::HashMap,
     sync::{
@@ -23,13 +24,24 @@ use std::{
     },
     time::{Duration, Instant},
 };
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::timeout,
+};
 
 /// Flows a peer may have open in a session. More would wait, and the memory budget refuses long before.
 const STREAMS_MAX: u32 = 65_536;
 
 /// A peer that opens flows so long after it was told to open no more has not listened: they are reset.
 const DRAINING_HEARD: Duration = Duration::from_secs(5);
+
+/// A peer that takes nothing at all while a reply waits to be written is not there any more, whatever it acknowledges. No longer than what
+/// the loss of all paths is given.
+const STALLED_MAX: Duration = Duration::from_secs(30);
+/// A reply waits for its turn through so many of these while others move; then its ingress has given up.
+const REPLY_ROUNDS: u32 = 2;
+/// Streams refused for lack of memory that wait to be told at a time: more than a peer that reads makes wait.
+const REFUSALS_MAX: usize = 256;
 
 /// Why a session was closed, as the peer sees it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -48,6 +60,8 @@ pub(super) enum Close {
     TooMany,
     /// Its site makes us hold as much as it may already.
     Overloaded,
+    /// The peer takes nothing.
+    Stalled,
 }
 
 impl Close {
@@ -60,6 +74,7 @@ impl Close {
             Self::Unused => 4,
             Self::TooMany => 5,
             Self::Overloaded => 6,
+            Self::Stalled => 7,
         })
     }
 
@@ -72,6 +87,7 @@ impl Close {
             Self::Unused => "unused",
             Self::TooMany => "too many sessions",
             Self::Overloaded => "no memory for another session",
+            Self::Stalled => "the peer takes nothing",
         }
     }
 }
@@ -112,6 +128,8 @@ pub(crate) struct Session {
     pub(super) is_succeeded: AtomicBool,
     /// One writer at a time, first come first served. quinn wakes blocked writers last-in-first-out, which starves some for seconds.
     ring: Arc<Semaphore>,
+    /// Streams that may wait for a turn to be told that they are no flow.
+    pub(super) refusals: Semaphore,
     pub(super) meter: WriteMeter,
     pub(super) outbox: Outbox,
     inbound: Mutex<Inbound>,
@@ -144,6 +162,7 @@ impl Session {
             uses: AtomicU64::new(0),
             is_succeeded: AtomicBool::new(false),
             ring: Arc::new(Semaphore::new(1)),
+            refusals: Semaphore::new(REFUSALS_MAX),
             meter: WriteMeter::default(),
             outbox: Outbox::default(),
             inbound: Mutex::default(),
@@ -238,6 +257,36 @@ impl Session {
             chunks = &mut chunks[accepted.chunks..];
         }
         Ok(())
+    }
+
+    /// Answers a stream in turn. A session in which nothing moves meanwhile is closed.
+    ///
+    /// # Errors
+    /// The stream or the session is gone, or it takes too long.
+    ///
+    /// # Cancel safety
+    /// Not cancel-safe: reset the stream then.
+    pub(super) async fn reply(
+        &self,
+        stream: &mut quinn::SendStream,
+        reply: &FlowReply,
+    ) -> Result<(), FlowError> {
+        let mut buffer = BytesMut::new();
+        framing::encode(reply, &mut buffer);
+        let chunks = &mut [buffer.freeze()];
+        let written = async { self.write(self.turn().await, stream, chunks, |_| {}).await };
+        let mut written = std::pin::pin!(written);
+        for _ in 0..REPLY_ROUNDS {
+            let before = self.meter.total();
+            if let Ok(written) = timeout(STALLED_MAX, &mut written).await {
+                return Ok(written?);
+            }
+            if self.meter.total() == before {
+                self.close(Close::Stalled);
+                break;
+            }
+        }
+        Err(FlowError::SessionLost)
     }
 
     pub(super) fn flow(&self, index: u64) -> Option<Arc<FlowState>> {

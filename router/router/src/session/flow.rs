@@ -236,7 +236,7 @@ impl Flow {
         }
     }
 
-    /// Tells the ingress that the target is there, taking what arrives in the meantime: the ring may be in others' hands for long.
+    /// Tells the ingress that the target is there, taking what arrives in the meantime: the ring may be in others' hands for a while.
     ///
     /// # Errors
     /// The flow or the session is gone.
@@ -246,7 +246,7 @@ impl Flow {
     pub(crate) async fn accept(&mut self) -> Result<(), FlowError> {
         let Self { send, recv } = self;
         let reply = FlowReply { outcome: Some(Reply::Accepted(Accepted {})) };
-        let mut written = std::pin::pin!(send.write_reply(&reply));
+        let mut written = std::pin::pin!(send.state.session.reply(&mut send.stream, &reply));
         loop {
             tokio::select! {
                 biased;
@@ -389,13 +389,6 @@ impl FlowSend {
     /// Tells the peer that the local socket was reset after what has been sent; the peer resets the flow when it has delivered that.
     pub(crate) fn abort_after_sent(&self) {
         self.state.session.outbox.abort(self.state.index, self.sent_bytes);
-    }
-
-    async fn write_reply(&mut self, reply: &FlowReply) -> Result<(), FlowError> {
-        let mut buffer = BytesMut::new();
-        framing::encode(reply, &mut buffer);
-        let (session, chunks) = (&self.state.session, &mut [buffer.freeze()]);
-        Ok(session.write(session.turn().await, &mut self.stream, chunks, |_| {}).await?)
     }
 }
 

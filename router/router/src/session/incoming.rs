@@ -4,11 +4,9 @@ use super::{
     connection::{OpenStream, Session},
     flow::{CODE_ABORTED, Flow, FlowError},
 };
-use bytes::BytesMut;
 use quinn::VarInt;
-use skein_wire::{
-    framing,
-    proto::session::{FlowOpen, FlowReply, Refused, flow_reply::Outcome as Reply, refused::Reason},
+use skein_wire::proto::session::{
+    FlowOpen, FlowReply, Refused, flow_reply::Outcome as Reply, refused::Reason,
 };
 use std::{sync::Arc, time::Duration};
 
@@ -61,11 +59,14 @@ impl IncomingFlow {
     }
 
     async fn refuse(mut self) -> Result<(), FlowError> {
+        let session = Arc::clone(&self.session);
+        // Without a word where too many wait to be told: nothing pays for those.
+        let Ok(_told) = session.refusals.try_acquire() else { return Ok(()) };
         if let Some((_, send, recv)) = &mut self.stream {
             // First, because nobody reads it. Fails when the peer has ended it already.
             let _ = recv.stop(CODE_REFUSED);
             let detail = "the egress router is at its ceiling of memory".into();
-            refuse(&self.session, send, Reason::Overloaded, detail).await?;
+            refuse(&session, send, Reason::Overloaded, detail).await?;
         }
         // Ended cleanly; a reset would overtake the reply.
         self.stream = None;
@@ -92,8 +93,6 @@ pub(super) async fn refuse(
 ) -> Result<(), FlowError> {
     let refused = Refused { reason: reason.into(), detail };
     let reply = FlowReply { outcome: Some(Reply::Refused(refused)) };
-    let mut buffer = BytesMut::new();
-    framing::encode(&reply, &mut buffer);
-    session.write(session.turn().await, stream, &mut [buffer.freeze()], |_| {}).await?;
+    session.reply(stream, &reply).await?;
     stream.finish().map_err(|_closed| FlowError::Reset)
 }

@@ -36,7 +36,7 @@ impl WriteMeter {
         self.resumed.notify_one();
     }
 
-    fn total(&self) -> u64 {
+    pub(super) fn total(&self) -> u64 {
         self.written_bytes.load(Ordering::Relaxed)
     }
 }

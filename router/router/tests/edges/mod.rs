@@ -344,9 +344,24 @@ pub(crate) struct RogueDialler {
 
 impl RogueDialler {
     /// Whatever it sends takes a whole packet of the largest size.
-    pub(crate) fn padding(mut self) -> Self {
+    pub(crate) fn padding(self) -> Self {
+        self.with(|transport| {
+            transport.initial_mtu(9_000).mtu_discovery_config(None).pad_to_mtu(true);
+        })
+    }
+
+    /// Lets the other send so many bytes, besides what it reads.
+    pub(crate) fn taking(self, bytes: u32) -> Self {
+        self.with(|transport| {
+            transport.receive_window(bytes.into());
+        })
+    }
+
+    fn with(mut self, set: impl FnOnce(&mut quinn::TransportConfig)) -> Self {
         let mut transport = quinn::TransportConfig::default();
-        transport.initial_mtu(9_000).mtu_discovery_config(None).pad_to_mtu(true);
+        // Only the other may end it for being idle.
+        transport.keep_alive_interval(Some(Duration::from_secs(5))).max_idle_timeout(None);
+        set(&mut transport);
         self.config.transport_config(Arc::new(transport));
         self
     }
