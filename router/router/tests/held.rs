@@ -41,7 +41,7 @@ async fn single_bytes_for_a_target_that_does_not_answer_do_not_keep_their_packet
         }
     };
     timeout(Duration::from_secs(60), sent).await.unwrap();
-    assert!(connection.stats().udp_tx.bytes as usize >= PACKETS * PACKET_BYTES);
+    assert!(connection.stats().udp_tx.bytes >= (PACKETS * PACKET_BYTES) as u64);
     let held = memory_bytes().saturating_sub(before);
     assert!(held < PACKETS * PACKET_BYTES / 3, "{held}");
 }
