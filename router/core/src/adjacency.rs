@@ -1,8 +1,8 @@
 //! One neighbour: how far the exchange of databases has come, and what is still to be sent.
 
 use crate::{
-    AgedRecord, Label, LinkAdvert, LinkId, Lsdb, Message, Origin, Record, RecordHeader, RecordKey,
-    RouterId, SiteId,
+    AgedRecord, Edition, Label, LinkAdvert, LinkId, Lsdb, Message, Origin, Record, RecordHeader,
+    RecordKey, RouterId, SiteId,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -26,8 +26,7 @@ const ANSWER_MAX: Duration = Duration::from_secs(10);
 const PARKED_MAX: usize = 4_096;
 /// The LSA of a neighbour arrives within this after the link came up, or was missed.
 const LSA_MISSING_MAX: Duration = Duration::from_secs(300);
-/// Forged records of one neighbour within a while: each costs us as much as a good one, and an honest neighbour has none but for a moment,
-/// while keys or CAs are being replaced.
+/// Forged records of one neighbour within a while: each costs us as much as a good one, and an honest neighbour has none.
 const FORGED_MAX: u32 = 32;
 const FORGED_WITHIN: Duration = Duration::from_secs(60);
 /// RTT is advertised in these steps, so that links of one LAN are equally good.
@@ -70,15 +69,15 @@ pub(crate) struct Adjacency {
     summary: Summary,
     /// Records to send by (kind, serial): each can be verified with what comes before it. Bounded by the database.
     pending: BTreeSet<(u32, u64)>,
-    wanted: BTreeMap<RecordKey, u64>,
-    requested: BTreeMap<RecordKey, u64>,
+    wanted: BTreeMap<RecordKey, Edition>,
+    requested: BTreeMap<RecordKey, Edition>,
     /// When something was last asked, or a record last came.
     answered: Option<Instant>,
     peer_summary_done: bool,
     /// Records that wait for another one, whose origin is remembered.
-    parked: BTreeMap<RecordKey, (u64, Origin)>,
+    parked: BTreeMap<RecordKey, (Edition, Origin)>,
     announced: bool,
-    /// Records that were not signed by whom they name, and since when they are counted.
+    /// Records that nobody can have found signed by whom they name, and since when they are counted.
     forged: (u32, Option<Instant>),
     /// Since when no LSA of the peer is known.
     without_lsa: Option<Instant>,
@@ -217,7 +216,7 @@ impl Adjacency {
             Audience::Guest => GUEST_WANTED_MAX,
         };
         if self.wanted.len() + self.requested.len() < wanted_max {
-            self.wanted.insert(header.key, header.sequence);
+            self.wanted.insert(header.key, header.edition);
         }
     }
 
@@ -239,7 +238,7 @@ impl Adjacency {
         }
     }
 
-    /// Counts a record that was not signed by whom it names; says whether there were too many.
+    /// Counts a record that nobody can have found signed by whom it names; says whether there were too many.
     pub(crate) fn forged(&mut self, now: Instant) -> bool {
         let (count, since) = self.forged;
         self.forged = match since {
@@ -265,7 +264,7 @@ impl Adjacency {
     /// An edition arrived, from whomever.
     pub(crate) fn arrived(&mut self, header: RecordHeader) {
         for awaited in [&mut self.wanted, &mut self.requested] {
-            if awaited.get(&header.key).is_some_and(|&sequence| sequence <= header.sequence) {
+            if awaited.get(&header.key).is_some_and(|&edition| edition <= header.edition) {
                 awaited.remove(&header.key);
             }
         }
@@ -275,7 +274,8 @@ impl Adjacency {
     pub(crate) fn forget_pages(&mut self, router: RouterId, sequence: u64) {
         let of_router = RecordKey::page(router, 0)..=RecordKey::page(router, u8::MAX);
         for awaited in [&mut self.wanted, &mut self.requested] {
-            let void = awaited.range(of_router.clone()).filter(|(_, at)| **at < sequence);
+            let void =
+                awaited.range(of_router.clone()).filter(|(_, edition)| edition.sequence < sequence);
             let void: Vec<RecordKey> = void.map(|(key, _)| *key).collect();
             for key in void {
                 awaited.remove(&key);
@@ -286,16 +286,16 @@ impl Adjacency {
     /// Remembers to ask again for a record once `origin` has told what it is verified with.
     pub(crate) fn park(&mut self, header: RecordHeader, origin: Origin) {
         if self.parked.len() < PARKED_MAX {
-            self.parked.insert(header.key, (header.sequence, origin));
+            self.parked.insert(header.key, (header.edition, origin));
         }
     }
 
     /// Asks again for what waited for `origin`.
     pub(crate) fn unpark(&mut self, origin: Origin) {
         let Self { parked, wanted, .. } = self;
-        parked.retain(|key, &mut (sequence, waits_for)| {
+        parked.retain(|key, &mut (edition, waits_for)| {
             if waits_for == origin {
-                wanted.insert(*key, sequence);
+                wanted.insert(*key, edition);
             }
             waits_for != origin
         });
@@ -328,10 +328,10 @@ impl Adjacency {
     fn next_request(&mut self, now: Instant) -> Option<Message> {
         let mut headers = Vec::new();
         while headers.len() < HEADERS_PER_MESSAGE
-            && let Some((key, sequence)) = self.wanted.pop_first()
+            && let Some((key, edition)) = self.wanted.pop_first()
         {
-            self.requested.insert(key, sequence);
-            headers.push(RecordHeader { key, sequence });
+            self.requested.insert(key, edition);
+            headers.push(RecordHeader { key, edition });
             self.answered = Some(now);
         }
         (!headers.is_empty()).then_some(Message::Request { headers })

@@ -14,7 +14,7 @@ pub use view::{NetworkView, RouterView, SiteView};
 
 use crate::{
     AddressEntry, AgedRecord, Fib, Handle, LinkId, Lsdb, Origin, Record, RecordDraft, RecordHeader,
-    RecordKey, Role, RouterId, RouterLsa, SiteId, SiteStatement, TrustView,
+    Role, RouterId, RouterLsa, SiteId, SiteStatement, TrustView,
     adjacency::{Adjacency, Audience, LinkFacts},
     labels::Labels,
 };
@@ -58,8 +58,13 @@ pub trait Notary {
     /// Checks that the record was signed by its origin. Implementations memoise.
     ///
     /// # Errors
-    /// [`Rejection::Missing`] when something else must be known first, otherwise the record is worthless.
+    /// [`Rejection::Missing`] when something else must be known first, [`Rejection::Forged`] only when the record alone tells
+    /// that it is worthless, another one when it is by what is known here: that may differ from what a neighbour knows, and
+    /// the origin can see to it that it does.
     fn verify(&mut self, record: &Record, known: &Known<'_>) -> Result<(), Rejection>;
+
+    /// Whether two certificates are for the same key, so that what was sealed under one holds under the other.
+    fn have_same_key(&self, a: &[u8], b: &[u8]) -> bool;
 }
 
 /// What has been accepted so far, for a [`Notary`] to verify against.
@@ -107,7 +112,8 @@ pub enum Rejection {
     /// The signature or what it stands on does not hold.
     #[error("{0}")]
     Invalid(&'static str),
-    /// Its signature does not hold. Now and then that happens when keys and CAs are replaced; whoever brings many such records makes them up.
+    /// Its signature does not hold, whatever anybody may know: no honest router has ever taken it or passed it on, and whoever
+    /// brings many such records makes them up.
     #[error("{0}")]
     Forged(&'static str),
     /// It or what it stands on has expired, or is not valid yet.
@@ -352,13 +358,12 @@ impl<N: Notary> Engine<N> {
         let rtt = self.adjacencies.values().filter_map(Adjacency::rtt_due).min();
         let answer = self.adjacencies.values().filter_map(Adjacency::answer_due).min();
         let can_issue = self.notary.certificate().is_some();
-        let lsa_is_out = self.has(&RecordKey::lsa(self.identity.router));
         [
             self.lsdb.next_expiry().map(|at| (at, "record expires")),
             self.trust_due.map(|at| (at, "trust expires")),
             rtt.map(|at| (at, "changed RTT may be told")),
             answer.map(|at| (at, "records asked for are gone")),
-            self.own.due(lsa_is_out).filter(|_| can_issue),
+            self.own.due(self.lsa_is_out()).filter(|_| can_issue),
             self.snapshot.due(),
         ]
         .into_iter()

@@ -31,9 +31,9 @@ pub use id::{Handle, Label, LinkId, PINS_MAX, Pin, RouterId, SiteId, parse_vaddr
 pub use lsdb::{Entry, Lsdb};
 pub use pages::page_of;
 pub use record::{
-    ADDRESS_PAGES, AddressPage, AgedRecord, LIFETIME_S_MAX, LinkAdvert, Origin, Payload,
-    ROUTER_RECORD_LIFETIME, ROUTER_RECORD_REFRESH, Record, RecordDraft, RecordHeader, RecordKey,
-    RecordKind, Role, RouterLsa, SUBKEY_LEN_MAX, Sealed, Subkey,
+    ADDRESS_PAGES, AddressPage, AgedRecord, Digest, Edition, LIFETIME_S_MAX, LinkAdvert, Origin,
+    Payload, ROUTER_RECORD_LIFETIME, ROUTER_RECORD_REFRESH, Record, RecordDraft, RecordHeader,
+    RecordKey, RecordKind, Role, RouterLsa, SUBKEY_LEN_MAX, Sealed, Subkey,
 };
 pub use share::{Portion, Room, fair_share};
 pub use spf::HOPS_MAX;

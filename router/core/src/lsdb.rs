@@ -139,7 +139,7 @@ impl Lsdb {
         self.quota.total
     }
 
-    /// Key and sequence of every record that is not a purge.
+    /// Key and edition of every record that is not a purge.
     pub fn headers(&self) -> impl Iterator<Item = RecordHeader> {
         let records = self.entries.values().map(|entry| &entry.record);
         records.filter(|record| !record.is_purge()).map(|record| record.header())
@@ -158,7 +158,7 @@ impl Lsdb {
     /// How an edition compares with the one in the database; `Greater` when there is none.
     pub(crate) fn compare(&self, header: RecordHeader) -> Ordering {
         match self.entries.get(&header.key) {
-            Some(entry) => header.sequence.cmp(&entry.record.sequence),
+            Some(entry) => header.edition.cmp(&entry.record.edition()),
             None => Ordering::Greater,
         }
     }

@@ -1,7 +1,7 @@
 //! Records: the unit of flooding.
 //!
-//! A record is named by its [`RecordKey`]; of two with the same key the higher sequence wins. The payload is parsed once at
-//! the edge of the process; what was signed travels along untouched in [`Sealed`].
+//! A record is named by its [`RecordKey`]; of two with the same key the greater [`Edition`] wins. The payload is parsed once
+//! at the edge of the process; what was signed travels along untouched in [`Sealed`].
 
 use crate::{
     AddressEntry, Endorsement, Handle, Label, LinkId, Revocation, RouterId, SiteId, SiteStatement,
@@ -268,6 +268,27 @@ pub enum Payload {
     Unknown,
 }
 
+/// First half of SHA-256 over a record's body. The signature is left out of it: whoever passes a record on can change some
+/// kinds of signatures so that they still hold.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Digest(pub [u8; 16]);
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().take(4).try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+/// Of two records with the same key the one of the greater edition wins. Nobody should seal two with one sequence; of those
+/// of somebody who does, the digest makes everybody choose the same.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Edition {
+    /// Counted by the origin.
+    pub sequence: u64,
+    /// Of the record's body.
+    pub digest: Digest,
+}
+
 /// The exact bytes that were signed, and the signature.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Sealed {
@@ -275,6 +296,8 @@ pub struct Sealed {
     pub body: Arc<[u8]>,
     /// Over a domain prefix and the body.
     pub signature: Arc<[u8]>,
+    /// Of the body.
+    pub digest: Digest,
 }
 
 impl fmt::Debug for Sealed {
@@ -289,8 +312,8 @@ impl fmt::Debug for Sealed {
 pub struct Record {
     /// Its name.
     pub key: RecordKey,
-    /// Of two records with the same key the higher one wins. A router counts all its records in one row, so that of any
-    /// two the later one is known.
+    /// The first half of its [`Edition`]. A router counts all its records in one row, so that of any two the later one is
+    /// known.
     pub sequence: u64,
     /// Lifetime from its first sealing, in seconds; 0 is a purge.
     pub lifetime_s: u32,
@@ -314,10 +337,16 @@ impl Record {
         size_of::<Self>() + 2 * self.sealed.body.len() + self.sealed.signature.len()
     }
 
-    /// Key and sequence.
+    /// What it is compared by with others of its name.
+    #[must_use]
+    pub fn edition(&self) -> Edition {
+        Edition { sequence: self.sequence, digest: self.sealed.digest }
+    }
+
+    /// Key and edition.
     #[must_use]
     pub fn header(&self) -> RecordHeader {
-        RecordHeader { key: self.key, sequence: self.sequence }
+        RecordHeader { key: self.key, edition: self.edition() }
     }
 }
 
@@ -340,7 +369,7 @@ pub struct RecordHeader {
     /// Which record.
     pub key: RecordKey,
     /// Which edition of it.
-    pub sequence: u64,
+    pub edition: Edition,
 }
 
 /// A record on its way, with what is left of its lifetime.

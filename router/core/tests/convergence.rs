@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Network, entry, router_id};
+use common::{Network, entry, router_id, twin};
 use proptest::{prelude::*, test_runner::FileFailurePersistence};
 use skein_core::{Input, LinkId, RecordHeader, Role, Settings};
 use std::{collections::BTreeSet, time::Duration};
@@ -26,6 +26,14 @@ enum Event {
     Leave(usize),
     Role(usize, bool),
     Addresses(usize, BTreeSet<u8>),
+    /// Somebody made a second edition of a record that one router knows, with the same sequence, and tells another one.
+    Twin {
+        known_to: usize,
+        nth: usize,
+        told: usize,
+        n: u8,
+        other_key: bool,
+    },
     Deliver(usize),
     Wait(u64),
     /// Long enough for records to age.
@@ -49,6 +57,9 @@ fn event(routers: usize) -> impl Strategy<Value = Event> {
         1 => router.clone().prop_map(Event::Leave),
         1 => (router.clone(), any::<bool>()).prop_map(|(n, edge)| Event::Role(n, edge)),
         4 => (router, addresses).prop_map(|(n, a)| Event::Addresses(n, a)),
+        2 => (0..routers, 0..100_usize, 0..routers, any::<u8>(), any::<bool>()).prop_map(
+            |(known_to, nth, told, n, other_key)| Event::Twin { known_to, nth, told, n, other_key }
+        ),
         6 => (0..30_usize).prop_map(Event::Deliver),
         3 => (0..300_u64).prop_map(Event::Wait),
         1 => prop_oneof![1..30_u64, 1_190..1_210_u64, 3_580..3_620_u64].prop_map(Event::Age),
@@ -103,6 +114,17 @@ fn apply(network: &mut Network, event: &Event) {
         Event::Addresses(n, numbers) => {
             let entries = numbers.iter().map(|i| entry(&format!("svc-{i}"))).collect();
             network.set_addresses(*n, entries);
+        }
+        Event::Twin { known_to, nth, told, n, other_key } => {
+            let lsdb = network.routers[*known_to].engine.lsdb();
+            let headers: Vec<_> = lsdb.headers().collect();
+            let header = headers.get(nth % headers.len().max(1));
+            let entry = header.and_then(|header| lsdb.get(&header.key));
+            if let Some(entry) = entry.filter(|_| known_to != told) {
+                let twin = twin(&entry.record, *n, *other_key);
+                network.endorse(*told, *known_to);
+                network.whisper(*known_to, *told, twin);
+            }
         }
         Event::Deliver(count) => {
             for _ in 0..*count {
@@ -265,4 +287,21 @@ fn known_histories_converge() {
         Event::LinkUp(0, 1, 1),
     ];
     run((2, 1), 0, &history).unwrap();
+    // A boot outdone by a record of its own, whose process ends before its LSA is out.
+    let twin = |nth| Event::Twin { known_to: 0, nth, told: 1, n: 0, other_key: false };
+    let history = vec![
+        Event::Restart(1),
+        Event::Wait(101),
+        Event::Addresses(1, BTreeSet::from([1, 2, 4, 7])),
+        Event::LinkUp(0, 1, 1),
+        Event::Deliver(5),
+        twin(6),
+        Event::LinkUp(0, 1, 1),
+        Event::Wait(150),
+        twin(14),
+        Event::Crash(1),
+        Event::LinkUp(1, 0, 1),
+        Event::Deliver(1),
+    ];
+    run((2, 2), 7_259_230_954_984_305_628, &history).unwrap();
 }

@@ -6,8 +6,9 @@ mod common;
 
 use common::{Network, endorsement, entry, router_id, seal, site_id, statement};
 use skein_core::{
-    AdjacencyState, AgedRecord, Input, LinkId, LinkUp, Membership, Message, Origin, Payload,
-    Record, RecordDraft, RecordHeader, RecordKey, RecordKind, Revocation, Scope, Sealed, Subkey,
+    AdjacencyState, AgedRecord, Digest, Edition, Input, LinkId, LinkUp, Membership, Message,
+    Origin, Payload, Record, RecordDraft, RecordHeader, RecordKey, RecordKind, Revocation, Scope,
+    Sealed, Subkey,
 };
 use std::{sync::Arc, time::Duration};
 
@@ -145,7 +146,7 @@ fn records_that_do_not_exist_are_not_waited_for() {
                 origin: Origin::Site(site_id(2)),
                 subkey,
             };
-            RecordHeader { key, sequence: 1 }
+            RecordHeader { key, edition: Edition { sequence: 1, digest: Digest([0; 16]) } }
         });
         let message = Message::Summary { headers: headers.collect(), last: false };
         network.input(1, Input::Message { link, message });

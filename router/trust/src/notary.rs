@@ -9,6 +9,9 @@
 //!
 //! Records of kinds unknown here are held to the rule of their origin: the identity key of a site, or the leaf in the
 //! LSA of a router.
+//!
+//! [`Rejection::Forged`] is for what nobody can ever have found right, whatever else was known there. Whose keys or CAs have
+//! changed, or who says different things to different neighbours, must not turn those neighbours against one another.
 
 use crate::{
     ca::{CertificateRole, SpiffeId},
@@ -16,7 +19,10 @@ use crate::{
     hash::sha256,
     identity::{self, PublicKey, handle},
     memo::Memo,
-    statement::{Issuer, StatementError, verify_endorsement, verify_revocation, verify_statement},
+    statement::{
+        Issuer, StatementError, rotations_before, verify_endorsement, verify_revocation,
+        verify_statement,
+    },
     tls::IdentityCell,
 };
 use rustls_pki_types::{CertificateDer, UnixTime};
@@ -25,7 +31,7 @@ use skein_core::{
     SealError, Sealed, SiteId,
 };
 use skein_wire::{
-    convert::{encode_body, signed_bytes},
+    convert::{encode_body, sealed, signed_bytes},
     proto,
 };
 use std::{sync::Arc, time::Duration};
@@ -80,21 +86,31 @@ impl RouterNotary {
         site: SiteId,
         known: &Known<'_>,
     ) -> Result<(), Rejection> {
-        let statement = known.statement(site).ok_or(Rejection::Missing(Origin::Site(site)))?;
+        let missing = Rejection::Missing(Origin::Site(site));
+        let Some(statement) = known.statement(site) else { return Err(missing) };
         let issuer = Issuer::from(&**statement);
+        let rotations = rotations_before(record.sequence);
+        let counts_rotations = record.key.kind.is_statement();
+        if counts_rotations && rotations > issuer.rotations as u64 {
+            return Err(missing);
+        }
         let memo_key = sha256(&[b"site", &issuer.key, &digest(record)]);
         if self.memo.contains(&memo_key, known.unix_s) {
             return Ok(());
         }
-        match &record.payload {
-            Payload::Endorsement(_) => {
-                verify_endorsement(&envelope(record), &issuer).map(drop).map_err(rejection)?;
+        let verdict = match &record.payload {
+            Payload::Endorsement(_) => verify_endorsement(&envelope(record), &issuer).map(drop),
+            Payload::Revocation(_) => verify_revocation(&envelope(record), &issuer).map(drop),
+            _ => verify_unknown(record, &issuer.key),
+        };
+        // The site's id commits to its first two keys; of later ones it may tell some this and others that.
+        let is_certain = counts_rotations && rotations <= 1 && rotations == issuer.rotations as u64;
+        verdict.map_err(|error| match error {
+            StatementError::Signature if !is_certain => {
+                Rejection::Invalid("it is not signed by the identity key known of its site")
             }
-            Payload::Revocation(_) => {
-                verify_revocation(&envelope(record), &issuer).map(drop).map_err(rejection)?;
-            }
-            _ => verify_unknown(record, &issuer.key)?,
-        }
+            _ => rejection(error),
+        })?;
         self.memo.insert(memo_key, i64::MAX);
         Ok(())
     }
@@ -119,7 +135,10 @@ impl RouterNotary {
             .iter()
             .any(|&alg| leaf.verify_signature(alg, &message, &record.sealed.signature).is_ok());
         if !signed {
-            return Err(Rejection::Forged("it is not signed by the key of its router"));
+            return Err(match record.payload {
+                Payload::RouterLsa(_) => Rejection::Forged("it is not signed by the key in it"),
+                _ => Rejection::Invalid("it is not signed by the key known of its router"),
+            });
         }
         self.memo.insert(memo_key, until_unix_s);
         Ok(())
@@ -151,7 +170,7 @@ impl RouterNotary {
         verify_chain(&leaf, &[], Usage::Server, &anchors, &id, now).map_err(
             |error| match error {
                 PeerError::Expired { .. } | PeerError::NotYetValid { .. } => Rejection::Expired,
-                _ => Rejection::Forged("its certificate was not issued by its site's CA"),
+                _ => Rejection::Invalid("its certificate was not issued by a CA known of its site"),
             },
         )?;
         let (_, parsed) = X509Certificate::from_der(&leaf)
@@ -175,9 +194,17 @@ impl Notary for RouterNotary {
         let identity = self.identity.current().ok_or(SealError::NoKey)?;
         let body = encode_body(&draft).map_err(|_| SealError::TooLarge)?;
         let signature = identity.sign(&signed_bytes(&body)).map_err(|_| SealError::NoKey)?;
-        let sealed = Sealed { body: body.into(), signature: signature.into() };
+        let sealed = sealed(&body, &signature);
         let RecordDraft { key, sequence, lifetime_s, payload } = draft;
         Ok(Record { key, sequence, lifetime_s, payload, sealed })
+    }
+
+    fn have_same_key(&self, a: &[u8], b: &[u8]) -> bool {
+        let key = |certificate: &[u8]| {
+            let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
+            Some(parsed.public_key().raw.to_vec())
+        };
+        key(a).is_some_and(|a| Some(a) == key(b))
     }
 
     fn verify(&mut self, record: &Record, known: &Known<'_>) -> Result<(), Rejection> {
@@ -214,16 +241,14 @@ fn handle_is_own(lsa: &RouterLsa) -> bool {
         .any(|attempt| handle(lsa.router, lsa.boot_epoch, attempt) == lsa.handle)
 }
 
-fn verify_unknown(record: &Record, key: &PublicKey) -> Result<(), Rejection> {
-    if identity::verify(key, &[&signed_bytes(&record.sealed.body)], &record.sealed.signature) {
-        Ok(())
-    } else {
-        Err(Rejection::Forged("it is not signed by its site's identity key"))
-    }
+fn verify_unknown(record: &Record, key: &PublicKey) -> Result<(), StatementError> {
+    let signed =
+        identity::verify(key, &[&signed_bytes(&record.sealed.body)], &record.sealed.signature);
+    signed.then_some(()).ok_or(StatementError::Signature)
 }
 
 fn digest(record: &Record) -> [u8; 32] {
-    let Sealed { body, signature } = &record.sealed;
+    let Sealed { body, signature, .. } = &record.sealed;
     // The body's length keeps bytes from moving between the two.
     sha256(&[&(body.len() as u64).to_be_bytes(), body, signature])
 }

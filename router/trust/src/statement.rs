@@ -241,7 +241,7 @@ pub fn verify_statement(record: &Record) -> Result<VerifiedStatement, StatementE
     let inception =
         statement.inception.as_ref().ok_or(StatementError::Chain(ChainError::Inception))?;
     let chain = KeyChain::verify(Some(site), inception, &statement.rotations)?;
-    if statement.epoch >> COUNTER_BITS != chain.rotations() as u64 {
+    if rotations_before(statement.epoch) != chain.rotations() as u64 {
         return Err(StatementError::Epoch);
     }
     if body.origin != site.0 || !body.subkey.is_empty() || body.sequence != statement.epoch {
@@ -325,6 +325,11 @@ pub(crate) fn not_expired(until_unix_s: i64, unix_s: i64) -> Result<(), Statemen
     if unix_s < until_unix_s { Ok(()) } else { Err(StatementError::Expired(until_unix_s)) }
 }
 
+/// How often the issuer of a record with this sequence had rotated its key.
+pub(crate) fn rotations_before(sequence: u64) -> u64 {
+    sequence >> COUNTER_BITS
+}
+
 /// Of two records the one after more rotations wins, whatever their counters.
 fn ranked(rotations: usize, counter: u64) -> u64 {
     (rotations as u64) << COUNTER_BITS | counter.min(COUNTER_MAX)
@@ -381,7 +386,7 @@ fn check_issuer(record: &Record, body: &RecordBody, issuer: &Issuer) -> Result<(
         return Err(StatementError::Signature);
     }
     check_signature(record, &issuer.key)?;
-    if body.sequence >> COUNTER_BITS != issuer.rotations as u64 {
+    if rotations_before(body.sequence) != issuer.rotations as u64 {
         return Err(StatementError::Epoch);
     }
     Ok(())

@@ -431,6 +431,148 @@ fn a_forked_history_is_refused_and_a_continued_one_accepted() {
     ));
 }
 
+/// More than a neighbour may bring of forged records.
+const MANY: u8 = 40;
+
+/// 0 and 1 are honest, 2 is linked to both and says different things to them; they come to know each of its `records` once
+/// they have taken it.
+fn told_apart(records: impl FnOnce(&mut Site) -> [Vec<Record>; 2]) -> Network {
+    let mut network = Network::new(3);
+    for (a, b) in [(0, 1), (0, 2), (1, 2)] {
+        network.link(a, b);
+    }
+    network.run(Duration::from_secs(10));
+    let told = records(&mut network.routers[2].site);
+    for (to, records) in told.into_iter().enumerate() {
+        for record in records {
+            let key = record.key;
+            network.tell(2, to, record);
+            assert!(network.routers[to].engine.lsdb().get(&key).is_some(), "{to} takes {key:?}");
+        }
+    }
+    network.run(Duration::from_secs(30));
+    for (honest, link) in [(0, LinkId(1)), (1, LinkId(1))] {
+        let router = &network.routers[honest];
+        assert!(!router.refused.contains(&link), "{honest} keeps its link to the other");
+        assert!(router.engine.view().links.contains_key(&link));
+    }
+    network
+}
+
+fn editions(network: &Network, key: RecordKey) -> [skein_core::Edition; 2] {
+    [0, 1].map(|n| network.routers[n].record(key).edition())
+}
+
+fn statement_of(site: &Site, ca: &skein_trust::SiteCa) -> Record {
+    parsed(&site.identity.statement(&StatementDraft {
+        epoch: 2,
+        ca_certificates: vec![ca.certificate().to_vec()],
+        expires_unix_s: EXPIRY,
+        ..StatementDraft::default()
+    }))
+}
+
+/// An LSA of the router `name` under a certificate of its own by `ca`, and so many pages of addresses of that cost.
+fn router_of(
+    site: &Site,
+    ca: &skein_trust::SiteCa,
+    name: &str,
+    (pages, cost): (u8, u16),
+) -> Vec<Record> {
+    let request = skein_trust::KeyRequest::generate().unwrap();
+    let issued = ca.issue_router(request.csr(), name, &SystemRandom::new(), NOW).unwrap();
+    let presented = common::Presented { chain: issued.chain, key: request.private_key() };
+    let cell = IdentityCell::new(presented.identity());
+    let id = router_id(site.id(), name);
+    let mut notary = RouterNotary::new(cell, id, 1);
+    let lsa = skein_core::RouterLsa {
+        router: id,
+        site: site.id(),
+        name: name.into(),
+        site_name: "site".into(),
+        role: Role::Edge,
+        handle: notary.handle(0),
+        boot_epoch: 1,
+        pages_since: 0,
+        certificate: notary.certificate().unwrap(),
+        links: Vec::new(),
+        protocol_min: 1,
+        protocol_max: 1,
+        endpoints: Vec::new(),
+        version: "test".into(),
+        leaving: false,
+    };
+    let page = |n| {
+        let entries = (0..).map(|i| entry(&format!("s{i}")));
+        let entry = entries.into_iter().find(|e| skein_core::page_of(&e.address) == n).unwrap();
+        let entries = vec![Arc::new(AddressEntry { cost: cost.into(), ..entry })];
+        Payload::AddressPage(skein_core::AddressPage { entries })
+    };
+    let drafts = [(RecordKey::lsa(id), Payload::RouterLsa(Arc::new(lsa)))]
+        .into_iter()
+        .chain((0..pages).map(|n| (RecordKey::page(id, n), page(n))));
+    // Pages have the lower numbers: nobody can take them for later than the LSA.
+    let sequence = |key: RecordKey| if key == RecordKey::lsa(id) { 100 } else { 50 };
+    drafts
+        .map(|(key, payload)| {
+            let sequence = sequence(key);
+            notary.seal(RecordDraft { key, sequence, lifetime_s: 3600, payload }).unwrap()
+        })
+        .collect()
+}
+
+#[test]
+fn a_site_with_two_statements_of_one_epoch_does_not_part_its_neighbours() {
+    let mut key = None;
+    let network = told_apart(|site| {
+        let other = skein_trust::SiteCa::generate(site.id(), &SystemRandom::new(), NOW).unwrap();
+        key = Some(RecordKey::statement(site.id()));
+        [&site.ca, &other].map(|ca| {
+            let routers = (0..MANY).flat_map(|n| router_of(site, ca, &format!("x{n}"), (0, 0)));
+            [statement_of(site, ca)].into_iter().chain(routers).collect()
+        })
+    });
+    let [one, other] = editions(&network, key.unwrap());
+    assert_eq!(one, other, "both choose the same");
+}
+
+#[test]
+fn a_router_with_two_keys_does_not_part_its_neighbours() {
+    let mut key = None;
+    let network = told_apart(|site| {
+        key = Some(RecordKey::lsa(router_id(site.id(), "x")));
+        [1, 2].map(|cost| router_of(site, &site.ca, "x", (MANY, cost)))
+    });
+    let [one, other] = editions(&network, key.unwrap());
+    assert_eq!(one, other, "both choose the same");
+    let pages = |n: usize| {
+        let headers = network.routers[n].engine.lsdb().headers();
+        headers.filter(|h| h.key.origin == key.unwrap().origin).collect::<Vec<_>>()
+    };
+    assert_eq!((pages(0).len(), pages(0)), (1 + usize::from(MANY), pages(1)));
+}
+
+#[test]
+fn endorsements_of_before_a_rotation_do_not_part_neighbours() {
+    told_apart(|site| {
+        let endorse = |n| {
+            parsed(&site.identity.endorsement(&EndorsementDraft {
+                subject: SiteId([n; 32]),
+                membership: Membership::Member,
+                scope: None,
+                may_endorse: true,
+                sequence: 1,
+                valid_until_unix_s: EXPIRY,
+            }))
+        };
+        let mut early: Vec<_> = (0..MANY).map(endorse).collect();
+        site.identity.rotate(&SystemRandom::new()).unwrap();
+        let rotated = statement_of(site, &site.ca);
+        early.push(rotated.clone());
+        [early, vec![rotated]]
+    });
+}
+
 #[test]
 fn an_expired_leaf_makes_its_records_expired() {
     let network = network(2);

@@ -7,11 +7,12 @@ mod routing;
 mod trust;
 
 use crate::proto;
+use aws_lc_rs::digest;
 use bytes::Bytes;
 use prost::Message as _;
 use skein_core::{
-    AgedRecord, Message, Origin, Payload, Record, RecordDraft, RecordHeader, RecordKey, RecordKind,
-    RouterId, Sealed, SiteId, Subkey,
+    AgedRecord, Digest, Edition, Message, Origin, Payload, Record, RecordDraft, RecordHeader,
+    RecordKey, RecordKind, RouterId, Sealed, SiteId, Subkey,
 };
 use std::sync::Arc;
 
@@ -113,8 +114,23 @@ pub fn parse_record(body: &[u8], signature: &[u8]) -> Result<Record, ConvertErro
         sequence: decoded.sequence,
         lifetime_s: decoded.lifetime_s,
         payload,
-        sealed: Sealed { body: body.into(), signature: signature.into() },
+        sealed: sealed(body, signature),
     })
+}
+
+/// A body and the signature over it.
+#[must_use]
+pub fn sealed(body: &[u8], signature: &[u8]) -> Sealed {
+    Sealed { body: body.into(), signature: signature.into(), digest: body_digest(body) }
+}
+
+/// That by which editions of one sequence are told apart.
+#[must_use]
+pub fn body_digest(body: &[u8]) -> Digest {
+    let sha256 = digest::digest(&digest::SHA256, body);
+    let mut half = [0; 16];
+    half.copy_from_slice(&sha256.as_ref()[..16]);
+    Digest(half)
 }
 
 /// Only pages, and kinds we know nothing about, can be purged: a router leaves with a farewell, an endorsement is withdrawn by
@@ -226,7 +242,9 @@ fn parse_headers(
     at_most(headers, HEADERS_MAX, "record headers")?;
     let parse = |header: &proto::routing::RecordHeader| {
         let key = parse_key(header.kind, &header.origin, &header.subkey)?;
-        Ok(RecordHeader { key, sequence: header.sequence })
+        let digest = header.digest.as_slice().try_into();
+        let digest = Digest(digest.map_err(|_| ConvertError::Field("record digest"))?);
+        Ok(RecordHeader { key, edition: Edition { sequence: header.sequence, digest } })
     };
     headers.iter().map(parse).collect()
 }
@@ -267,7 +285,8 @@ fn header_to_proto(header: &RecordHeader) -> proto::routing::RecordHeader {
         kind: kind_number(header.key.kind),
         origin: origin_bytes(header.key.origin).to_vec(),
         subkey: header.key.subkey.as_bytes().to_vec(),
-        sequence: header.sequence,
+        sequence: header.edition.sequence,
+        digest: header.edition.digest.0.to_vec(),
     }
 }
 

@@ -3,23 +3,26 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use prost::Message as _;
-use skein_core::SiteId;
+use skein_core::{Edition, SiteId};
 use skein_trust::STATEMENT_VALIDITY_S;
-use skein_wire::proto::{
-    routing::{Record, RecordBody, RecordKind},
-    trust::{Endorsement, SiteStatement},
+use skein_wire::{
+    convert::body_digest,
+    proto::{
+        routing::{Record, RecordBody, RecordKind},
+        trust::{Endorsement, SiteStatement},
+    },
 };
 
 use crate::store::{LEARNED_LEN_MAX, LEARNED_MAX};
 
-/// Kind, origin and subkey: what the higher sequence replaces.
+/// Kind, origin and subkey: what the greater edition replaces.
 type Key = (i32, Vec<u8>, Vec<u8>);
 
 /// The newest record for each key. Routers have checked the signatures; whoever uses the records checks them again.
 #[derive(Debug)]
 pub(crate) struct LearnedRecords {
     site: SiteId,
-    records: BTreeMap<Key, (u64, Record)>,
+    records: BTreeMap<Key, (Edition, Record)>,
     /// Of all records, encoded.
     len: usize,
     dirty: bool,
@@ -51,11 +54,12 @@ impl LearnedRecords {
             let known = self.records.get(&key);
             let known_len = known.map_or(0, |(_, known)| stored_len(known));
             let len = self.len - known_len + stored_len(&record);
-            let is_newer = known.is_none_or(|(sequence, _)| *sequence < body.sequence);
+            let edition = Edition { sequence: body.sequence, digest: body_digest(&record.body) };
+            let is_newer = known.is_none_or(|(known, _)| *known < edition);
             let has_room = known.is_some() || self.records.len() < LEARNED_MAX;
             if is_newer && has_room && len <= LEARNED_LEN_MAX {
                 self.len = len;
-                self.records.insert(key, (body.sequence, record));
+                self.records.insert(key, (edition, record));
                 changed = true;
             }
         }

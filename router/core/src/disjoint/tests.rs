@@ -1,9 +1,9 @@
 use super::*;
 use crate::lsdb::Standing;
 use crate::{
-    Handle, Label, LinkAdvert, LinkId, Lsdb, Membership, Origin, Payload, ROUTER_RECORD_LIFETIME,
-    Record, RecordKey, Role, RouterId, RouterLsa, Scope, Sealed, SiteId, TrustView, TrustedSite,
-    spf::ShortestPaths,
+    Digest, Handle, Label, LinkAdvert, LinkId, Lsdb, Membership, Origin, Payload,
+    ROUTER_RECORD_LIFETIME, Record, RecordKey, Role, RouterId, RouterLsa, Scope, Sealed, SiteId,
+    TrustView, TrustedSite, spf::ShortestPaths,
 };
 use petgraph::{algo::ford_fulkerson, graph::DiGraph};
 use proptest::prelude::*;
@@ -68,7 +68,7 @@ fn topology(routers: usize, links: &[(usize, usize, u16)]) -> Topology {
             sequence: 1,
             lifetime_s: 3_600,
             payload: Payload::RouterLsa(Rc::new(lsa)),
-            sealed: Sealed { body: Rc::from([]), signature: Rc::from([]) },
+            sealed: Sealed { body: Rc::from([]), signature: Rc::from([]), digest: Digest([0; 16]) },
         };
         lsdb.insert(Rc::new(record), ROUTER_RECORD_LIFETIME, Standing::Member, Instant::now());
     }

@@ -2,8 +2,8 @@
 
 use super::{Engine, Known, Message, Notary, Rejection};
 use crate::{
-    AgedRecord, LinkId, Lsdb, Origin, Payload, Record, RecordHeader, RecordKey, RecordKind, SiteId,
-    lsdb::Standing,
+    AgedRecord, LinkId, Lsdb, Origin, Payload, Record, RecordHeader, RecordKey, RecordKind,
+    RouterId, RouterLsa, SiteId, lsdb::Standing,
 };
 use std::{
     cmp::Ordering,
@@ -72,7 +72,7 @@ impl<N: Notary> Engine<N> {
         let Some(adjacency) = self.adjacencies.get_mut(&link) else { return };
         for header in headers {
             if let Some(entry) = self.lsdb.get(&header.key)
-                && entry.record.sequence >= header.sequence
+                && entry.record.edition() >= header.edition
                 && adjacency.may_see(
                     &entry.record,
                     self.lsdb.site_of(&entry.record),
@@ -131,7 +131,10 @@ impl<N: Notary> Engine<N> {
                 }
             }
             (Ordering::Equal, Some(entry), Some(adjacency)) => {
-                adjacency.dequeue(header.key, entry.serial);
+                // The same under another signature may soon not hold any more where it came from.
+                if entry.record.sealed.signature == record.sealed.signature {
+                    adjacency.dequeue(header.key, entry.serial);
+                }
                 false
             }
             (Ordering::Less, Some(entry), Some(adjacency)) => {
@@ -144,30 +147,23 @@ impl<N: Notary> Engine<N> {
 
     /// Whether the database may take a record.
     fn check(&mut self, record: &Record, unix_s: i64) -> Result<(), Rejection> {
-        self.verify(record, unix_s).map_err(|rejection| {
-            let early = self.is_early(record);
-            if early { Rejection::Missing(record.key.origin) } else { rejection }
-        })?;
-        self.lsdb.admit(record, self.standing(record))
-    }
-
-    /// Whether a record holds by what is known now.
-    fn verify(&mut self, record: &Record, unix_s: i64) -> Result<(), Rejection> {
         if is_void(&self.lsdb, record.header()) {
             return Err(Rejection::Invalid("its router has restarted or left since"));
         }
         let known = Known { lsdb: &self.lsdb, trust: &self.trust, unix_s };
-        self.notary.verify(record, &known)
+        self.notary.verify(record, &known).map_err(|rejection| self.or_early(record, rejection))?;
+        self.lsdb.admit(record, self.standing(record))
     }
 
-    /// Whether a router issued this after its LSA known here. By that LSA it may not hold, as the router has started again
-    /// or has another key since; only a later LSA can tell. It may come later although it was issued before: it is asked
-    /// for by the summary, while this was flooded.
-    fn is_early(&self, record: &Record) -> bool {
-        let Origin::Router(router) = record.key.origin else { return false };
-        let lsa = self.lsdb.get(&RecordKey::lsa(router));
-        record.key.kind != RecordKind::RouterLsa
-            && lsa.is_some_and(|lsa| record.sequence > lsa.record.sequence)
+    /// What a router says besides its LSA may hold by an LSA that is not known here: it has started again or has another key
+    /// there. That LSA may come later although it was issued before: it is asked for by the summary, while this was flooded.
+    fn or_early(&self, record: &Record, rejection: Rejection) -> Rejection {
+        match record.key.origin {
+            Origin::Router(_) if record.key.kind != RecordKind::RouterLsa => {
+                Rejection::Missing(record.key.origin)
+            }
+            _ => rejection,
+        }
     }
 
     fn reject(
@@ -233,6 +229,9 @@ impl<N: Notary> Engine<N> {
         }
         if let Payload::RouterLsa(lsa) = &record.payload {
             self.drop_pages(lsa.router, void_below(record));
+            if old.is_some_and(|old| !self.is_same_signer(old, lsa)) {
+                self.drop_foreign_pages(lsa.router);
+            }
         }
         let unparks = matches!(record.key.kind, RecordKind::SiteStatement | RecordKind::RouterLsa);
         if unparks && changed {
@@ -260,11 +259,26 @@ impl<N: Notary> Engine<N> {
     }
 
     /// Addresses of an earlier boot, or of a router that left, are void.
-    fn drop_pages(&mut self, router: crate::RouterId, below: u64) {
+    fn drop_pages(&mut self, router: RouterId, below: u64) {
         for adjacency in self.adjacencies.values_mut() {
             adjacency.forget_pages(router, below);
         }
         for key in self.lsdb.pages_below(router, below) {
+            self.forget(key);
+            self.snapshot.mark_addresses();
+        }
+    }
+
+    /// Whether what was sealed under the LSA `old` holds under `lsa`.
+    fn is_same_signer(&self, old: &Record, lsa: &RouterLsa) -> bool {
+        let Payload::RouterLsa(old) = &old.payload else { return false };
+        old.certificate == lsa.certificate
+            || self.notary.have_same_key(&old.certificate, &lsa.certificate)
+    }
+
+    /// Whoever hears of the new key first takes no pages sealed with the old one; nor must anybody pass them on.
+    fn drop_foreign_pages(&mut self, router: RouterId) {
+        for key in self.lsdb.pages_below(router, u64::MAX) {
             self.forget(key);
             self.snapshot.mark_addresses();
         }
@@ -320,7 +334,7 @@ fn is_void(lsdb: &Lsdb, header: RecordHeader) -> bool {
         return false;
     };
     let lsa = lsdb.get(&RecordKey::lsa(router));
-    lsa.is_some_and(|lsa| header.sequence < void_below(&lsa.record))
+    lsa.is_some_and(|lsa| header.edition.sequence < void_below(&lsa.record))
 }
 
 /// Pages below this sequence number are void by an LSA of their router: those of earlier boots, and all that came before a

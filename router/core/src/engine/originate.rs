@@ -85,10 +85,11 @@ impl OwnRecords {
     /// A record of ours that counts and that we do not know: whoever counts boots has forgotten one. Everything of it is
     /// declared void.
     pub(super) fn outdo(&mut self, header: RecordHeader) {
-        if header.sequence >= self.pages_since {
-            tracing::warn!(kind = ?header.key.kind, sequence = header.sequence, "outdoing records of a forgotten boot");
+        let sequence = header.edition.sequence;
+        if sequence >= self.pages_since {
+            tracing::warn!(kind = ?header.key.kind, sequence, "outdoing records of a forgotten boot");
             // That boot may have issued more than this record, but not as many as the lower half counts.
-            self.sequence = self.sequence.max(header.sequence) | u64::from(u32::MAX);
+            self.sequence = self.sequence.max(sequence) | u64::from(u32::MAX);
             self.pages_since = self.next_sequence();
             self.reissue();
         }
@@ -161,9 +162,7 @@ impl<N: Notary> Engine<N> {
         if self.own.lsa_dirty && (self.own.leaving || self.own.lsa_throttle.is_open(now)) {
             self.issue_lsa(now);
         }
-        // Pages are verified with the LSA: they come after it.
-        let lsa_is_out = self.has(&RecordKey::lsa(self.identity.router));
-        if lsa_is_out
+        if self.lsa_is_out()
             && !self.own.leaving
             && !self.own.pages_dirty.is_empty()
             && self.own.pages_throttle.is_open(now)
@@ -173,6 +172,13 @@ impl<N: Notary> Engine<N> {
                 self.issue_page(page, now);
             }
         }
+    }
+
+    /// Whether the LSA by which pages issued from now on hold is out: they come after it. If this process died between them,
+    /// the next one would count on from that LSA; of the pages alone it could not tell that they are its own.
+    pub(super) fn lsa_is_out(&self) -> bool {
+        let lsa = self.lsdb.get(&RecordKey::lsa(self.identity.router));
+        lsa.is_some_and(|lsa| lsa.record.sequence >= self.own.pages_since)
     }
 
     fn issue_lsa(&mut self, now: Instant) {

@@ -9,13 +9,14 @@
 
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use skein_core::{
-    AddressEntry, Endorsement, Engine, Fib, Handle, Identity, Inception, Input, Known, LinkId,
-    LinkUp, Membership, Message, Notary, Origin, Output, Payload, Port, Protocol, Record,
-    RecordDraft, RecordKey, RecordKind, Rejection, Role, RouterId, Scope, SealError, Sealed,
-    Settings, SiteId, SiteStatement, Strategy, TrustView,
+    AddressEntry, AgedRecord, Digest, Endorsement, Engine, Fib, Handle, Identity, Inception, Input,
+    Known, LinkId, LinkUp, Membership, Message, Notary, Origin, Output, Payload, Port, Protocol,
+    Record, RecordDraft, RecordKey, RecordKind, Rejection, Role, RouterId, RouterLsa, Scope,
+    SealError, Sealed, Settings, SiteId, SiteStatement, Strategy, TrustView,
 };
 use std::{
     collections::{BTreeMap, VecDeque},
+    hash::{DefaultHasher, Hash as _, Hasher as _},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -63,22 +64,29 @@ impl Notary for StubNotary {
             (Payload::SiteStatement(_), _) => Ok(()),
             (Payload::RouterLsa(lsa), _) => {
                 known.statement(lsa.site).ok_or_else(|| missing(lsa.site))?;
-                signed_by(record, &lsa.certificate)
+                let forged = Rejection::Forged("not signed with the key in it");
+                signed_by(record, &lsa.certificate).then_some(()).ok_or(forged)
             }
             (_, Origin::Site(site)) => {
                 known.statement(site).map(|_| ()).ok_or_else(|| missing(site))
             }
             (_, Origin::Router(router)) => {
                 let lsa = known.lsa(router).ok_or(Rejection::Missing(record.key.origin))?;
-                signed_by(record, &lsa.certificate)
+                let invalid = Rejection::Invalid("not signed with the key of its router");
+                signed_by(record, &lsa.certificate).then_some(()).ok_or(invalid)
             }
         }
     }
+
+    fn have_same_key(&self, a: &[u8], b: &[u8]) -> bool {
+        let key =
+            |certificate: &[u8]| certificate.split(|byte| *byte == b'/').next().map(<[u8]>::to_vec);
+        key(a) == key(b)
+    }
 }
 
-fn signed_by(record: &Record, certificate: &[u8]) -> Result<(), Rejection> {
-    let holds = certificate.starts_with(&record.sealed.signature);
-    holds.then_some(()).ok_or(Rejection::Forged("signed with another key"))
+fn signed_by(record: &Record, certificate: &[u8]) -> bool {
+    certificate.starts_with(&record.sealed.signature)
 }
 
 /// As if signed by a site.
@@ -87,10 +95,31 @@ pub fn seal(draft: RecordDraft) -> Record {
 }
 
 pub fn seal_as(draft: RecordDraft, signature: Arc<[u8]>) -> Record {
-    let body = format!("{:?}/{}", draft.key, draft.sequence).into_bytes().into();
     let RecordDraft { key, sequence, lifetime_s, payload } = draft;
-    let sealed = Sealed { body, signature };
+    let sealed = sealed(format!("{key:?}/{sequence}/{lifetime_s}"), signature);
     Record { key, sequence, lifetime_s, payload, sealed }
+}
+
+fn sealed(body: String, signature: Arc<[u8]>) -> Sealed {
+    let mut hasher = DefaultHasher::new();
+    body.hash(&mut hasher);
+    let digest = Digest((u128::from(hasher.finish()) << 64).to_be_bytes());
+    Sealed { body: body.into_bytes().into(), signature, digest }
+}
+
+/// Another edition of a record with the same sequence, as only its origin can make one: it says the same, but for a router
+/// under another key.
+pub fn twin(record: &Record, n: u8, other_key: bool) -> Record {
+    let mut twin = record.clone();
+    let mut signature = Arc::clone(&record.sealed.signature);
+    if let (Payload::RouterLsa(lsa), true) = (&record.payload, other_key) {
+        signature = Arc::from(&b"twin/"[..]);
+        let lsa = RouterLsa { certificate: Arc::clone(&signature), ..RouterLsa::clone(lsa) };
+        twin.payload = Payload::RouterLsa(Arc::new(lsa));
+    }
+    let body = String::from_utf8_lossy(&record.sealed.body);
+    twin.sealed = sealed(format!("{body} twin {n} {other_key}"), signature);
+    twin
 }
 
 pub fn site_id(n: usize) -> SiteId {
@@ -484,6 +513,15 @@ impl Network {
         while self.deliver_one() {}
     }
 
+    /// `liar` tells `n` a record of which it says nothing to anybody else, over a link that ends at once.
+    pub fn whisper(&mut self, liar: usize, n: usize, record: Record) {
+        let link = self.begin(n, liar, 1);
+        self.tell_up(link, 0);
+        let aged = AgedRecord { remaining_s: record.lifetime_s, record: Arc::new(record) };
+        self.input(n, Input::Message { link, message: Message::Records { records: vec![aged] } });
+        self.disconnect(link);
+    }
+
     fn next_timeout(&self) -> Option<Instant> {
         self.routers.iter().filter_map(|r| Some(r.engine.poll_timeout()?.0)).min()
     }
@@ -579,7 +617,7 @@ impl Network {
 
     pub fn live_headers(&self, n: usize) -> Vec<(RecordKind, Origin, u64)> {
         let headers = self.routers[n].engine.lsdb().headers();
-        headers.map(|h| (h.key.kind, h.key.origin, h.sequence)).collect()
+        headers.map(|h| (h.key.kind, h.key.origin, h.edition.sequence)).collect()
     }
 }
 

@@ -156,8 +156,13 @@ fn router_drafts(site: &SiteIdentity, leaf: &[u8]) -> [RecordDraft; 3] {
 
 fn link_messages(record: &routing::Record) -> Result<(), Box<dyn Error>> {
     use routing::link_message::Message;
-    let header =
-        routing::RecordHeader { kind: 1, origin: vec![1; 32], subkey: vec![], sequence: 9 };
+    let header = routing::RecordHeader {
+        kind: 1,
+        origin: vec![1; 32],
+        subkey: vec![],
+        sequence: 9,
+        digest: vec![2; 16],
+    };
     let aged = routing::AgedRecord { record: Some(record.clone()), remaining_s: 600 };
     let headers = vec![header];
     let messages = [
