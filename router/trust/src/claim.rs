@@ -380,8 +380,8 @@ fn check_endorsement(
     if endorsement.subject != subject.0 {
         return Err(ClaimError::WrongSubject);
     }
-    crate::statement::not_expired(endorsement.valid_until_unix_s, unix_s)
-        .map_err(ClaimError::Endorsement)?;
+    let until_unix_s = if endorsement.withdrawn { 0 } else { endorsement.valid_until_unix_s };
+    crate::statement::not_expired(until_unix_s, unix_s).map_err(ClaimError::Endorsement)?;
     Ok(endorsement)
 }
 

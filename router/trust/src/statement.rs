@@ -138,6 +138,17 @@ impl SiteIdentity {
     /// Signs an endorsement of another site.
     #[must_use]
     pub fn endorsement(&self, draft: &EndorsementDraft) -> Record {
+        self.seal_endorsement(draft, false)
+    }
+
+    /// Signs that an endorsement is taken back. It is void at once, also where the clock is behind `valid_until_unix_s`, which is
+    /// to be the time of signing: by it others know when nothing older can be valid any more.
+    #[must_use]
+    pub fn withdrawal(&self, draft: &EndorsementDraft) -> Record {
+        self.seal_endorsement(draft, true)
+    }
+
+    fn seal_endorsement(&self, draft: &EndorsementDraft, withdrawn: bool) -> Record {
         let sequence = ranked(self.rotations(), draft.sequence);
         let payload = Endorsement {
             issuer: self.site_id().0.to_vec(),
@@ -147,6 +158,7 @@ impl SiteIdentity {
             may_endorse: draft.may_endorse,
             sequence,
             valid_until_unix_s: draft.valid_until_unix_s,
+            withdrawn,
         };
         let subject = Some(draft.subject);
         let lifetime_s = STATEMENT_VALIDITY_S;

@@ -76,11 +76,7 @@ impl Controller {
 
 /// What is known, as it was said later.
 fn outranked(known: &Endorsed, said: &Endorsement, record: &Record) -> Endorsed {
-    let sequence = said.sequence & COUNTER_MASK;
-    let validity_s = i64::from(STATEMENT_VALIDITY_S);
-    // Sequences are the time of signing where the clock is right: one that ends then is a withdrawal, also when all have ended by now.
-    let signed_unix_s = i64::try_from(sequence).unwrap_or(i64::MAX);
-    let withdrawn = said.valid_until_unix_s < signed_unix_s.saturating_add(validity_s / 2);
+    let validity_s = if said.withdrawn { 0 } else { i64::from(STATEMENT_VALIDITY_S) };
     let scope = said.scope.clone().unwrap_or_default();
     Endorsed {
         guest: said.membership == i32::from(Membership::Guest),
@@ -88,11 +84,12 @@ fn outranked(known: &Endorsed, said: &Endorsement, record: &Record) -> Endorsed 
         provide: scope.provide,
         transit: scope.transit,
         may_endorse: said.may_endorse,
-        withdrawn,
-        sequence,
-        signed_unix_s: said.valid_until_unix_s - if withdrawn { 0 } else { validity_s },
+        withdrawn: said.withdrawn,
+        sequence: said.sequence & COUNTER_MASK,
+        signed_unix_s: said.valid_until_unix_s.saturating_sub(validity_s),
         record: record::to_text(record),
-        restored: false,
+        // Whoever has forgotten this may have forgotten more, and the subject passes on what suits it.
+        restored: !said.withdrawn,
         ..known.clone()
     }
 }

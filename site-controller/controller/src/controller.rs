@@ -327,19 +327,23 @@ impl Controller {
             transit: endorsed.transit,
         });
         let membership = if endorsed.guest { Membership::Guest } else { Membership::Member };
-        let record = self.identity.endorsement(&EndorsementDraft {
+        let draft = EndorsementDraft {
             subject,
             membership,
             scope,
             may_endorse: endorsed.may_endorse && !endorsed.guest,
             sequence,
-            // What is no longer valid withdraws what was.
             valid_until_unix_s: if endorsed.withdrawn {
                 now
             } else {
                 now + i64::from(STATEMENT_VALIDITY_S)
             },
-        });
+        };
+        let record = if endorsed.withdrawn {
+            self.identity.withdrawal(&draft)
+        } else {
+            self.identity.endorsement(&draft)
+        };
         endorsed.sequence = sequence;
         endorsed.signed_unix_s = now;
         endorsed.record = record::to_text(&record);
@@ -499,22 +503,6 @@ impl Controller {
     /// Whether the site is meant to be stopped.
     pub(crate) fn is_stopped(&self) -> bool {
         self.is_stopping.load(Ordering::Acquire) || self.store.paths().stopped_file().exists()
-    }
-
-    /// Remembers what this site says of another, before anything relies on it.
-    ///
-    /// # Errors
-    /// It cannot be saved; nothing has changed.
-    pub(crate) fn endorse(
-        &self,
-        state: &mut State,
-        subject: SiteId,
-        mut endorsed: Endorsed,
-    ) -> Result<(), StoreError> {
-        self.sign_next(state, subject, &mut endorsed);
-        self.store.save_endorsed(&endorsed)?;
-        state.endorsed.insert(subject, endorsed);
-        Ok(())
     }
 
     /// Signs what this site says of another so that it outranks what it said before.

@@ -2,7 +2,7 @@
 
 use skein_api::Kind;
 use skein_core::SiteId;
-use skein_site_core::next_counter;
+use skein_site_core::{Grant, next_counter};
 use skein_trust::{STATEMENT_VALIDITY_S, StatementDraft};
 
 use crate::{
@@ -94,7 +94,11 @@ impl Controller {
         let tokens = state.tokens_of(&peer);
         changes.extend(tokens.iter().map(|name| Change::Remove(Kind::AccessToken, name.clone())));
         changes.push(Change::RemoveEndorsed(peer));
+        let is_put_out = state.endorsed.get(&site).is_some_and(|said| said.withdrawn);
+        let grants = if is_put_out { grants_without(state, site) } else { Vec::new() };
+        changes.extend(grants.iter().map(|grant| Change::PutGrant(Box::new(grant.clone()))));
         self.store.commit(&changes)?;
+        state.grants.extend(grants.into_iter().map(|grant| (grant.name.clone(), grant)));
         for name in &links {
             state.resources.remove(Kind::Link, name);
         }
@@ -106,15 +110,27 @@ impl Controller {
         Ok(())
     }
 
-    /// Withdraws what this site said of `peer`, if anything.
+    /// Withdraws what this site said of `peer`, if anything. The tokens by which it came do not let it in again, also when the withdrawal
+    /// itself has been forgotten.
     ///
     /// # Errors
     /// It cannot be saved; the endorsement stands.
     pub(crate) fn withdraw(&self, state: &mut State, peer: SiteId) -> Result<bool, StoreError> {
         let Some(mut endorsed) = state.endorses(peer).cloned() else { return Ok(false) };
         endorsed.withdrawn = true;
-        self.endorse(state, peer, endorsed)?;
+        self.sign_next(state, peer, &mut endorsed);
+        let grants = grants_without(state, peer);
+        let put_grants = grants.iter().map(|grant| Change::PutGrant(Box::new(grant.clone())));
+        let put_endorsed = Change::PutEndorsed(Box::new(endorsed.clone()));
+        self.store.commit(&put_grants.chain([put_endorsed]).collect::<Vec<_>>())?;
+        state.grants.extend(grants.into_iter().map(|grant| (grant.name.clone(), grant)));
+        state.endorsed.insert(peer, endorsed);
         tracing::info!(%peer, "endorsement withdrawn");
         Ok(true)
     }
+}
+
+/// The grants by which `site` came, as they are when it is put out.
+fn grants_without(state: &State, site: SiteId) -> Vec<Grant> {
+    state.grants.values().filter_map(|grant| grant.without(site)).collect()
 }

@@ -133,7 +133,8 @@ impl LearnedRecords {
                 let said = body.and_then(|b| Endorsement::decode(b.payload.as_slice()).ok());
                 of[..] == subject.0
                     && issuer[..] != subject.0
-                    && said.is_some_and(|said| said.valid_until_unix_s > now_unix_s)
+                    && said
+                        .is_some_and(|said| !said.withdrawn && said.valid_until_unix_s > now_unix_s)
             })
             .filter_map(|((_, issuer, _), _)| issuer[..].try_into().ok().map(SiteId))
     }

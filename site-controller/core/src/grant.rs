@@ -75,6 +75,9 @@ pub struct Redemption {
     pub site_name: String,
     /// Unix time.
     pub at_unix_s: i64,
+    /// The redeemer has been put out since: this token lets it in no more.
+    #[serde(default)]
+    pub put_out: bool,
 }
 
 /// Why a grant admits nobody more.
@@ -86,6 +89,9 @@ pub enum GrantRefusal {
     /// Others were first.
     #[error("the token has been used as often as it may be")]
     UsedUp,
+    /// This very site was let in by it and put out.
+    #[error("the issuer has withdrawn its trust since; ask for a new token")]
+    PutOut,
 }
 
 /// How a redemption is to be treated.
@@ -112,8 +118,10 @@ impl Grant {
             return Err(GrantRefusal::Expired);
         }
         let site = redeemer.to_string();
-        if self.redemptions.iter().any(|redemption| redemption.site == site) {
-            return Ok(Admission::Repeat);
+        if let Some(redemption) = self.redemptions.iter().find(|used| used.site == site) {
+            let outcome =
+                if redemption.put_out { Err(GrantRefusal::PutOut) } else { Ok(Admission::Repeat) };
+            return outcome;
         }
         if self.redemptions.len() >= usize::try_from(self.uses).unwrap_or(usize::MAX) {
             return Err(GrantRefusal::UsedUp);
@@ -123,8 +131,19 @@ impl Grant {
             site,
             site_name: redeemer_name.to_owned(),
             at_unix_s: now_unix_s,
+            put_out: false,
         });
         Ok(Admission::Consume(next))
+    }
+
+    /// The same grant, by which `site` does not come back; `None` if it never came by it.
+    #[must_use]
+    pub fn without(&self, site: SiteId) -> Option<Self> {
+        let mut next = self.clone();
+        let site = site.to_string();
+        let redemption = next.redemptions.iter_mut().find(|used| used.site == site)?;
+        redemption.put_out = true;
+        Some(next)
     }
 
     /// The same token under another specification; who redeemed it before is not affected.

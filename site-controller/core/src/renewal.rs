@@ -7,6 +7,8 @@ use skein_core::SiteId;
 
 /// Statements live a week and are renewed after a day: a controller may be away for six.
 pub const RENEW_AFTER_S: i64 = 86_400;
+/// Daily renewals of what is from a back-up that a later word outranks: others remember that for seven days.
+const RESTORED_RENEWALS: u64 = 15;
 
 /// What the site stands for about another site.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,7 +42,8 @@ pub struct Endorsed {
     pub record: (String, String),
     /// What it came from: the name of a grant or of a link, for people.
     pub origin: String,
-    /// It is from a back-up, and may have been outranked since: it is renewed below anything said later, until that has been heard.
+    /// It is from a back-up, or was heard from others because it was forgotten here, and may have been outranked since: it is renewed below
+    /// anything said later, until that has been heard.
     #[serde(default)]
     pub restored: bool,
 }
@@ -118,11 +121,11 @@ fn is_old(signed_unix_s: i64, now_unix_s: i64) -> bool {
 }
 
 /// What follows `last` in the count of a site's statements or of what it says of another. At least the time, so that a site rebuilt from
-/// an old back-up still counts on from above what it said before. The very next is left for what is renewed from a back-up, so that
+/// an old back-up still counts on from above what it said before. The very next ones are left for what is renewed from a back-up, so that
 /// nothing that was said since can be taken for it.
 #[must_use]
 pub fn next_counter(last: u64, now_unix_s: i64) -> u64 {
-    (last + 2).max(u64::try_from(now_unix_s).unwrap_or(0))
+    last.saturating_add(1 + RESTORED_RENEWALS).max(u64::try_from(now_unix_s).unwrap_or(0))
 }
 
 #[cfg(test)]
@@ -155,7 +158,7 @@ mod tests {
         let signed = IssuedStatement { counter: 100, signed_unix_s: 100, ..born };
         assert_eq!(due(&signed, &signed, &nobody, 101), []);
         let renamed = IssuedStatement { name: "x".into(), ..signed.clone() };
-        assert_eq!(due(&signed, &renamed, &nobody, 100), [Due::Statement { counter: 102 }]);
+        assert_eq!(due(&signed, &renamed, &nobody, 100), [Due::Statement { counter: 116 }]);
         let tomorrow = 100 + RENEW_AFTER_S;
         assert_eq!(due(&signed, &signed, &nobody, tomorrow).len(), 1);
         assert_eq!(due(&signed, &signed, &nobody, tomorrow - 1), []);

@@ -99,7 +99,11 @@ pub(super) fn parse_endorsement(
             transit: scope.transit,
         },
         may_endorse: endorsement.may_endorse,
-        valid_until_unix_s: endorsement.valid_until_unix_s,
+        valid_until_unix_s: if endorsement.withdrawn {
+            i64::MIN
+        } else {
+            endorsement.valid_until_unix_s
+        },
     })
 }
 
@@ -123,6 +127,8 @@ pub(super) fn endorsement_to_proto(endorsement: &Endorsement, sequence: u64) -> 
         may_endorse: endorsement.may_endorse,
         sequence,
         valid_until_unix_s: endorsement.valid_until_unix_s,
+        // Routers go by the expiry; only controllers, which read the signed bytes, ask why.
+        withdrawn: false,
     }
 }
 

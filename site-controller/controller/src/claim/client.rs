@@ -5,7 +5,7 @@ use std::{io, sync::Arc, time::Duration};
 use skein_api::{GuestScope, Invalids, LINK_ENDPOINTS_MAX, LinkSpec, Manifest, Resource, Token};
 use skein_core::SiteId;
 use skein_proxy::{Bypass, Proxy};
-use skein_site_core::Endorsed;
+use skein_site_core::{Endorsed, next_counter};
 use skein_trust::{
     AcceptedClaim, CLAIM_EXPORTER_LABEL, CLAIM_RESPONSE_LEN_MAX, CaPin, ClaimDraft, ClaimError,
     Code, STATEMENT_VALIDITY_S, StatementDraft, VerifiedAnswer, claim_request, verify_answer,
@@ -254,7 +254,7 @@ impl Controller {
         };
         let last = state.endorsed.get(&token.issuer).map_or(0, |known| known.sequence);
         // An earlier claim may have been accepted and its answer lost: what this one says comes after what that one said.
-        let sequence = (last + 1).max(counter);
+        let sequence = next_counter(last, now).max(counter);
         endorsed.restored = false;
         self.sign_endorsement(token.issuer, &mut endorsed, sequence, now);
         let endorsement =

@@ -185,12 +185,18 @@ impl Controller {
             Err(GrantRefusal::UsedUp) => {
                 return refused(Reason::UsedUp, GrantRefusal::UsedUp.to_string());
             }
-            Ok(Admission::Repeat) if state.endorsed.get(&redeemer).is_some_and(is_put_out) => {
-                let detail = "the issuer has withdrawn its trust since; ask for a new token";
-                return refused(Reason::Revoked, detail.to_owned());
-            }
             // Whatever the grant says by now: a use gives once.
-            Ok(Admission::Repeat) if state.endorses(redeemer).is_some() => (None, None),
+            Ok(Admission::Repeat) | Err(GrantRefusal::PutOut)
+                if state.endorses(redeemer).is_some() =>
+            {
+                (None, None)
+            }
+            Ok(Admission::Repeat) if state.endorsed.get(&redeemer).is_some_and(is_put_out) => {
+                return refused(Reason::Revoked, GrantRefusal::PutOut.to_string());
+            }
+            Err(GrantRefusal::PutOut) => {
+                return refused(Reason::Revoked, GrantRefusal::PutOut.to_string());
+            }
             Ok(Admission::Repeat) => (None, self.redeemer_endorsed(state, claim, &grant)),
             Ok(Admission::Consume(next)) => {
                 (Some(next), self.redeemer_endorsed(state, claim, &grant))

@@ -110,6 +110,18 @@ async fn unlink_withdraws_trust_where_asked() {
     }
     let again = client::redeem(&leaf.controller, &token, &Wish::default()).await.unwrap_err();
     assert!(again.to_string().contains("withdrawn its trust"), "{again}");
+    // A token may outlive the withdrawal.
+    {
+        let mut state = hub.controller.state();
+        let over = clock::unix_s() + i64::from(STATEMENT_VALIDITY_S) + 1;
+        assert!(hub.controller.forget_expired(&mut state, over));
+        assert!(!state.endorsed.contains_key(&leaf.controller.site));
+        state.grants = Store::new(hub.paths.clone()).load().unwrap().grants;
+    }
+    let again = client::redeem(&leaf.controller, &token, &Wish::default()).await.unwrap_err();
+    assert!(again.to_string().contains("withdrawn its trust"), "{again}");
+    client::redeem(&leaf.controller, &hub.token(1), &Wish::default()).await.unwrap();
+    client::redeem(&leaf.controller, &token, &Wish::default()).await.unwrap();
     for site in [hub, leaf] {
         site.stop().await;
     }
@@ -172,6 +184,48 @@ async fn trust_withdrawn_after_the_export_stays_withdrawn() {
     assert_eq!(said(&leaf), (withdrawn, record));
     assert!(leaf.state().endorses(hub_id).is_none());
     assert!(silent(&paths, None).state().endorses(hub_id).is_none(), "it is on disk");
+    hub.stop().await;
+}
+
+/// The back-up knows the first endorsement; the subject passes on the renewal that followed and keeps back the withdrawal.
+#[tokio::test]
+async fn a_renewal_heard_from_others_is_not_believed_to_be_the_last_word() {
+    let (hub, leaf) = (issuer(), Site::start("leaf", None));
+    client::redeem(&leaf.controller, &hub.token(1), &Wish::default()).await.unwrap();
+    let exported = leaf.controller.export_identity("correct horse").unwrap();
+    let hub_id = hub.controller.site;
+    // A clock that was ahead has left the sequence ahead of the time: nothing of it may be taken for a withdrawal.
+    let now = clock::unix_s();
+    let said = |sequence: u64, signed_unix_s: i64, withdrawn: bool| {
+        let mut endorsed = leaf.controller.state().endorsed[&hub_id].clone();
+        endorsed.withdrawn = withdrawn;
+        leaf.controller.sign_endorsement(hub_id, &mut endorsed, sequence, signed_unix_s);
+        (sequence, crate::record::from_text(&endorsed.record).unwrap())
+    };
+    let ahead = u64::try_from(now).unwrap() + 10 * 86_400;
+    let (renewed, renewal) = said(ahead, now - 2 * 86_400, false);
+    let (withdrawn, withdrawal) =
+        said(skein_site_core::next_counter(renewed, now), now - 86_400, true);
+    leaf.stop().await;
+
+    let dir = tempfile::tempdir().unwrap();
+    let paths = Paths::new(dir.path().join("state"), dir.path().join("run"));
+    let rebuilt = archive::open(&exported, "correct horse").unwrap();
+    create_with(&paths, &InitOptions::default(), Some(rebuilt)).unwrap();
+    let leaf = silent(&paths, None);
+    leaf.refresh(&mut leaf.state());
+    assert!(leaf.adopt(&mut leaf.state(), std::slice::from_ref(&renewal)));
+    assert!(leaf.state().endorses(hub_id).is_some(), "a renewal is none");
+    for day in 0..7 {
+        leaf.state().endorsed.get_mut(&hub_id).unwrap().signed_unix_s = 0;
+        leaf.refresh(&mut leaf.state());
+        let sequence = leaf.state().endorsed[&hub_id].sequence;
+        assert_eq!(sequence, renewed + 1 + day, "renewed below what may have been said since");
+        assert!(sequence < withdrawn);
+    }
+    assert!(leaf.adopt(&mut leaf.state(), std::slice::from_ref(&withdrawal)));
+    leaf.refresh(&mut leaf.state());
+    assert!(leaf.state().endorses(hub_id).is_none());
     hub.stop().await;
 }
 
