@@ -131,6 +131,12 @@ impl Reservation {
         true
     }
 
+    /// As [`Reservation::try_grow`], but only if no more than half of the budget is used then.
+    pub(super) fn try_grow_within_half(&mut self, bytes: u64) -> bool {
+        let used = self.budget.used_bytes().saturating_add(bytes);
+        used <= self.budget.ceiling_bytes() / 2 && self.try_grow(bytes)
+    }
+
     /// Gives back `bytes`, at most what is reserved.
     pub fn shrink(&mut self, bytes: u64) {
         let bytes = bytes.min(self.bytes);

@@ -165,7 +165,7 @@ impl Session {
             refusals: Semaphore::new(REFUSALS_MAX),
             meter: WriteMeter::default(),
             outbox: Outbox::default(),
-            inbound: Mutex::default(),
+            inbound: Mutex::new(Inbound::new(account.nothing(), clock::now())),
             flows: Mutex::default(),
             open_streams: AtomicUsize::new(0),
             draining: OnceLock::new(),
@@ -310,10 +310,10 @@ impl Session {
         self.flows.lock().remove(&index);
     }
 
-    /// Takes note that what one flow may still send has changed, so that QUIC lets it through, and no more.
-    pub(super) fn credit_changed(&self, before_bytes: u64, after_bytes: u64) {
+    /// Takes note that so much was taken from QUIC, whose window follows that.
+    pub(super) fn took(&self, bytes: u64) {
         let mut inbound = self.inbound.lock();
-        if let Some(window) = inbound.changed(before_bytes, after_bytes) {
+        if let Some(window) = inbound.took(bytes, clock::now(), || self.rtt()) {
             self.connection.set_receive_window(VarInt::from_u64(window).unwrap_or(VarInt::MAX));
         }
     }

@@ -1,7 +1,7 @@
 //! Per-flow credit: how many bytes a peer may send that the local socket has not taken yet.
 //!
-//! quinn's own windows cannot do this: its stream window is one size for every stream of a connection, and a finite connection window lets
-//! stalled streams starve the rest. So the one is larger than any flow needs and the other follows what is granted here, where every flow
+//! quinn's own windows cannot do this: its stream window is one size for every stream of a connection, and its connection window lets
+//! streams that are not read starve the rest. So the one is larger than any flow needs, every stream is read at once, and here every flow
 //! has a window of its own, which grows with the rate at which its consumer drains it and is paid for from one budget. Pure: the time is
 //! an argument.
 
@@ -70,11 +70,6 @@ impl ReceiveWindow {
     #[must_use]
     pub fn window_bytes(&self) -> u64 {
         self.reservation.bytes()
-    }
-
-    /// What the sender may still send.
-    pub(super) fn open_bytes(&self) -> u64 {
-        if self.finished { 0 } else { self.granted_bytes.saturating_sub(self.received_bytes) }
     }
 
     /// Counts bytes that arrived.
@@ -292,7 +287,7 @@ mod tests {
         let sent = INITIAL_CREDIT_BYTES / 2;
         flow.received(sent).unwrap();
         flow.finished();
-        assert_eq!((budget.used_bytes(), flow.open_bytes()), (sent, 0));
+        assert_eq!(budget.used_bytes(), sent);
         flow.returned(INITIAL_CREDIT_BYTES - sent).unwrap();
         assert_eq!(budget.used_bytes(), sent);
         assert_eq!(flow.consumed(sent, || (now, RTT)), None);

@@ -98,7 +98,6 @@ impl FlowState {
         window: ReceiveWindow,
         counted: Option<OpenStream>,
     ) -> Self {
-        session.credit_changed(0, window.open_bytes());
         Self {
             session,
             index,
@@ -116,19 +115,10 @@ impl FlowState {
             self.credit.add(add_bytes);
         }
         if return_bytes > 0 {
-            self.with_window(|window| window.returned(return_bytes))?;
+            self.window.lock().returned(return_bytes)?;
             self.returned.notify_one();
         }
         Ok(())
-    }
-
-    /// Changes the receive window, and the connection's with it.
-    fn with_window<T>(&self, change: impl FnOnce(&mut ReceiveWindow) -> T) -> T {
-        let mut window = self.window.lock();
-        let before = window.open_bytes();
-        let changed = change(&mut window);
-        self.session.credit_changed(before, window.open_bytes());
-        changed
     }
 
     pub(super) fn peer_aborted(&self, after_bytes: u64) {
@@ -139,7 +129,6 @@ impl FlowState {
 
 impl Drop for FlowState {
     fn drop(&mut self) {
-        self.session.credit_changed(self.window.get_mut().open_bytes(), 0);
         self.session.unregister(self.index);
     }
 }
@@ -423,11 +412,13 @@ impl FlowRecv {
         let mut chunks: [Bytes; CHUNKS_MAX] = Default::default();
         match self.stream.read_chunks(&mut chunks).await? {
             Some(count) => {
+                let taken_bytes = chunks[..count].iter().map(|c| c.len() as u64).sum();
+                self.state.session.took(taken_bytes);
                 chunks[..count].iter_mut().try_for_each(|c| self.push(std::mem::take(c)))
             }
             None => {
                 self.finished = true;
-                self.state.with_window(ReceiveWindow::finished);
+                self.state.window.lock().finished();
                 Ok(())
             }
         }
@@ -455,7 +446,7 @@ impl FlowRecv {
         self.queue.advance(len);
         let session = &self.state.session;
         let measure = || (clock::now(), session.rtt());
-        let grant = self.state.with_window(|window| window.consumed(len as u64, measure));
+        let grant = self.state.window.lock().consumed(len as u64, measure);
         if let Some(bytes) = grant {
             session.outbox.grant(self.state.index, bytes);
         }
@@ -491,7 +482,7 @@ impl FlowRecv {
 
     fn push(&mut self, chunk: Bytes) -> Result<(), FlowError> {
         self.received_bytes += chunk.len() as u64;
-        let received = self.state.with_window(|window| window.received(chunk.len() as u64));
+        let received = self.state.window.lock().received(chunk.len() as u64);
         if let Err(violation) = received {
             self.state.session.violated(&violation);
             return Err(FlowError::SessionLost);
@@ -522,7 +513,10 @@ impl FlowRecv {
                     .map_err(|_| FlowError::Malformed("an unreadable message"));
             }
             match self.stream.read_chunk(len_max, true).await? {
-                Some(chunk) => decoder.push(&chunk.bytes),
+                Some(chunk) => {
+                    self.state.session.took(chunk.bytes.len() as u64);
+                    decoder.push(&chunk.bytes);
+                }
                 None => return Err(FlowError::Reset),
             }
         }

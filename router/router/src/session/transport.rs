@@ -10,11 +10,11 @@ use quinn_proto::HashedConnectionIdGenerator;
 use skein_core::{LABELS_MAX, Path};
 use std::{io, sync::Arc, time::Duration};
 
-/// At first; see [`inbound`] for how it follows the credit of flows.
+/// At first; see [`inbound`] for how it follows what the session moves.
 const CONNECTION_WINDOW_BYTES: u32 = 64 << 10;
 const _: () = assert!(CONNECTION_WINDOW_BYTES as u64 == inbound::SLACK_BYTES);
 /// Must exceed the largest credit: a writer blocked on a stream window would hold the ring and stop the whole session. What it allows
-/// beyond the credit the connection's window does not.
+/// beyond the credit and what is read the connection's window does not.
 const STREAM_WINDOW_BYTES: u32 = 128 << 20;
 const _: () = assert!(STREAM_WINDOW_BYTES as u64 > WINDOW_BYTES_MAX);
 /// Send window of a session that does not write; see [`super::window`] for one that does.
