@@ -366,15 +366,16 @@ impl Controller {
         status.sites.retain(|site| !departed(&site.site_id));
         status.routers.retain(|router| !departed(&router.site_id));
         let now = clock::unix_s();
-        let before = (state.known_services(self.site), state.automatic_room());
-        state.served.observe(&status, now);
+        let room = state.automatic_room();
+        let mut changed = state.served.observe(&status, now);
         if let Some(entry) = state.routers.get_mut(router) {
             entry.observe(status);
         }
-        if (state.known_services(self.site), state.automatic_room()) == before {
-            self.touch();
-        } else {
+        changed |= state.automatic_room() != room;
+        if changed {
             self.refresh(&mut state);
+        } else {
+            self.touch();
         }
     }
 
@@ -612,7 +613,7 @@ impl State {
             for port in &connector.spec.ports {
                 let Ok(number) = u16::try_from(port.port) else { continue };
                 let port = Port { port: number, protocol: port.protocol.into() };
-                ports.entry(port).or_default().insert(site);
+                Arc::make_mut(ports.entry(port).or_default()).insert(site);
             }
         }
         out

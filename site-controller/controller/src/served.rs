@@ -1,8 +1,11 @@
 //! What the network serves, as the routers saw it last.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
+    sync::Arc,
+};
 
-use skein_core::{Address, Port, Portion, Protocol, Room, SiteId, fair_share};
+use skein_core::{Address, Port, Protocol, SiteId};
 use skein_site_core::Services;
 use skein_wire::proto::{control::RouterStatus, routing};
 
@@ -11,6 +14,8 @@ use skein_wire::proto::{control::RouterStatus, routing};
 const KEPT_S: i64 = 3600;
 /// Ports of addresses remembered, present and past. A network has 100,000 addresses; more than twice that is somebody's flood.
 const PORTS_MAX: usize = 262_144;
+/// Sites remembered of those that serve a port. They are asked for to share out what is scarce, and the best placed of them counts.
+const PORT_SITES_MAX: usize = 8;
 
 /// Ports of addresses with the sites that serve them.
 #[derive(Debug, Default)]
@@ -18,23 +23,27 @@ pub(crate) struct Served(BTreeMap<(Address, Port), Seen>);
 
 #[derive(Debug)]
 struct Seen {
-    sites: BTreeSet<SiteId>,
+    sites: Arc<BTreeSet<SiteId>>,
     at_unix_s: i64,
 }
 
 impl Served {
-    /// Takes note of what a router sees. Where that is too much, every site has its share of what is noted.
-    pub(crate) fn observe(&mut self, status: &RouterStatus, now_unix_s: i64) {
-        let mut seen = offered(status);
-        if seen.len() > PORTS_MAX {
-            let portions = seen.iter().map(|(key, sites)| Portion { key, weight: 1, sites });
-            let room = Room { per_site: PORTS_MAX, total: PORTS_MAX };
-            let fits: BTreeSet<_> = fair_share(portions, room).into_iter().cloned().collect();
-            tracing::warn!(offered = seen.len(), noted = fits.len(), "the network offers too much");
-            seen.retain(|key, _| fits.contains(key));
-        }
-        for (key, sites) in seen {
-            self.0.insert(key, Seen { sites, at_unix_s: now_unix_s });
+    /// Takes note of what a router sees. Where that is too much, every site has its share of what is noted. Returns whether it changes
+    /// what is served.
+    pub(crate) fn observe(&mut self, status: &RouterStatus, now_unix_s: i64) -> bool {
+        let mut changed = false;
+        for (key, sites) in offered(status) {
+            let seen = Seen { sites, at_unix_s: now_unix_s };
+            match self.0.entry(key) {
+                Entry::Vacant(entry) => {
+                    entry.insert(seen);
+                    changed = true;
+                }
+                Entry::Occupied(mut entry) => {
+                    changed |= entry.get().sites != seen.sites;
+                    entry.insert(seen);
+                }
+            }
         }
         let surplus = self.0.len().saturating_sub(PORTS_MAX);
         if surplus > 0 {
@@ -45,6 +54,7 @@ impl Served {
                 self.0.remove(&key);
             }
         }
+        changed
     }
 
     /// Forgets what nobody has served for long. Returns whether there was any.
@@ -58,25 +68,78 @@ impl Served {
     pub(crate) fn by_address(&self) -> Services {
         let mut out = Services::new();
         for ((address, port), seen) in &self.0 {
-            out.entry(address.clone()).or_default().insert(*port, seen.sites.clone());
+            out.entry(address.clone()).or_default().insert(*port, Arc::clone(&seen.sites));
         }
         out
     }
 }
 
-fn offered(status: &RouterStatus) -> BTreeMap<(Address, Port), BTreeSet<SiteId>> {
-    let mut out = BTreeMap::<_, BTreeSet<SiteId>>::new();
+/// What a router sees, within bounds. What a site has no room for is never built: a status is long enough for millions.
+fn offered(status: &RouterStatus) -> BTreeMap<(Address, Port), Arc<BTreeSet<SiteId>>> {
+    let mut asked = BTreeMap::<SiteId, usize>::new();
+    for_each_port(status, |_, _, account, _| *asked.entry(account).or_default() += 1);
+    let each_max = share(asked.values().copied().collect());
+    let mut taken = BTreeMap::<SiteId, usize>::new();
+    // Nearly all ports have the same few sites.
+    let mut known = BTreeSet::<Arc<BTreeSet<SiteId>>>::new();
+    let mut out = BTreeMap::new();
+    for_each_port(status, |address, port, account, sites| {
+        let taken = taken.entry(account).or_default();
+        if *taken < each_max {
+            *taken += 1;
+            let sites = known.get(&sites).cloned().unwrap_or_else(|| Arc::new(sites));
+            known.insert(Arc::clone(&sites));
+            out.insert((address.clone(), port), sites);
+        }
+    });
+    let asked: usize = asked.values().sum();
+    if asked > out.len() {
+        tracing::warn!(asked, noted = out.len(), "the network offers too much");
+    }
+    out
+}
+
+/// Each port once, with the sites that serve it and the one of them on whose account it is: the one that has the least there so far.
+fn for_each_port(
+    status: &RouterStatus,
+    mut each: impl FnMut(&Address, Port, SiteId, BTreeSet<SiteId>),
+) {
+    let mut accounts = BTreeMap::<SiteId, usize>::new();
     for service in &status.addresses {
         let Ok(address) = service.address.parse::<Address>() else { continue };
+        let mut ports = BTreeMap::<Port, BTreeSet<SiteId>>::new();
         for provider in &service.providers {
             // A router that names no site is still one source.
             let site = SiteId(provider.site_id.as_slice().try_into().unwrap_or_default());
             for port in provider.ports.iter().filter_map(port) {
-                out.entry((address.clone(), port)).or_default().insert(site);
+                let sites = ports.entry(port).or_default();
+                if sites.len() < PORT_SITES_MAX {
+                    sites.insert(site);
+                }
             }
         }
+        for (port, sites) in ports {
+            let sum = |site: &&SiteId| accounts.get(*site).copied().unwrap_or_default();
+            let Some(account) = sites.iter().min_by_key(sum).copied() else { continue };
+            *accounts.entry(account).or_default() += 1;
+            each(&address, port, account, sites);
+        }
     }
-    out
+}
+
+/// How many ports each site may have where they ask for so many, so that together they have no more than [`PORTS_MAX`]: who asks for less
+/// leaves the rest to the others.
+fn share(mut asked: Vec<usize>) -> usize {
+    asked.sort_unstable();
+    let (mut room, mut sites) = (PORTS_MAX, asked.len());
+    for asked in asked {
+        if asked > room / sites {
+            return room / sites;
+        }
+        room -= asked;
+        sites -= 1;
+    }
+    PORTS_MAX
 }
 
 fn port(port: &routing::Port) -> Option<Port> {
@@ -117,7 +180,36 @@ mod tests {
         served.observe(&flood, 10);
         assert_eq!(served.0.len(), PORTS_MAX);
         assert!(served.by_address().contains_key("z0") && served.by_address().contains_key("b99"));
+        assert!(!served.observe(&flood, 10), "nothing new");
         assert!(!served.forget(KEPT_S - 1));
         assert!(served.forget(KEPT_S) && served.0.len() == 101 * 64);
+    }
+
+    #[test]
+    fn what_has_no_room_is_not_built() {
+        let mut flood = status("a", 1, 40_000);
+        flood.addresses.extend(status("m", 3, 40_000).addresses);
+        flood.addresses.extend(status("z", 2, 100).addresses);
+        let offered = offered(&flood);
+        assert!((PORTS_MAX - 1..=PORTS_MAX).contains(&offered.len()), "{}", offered.len());
+        let of = |site: u8| {
+            let sites = BTreeSet::from([SiteId([site; 32])]);
+            offered.values().filter(|of| ***of == sites).collect::<Vec<_>>()
+        };
+        assert_eq!((of(1).len(), of(2).len()), (of(3).len(), 6_400));
+        assert!(of(1).windows(2).all(|two| Arc::ptr_eq(two[0], two[1])), "one set for all");
+    }
+
+    #[test]
+    fn what_many_serve_is_one_to_all_of_them() {
+        let mut status = status("a", 1, 4_000);
+        for service in &mut status.addresses {
+            let provider = service.providers[0].clone();
+            let of = |site| AddressProvider { site_id: vec![site; 32], ..provider.clone() };
+            service.providers = (1..=20).map(of).collect();
+        }
+        let offered = offered(&status);
+        assert_eq!(offered.len(), 4_000 * 64, "asked for by twenty, and there once");
+        assert!(offered.values().all(|sites| sites.len() == PORT_SITES_MAX));
     }
 }

@@ -1,7 +1,10 @@
 //! Which of the ports the network offers get a local endpoint by themselves. Whoever may offer anything decides how much there is of it; what
 //! opens here is bounded, and shared out among the sites that offer it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use skein_api::AutoListen;
 use skein_core::{Address, Port, Portion, Protocol, Room, SiteId, fair_share};
@@ -14,7 +17,7 @@ const SITE_SHARE: usize = 4;
 const FILES_SHARE: usize = 4;
 
 /// Addresses served in the network: their ports, and the sites that serve each.
-pub type Services = BTreeMap<Address, BTreeMap<Port, BTreeSet<SiteId>>>;
+pub type Services = BTreeMap<Address, BTreeMap<Port, Arc<BTreeSet<SiteId>>>>;
 
 /// Ports for which there is no room, by address.
 pub type LeftOut = BTreeMap<Address, BTreeSet<Port>>;

@@ -289,14 +289,14 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
     use skein_api::{LinkSpec, ListenerSpec, Resource};
-    use std::collections::BTreeMap;
+    use std::{collections::BTreeMap, sync::Arc};
 
     const SITE: SiteId = SiteId([1; 32]);
     const ROOM: Room = Room { per_site: 4, total: 8 };
 
     /// One address at another site.
-    fn served(address: &str, ports: &[u16]) -> (Address, BTreeMap<Port, BTreeSet<SiteId>>) {
-        let sites = BTreeSet::from([SiteId([2; 32])]);
+    fn served(address: &str, ports: &[u16]) -> (Address, BTreeMap<Port, Arc<BTreeSet<SiteId>>>) {
+        let sites = Arc::new(BTreeSet::from([SiteId([2; 32])]));
         let port = |port: &u16| (Port { port: *port, protocol: Protocol::Tcp }, sites.clone());
         (address.parse().unwrap(), ports.iter().map(port).collect())
     }
@@ -428,13 +428,13 @@ mod tests {
         let flood: Vec<_> = (0..64).map(|n| served(&format!("a{n:02}"), &[80, 443])).collect();
         let mut services: Services = flood.into_iter().collect();
         let (backend, mut ports) = served("backend", &[80]);
-        ports.values_mut().for_each(|sites| *sites = [SiteId([3; 32])].into());
+        ports.values_mut().for_each(|sites| *sites = Arc::new([SiteId([3; 32])].into()));
         services.insert(backend, ports);
         // The flooding site adds a port of its own to it.
         services.extend([("shared".parse().unwrap(), services["backend" as &str].clone())]);
         services.get_mut("shared").unwrap().extend(served("shared", &[80, 81]).1);
         let port = Port { port: 80, protocol: Protocol::Tcp };
-        let both = [SiteId([2; 32]), SiteId([3; 32])].into();
+        let both = Arc::new([SiteId([2; 32]), SiteId([3; 32])].into());
         services.get_mut("shared").unwrap().insert(port, both);
         let plan = planned(&all, &services, &AutoEndpoints::new(), &[]);
         let names: Vec<_> = plan.config.listeners.iter().map(|l| l.address.as_str()).collect();
