@@ -54,7 +54,7 @@ pub(crate) struct Global {
         value_name = "FORMAT",
         default_value = "table",
         hide_possible_values = true,
-        help = "Format of the output: table, json, yaml, name, wide"
+        help = "Format of the output: table, json, yaml, name, wide; `service list` has hosts too"
     )]
     pub(crate) output: Format,
     /// Only results and errors, no progress and notes

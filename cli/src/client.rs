@@ -198,6 +198,10 @@ fn unreachable(paths: &Paths, error: &io::Error) -> Failure {
             .because(format_args!("nothing in {}", paths.state().display()))
             .next("create one with `skctl init`, or name another namespace with -n");
     }
+    if paths.stopped_file().exists() {
+        return Failure::new(format_args!("the site in namespace {namespace:?} is stopped"))
+            .next("run `skctl start`");
+    }
     Failure::new(format_args!("the controller of namespace {namespace:?} is not running"))
         .because(format_args!("{}: {error}", paths.site_socket().display()))
         .next("run `skctl start`; `skctl logs` tells why it ended")

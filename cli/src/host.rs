@@ -19,7 +19,7 @@ use skein_controller::{
     store::{HostRecord, Store},
 };
 
-pub(crate) use end::{controller_replaced, disable_units, remove, stop};
+pub(crate) use end::{controller_replaced, disable_units, forget_in_hosts, remove, stop};
 pub(crate) use foreground::run_here;
 
 use crate::{client::Client, clock, command::logs, error::Failure, input, progress::Progress};

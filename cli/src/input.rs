@@ -31,7 +31,11 @@ pub(crate) fn read(path: &str, len_max: usize) -> Result<Vec<u8>, Failure> {
             file.take(limit).read_to_end(&mut content)
         })
     };
-    result.map_err(|error| Failure::new(format_args!("cannot read {shown}")).because(error))?;
+    result.map_err(|error| {
+        let missing = error.kind() == io::ErrorKind::NotFound;
+        let failure = Failure::new(format_args!("cannot read {shown}")).because(error);
+        if missing { failure.next("check the path; - reads standard input") } else { failure }
+    })?;
     if content.len() > len_max {
         return Err(Failure::new(format_args!("{shown} has more than {len_max} bytes"))
             .because("that is more than anything expected here"));
@@ -96,9 +100,6 @@ pub(crate) async fn passphrase(file: Option<String>, new: bool) -> Result<String
 
 /// Asks a question that is answered with yes or no; without a terminal the answer is no.
 pub(crate) async fn confirm(question: &str) -> Result<bool, Failure> {
-    if !io::stdin().is_terminal() {
-        return Ok(false);
-    }
     write!(io::stderr(), "{question} [y/N] ").map_err(|error| terminal(&error))?;
     let answer = blocking(read_line).await?;
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))

@@ -191,7 +191,9 @@ pub(crate) fn site(status: &SiteStatus, wide: bool, now: Timestamp) -> String {
     let mut out = String::new();
     let mut row = |key: &str, value: String| out += &line(&format!("{key:<12}{value}"));
     row("Site", format!("{} ({}), {}", status.name, short(&status.site_id, wide), status.role));
-    row("Network", format!("{}, {} sites", short(&status.network_id, wide), status.sites));
+    let sites =
+        if status.sites == 1 { "1 site".to_owned() } else { format!("{} sites", status.sites) };
+    row("Network", format!("{}, {sites}", short(&status.network_id, wide)));
     row("Links", format!("{} of {} up", status.links_up, status.links_total));
     row("Services", format!("{}, {} served from here", status.services, status.connectors));
     let controller = &status.controller;
@@ -414,7 +416,7 @@ fn line(text: &str) -> String {
     printable(text).trim_end().to_owned() + "\n"
 }
 
-fn short(id: &str, wide: bool) -> &str {
+pub(crate) fn short(id: &str, wide: bool) -> &str {
     // The first characters are what people compare; see SiteId::short.
     if wide { id } else { id.get(..8).unwrap_or(id) }
 }

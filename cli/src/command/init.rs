@@ -169,6 +169,11 @@ pub(crate) async fn run(global: &Global, args: Init) -> Result<(), Failure> {
             .because("there is no /run/systemd/system")
             .next("use --service none"));
     }
+    if args.manage_hosts == Some(true) && !rustix::process::geteuid().is_root() {
+        return Err(Failure::new("--manage-hosts needs root")
+            .because("/etc/hosts is root's")
+            .next("run the site as root, or take the lines of `skctl service list -o hosts`"));
+    }
     let mut progress = Progress::start(global, "creating the site");
     let found = find_or_create(&paths, &args, &mut progress).await?;
     let (created, client) = match found {

@@ -1,5 +1,7 @@
 //! `skctl start|stop|restart|upgrade`, and `skctl delete` of the site
 
+use std::io::IsTerminal as _;
+
 use clap::Args;
 use skein_controller::{
     Paths,
@@ -60,8 +62,14 @@ pub(crate) async fn start(global: &Global) -> Result<(), Failure> {
 
 pub(crate) async fn stop(global: &Global) -> Result<(), Failure> {
     let paths = site(global)?;
+    if paths.stopped_file().exists() && Processes::of(&paths).is_empty() {
+        note(global, "The site is stopped already. Start it with: skctl start");
+        return Ok(());
+    }
     let mut progress = Progress::start(global, "stopping");
     host::stop(&paths, &mut progress).await?;
+    // Nobody answers at the endpoints they name.
+    host::forget_in_hosts(&paths).await?;
     progress.finish();
     note(global, "The site is stopped. Start it with: skctl start");
     Ok(())
@@ -108,9 +116,12 @@ pub(crate) async fn delete_site(global: &Global, yes: bool) -> Result<(), Failur
     let paths = remains(global)?;
     let namespace = paths.namespace();
     let question = format!("Remove the site of namespace {namespace:?} and its identity for good?");
-    if !yes && !input::confirm(&question).await? {
+    if !yes && !std::io::stdin().is_terminal() {
         return Err(Failure::usage("the site was not removed")
             .next("add --yes to remove it without asking"));
+    }
+    if !yes && !input::confirm(&question).await? {
+        return Err(Failure::new("nothing was removed, as you said"));
     }
     let mut progress = Progress::start(global, "saying farewell");
     // First, so that systemd does not go on starting what is gone, wherever this is interrupted.

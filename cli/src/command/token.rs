@@ -15,6 +15,7 @@ use crate::{
     error::Failure,
     input,
     output::{self, Show, columns, note},
+    render::short,
 };
 
 /// Lets other sites in
@@ -150,6 +151,9 @@ async fn create(global: &Global, args: Create) -> Result<(), Failure> {
         uses: reply.uses,
         expires_in: Duration::from_secs(reply.expires_s).to_string(),
     };
+    if global.quiet && !global.structured() {
+        return Ok(());
+    }
     output::show(global, &created)
 }
 
@@ -215,7 +219,7 @@ impl Show for Tokens {
                 },
                 token.cost.to_string(),
                 if token.guest { "guest" } else { "member" }.to_owned(),
-                if wide { token.redeemers.join(",") } else { token.redeemers.len().to_string() },
+                redeemers(&token.redeemers, wide),
             ]
         });
         columns(["NAME", "STATE", "USED", "EXPIRES IN", "COST", "AS", "REDEEMED BY"], rows)
@@ -224,6 +228,13 @@ impl Show for Tokens {
     fn names(&self) -> Vec<String> {
         self.0.iter().map(|token| token.name.clone()).collect()
     }
+}
+
+fn redeemers(ids: &[String], wide: bool) -> String {
+    let shown: Vec<&str> =
+        ids.iter().take(if wide { ids.len() } else { 2 }).map(|id| short(id, wide)).collect();
+    let more = ids.len() - shown.len();
+    if more == 0 { shown.join(",") } else { format!("{},+{more}", shown.join(",")) }
 }
 
 async fn delete(global: &Global, args: Delete) -> Result<(), Failure> {

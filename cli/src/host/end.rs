@@ -151,7 +151,11 @@ pub(crate) async fn remove(paths: &Paths) -> Result<(), Failure> {
     .await
 }
 
-async fn forget_in_hosts(paths: &Paths) -> Result<(), Failure> {
+/// Takes the site's block, if it has one, out of `/etc/hosts`.
+///
+/// # Errors
+/// The file system refuses.
+pub(crate) async fn forget_in_hosts(paths: &Paths) -> Result<(), Failure> {
     for _ in 0..HOSTS_TRIES {
         match linux::forget_in_hosts(paths) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => clock::sleep(POLL).await,

@@ -189,7 +189,8 @@ pub struct ServiceRow {
     pub endpoints: Vec<Endpoint>,
     /// Who serves it.
     pub providers: Vec<Provider>,
-    /// `ready`, `unreachable` (no path to any provider), `unserved` (listener without provider), `blocked` (endpoint not bound).
+    /// `ready`, `unreachable` (no path to any provider), `unserved` (listener without provider), `blocked` (endpoint not bound),
+    /// `opening` (endpoint not bound yet).
     pub state: String,
     /// The state in a sentence, with the next step.
     pub message: String,

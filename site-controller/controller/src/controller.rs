@@ -13,7 +13,7 @@ use std::{
 
 use aws_lc_rs::rand::SystemRandom;
 use parking_lot::{Mutex, MutexGuard};
-use skein_api::Resource;
+use skein_api::{Kind, Resource};
 use skein_core::{Address, Port, Room, SiteId};
 use skein_site_core::{
     AutoEndpoints, Draining, Due, Endorsed, Grant, Inputs, IssuedStatement, LeftOut, LocalPorts,
@@ -38,7 +38,7 @@ use crate::{
     platform::linux,
     record,
     served::Served,
-    store::{Loaded, SetAside, SiteState, Store, StoreError},
+    store::{Change, Loaded, SetAside, SiteState, Store, StoreError},
 };
 
 /// How often endpoints are looked at that nobody serves.
@@ -84,6 +84,9 @@ pub(crate) struct State {
     /// Addresses of this host under which others might reach it.
     pub(crate) interfaces: Vec<std::net::IpAddr>,
     config: Versioned,
+    /// The version of the configuration in which routers were told of a resource as it is now. One that was not changed since the
+    /// controller started is not here.
+    told: BTreeMap<(Kind, String), u64>,
     /// Endpoints may have changed since `/etc/hosts` was written.
     hosts_due: bool,
     /// Whether `/etc/hosts` has a block of ours.
@@ -140,6 +143,7 @@ impl Controller {
             host: LocalPorts::default(),
             interfaces: Vec::new(),
             config: Versioned::default(),
+            told: BTreeMap::new(),
             hosts_due: true,
             hosts_managed: false,
             redeeming: BTreeMap::new(),
@@ -365,6 +369,10 @@ impl Controller {
         };
         status.sites.retain(|site| !departed(&site.site_id));
         status.routers.retain(|router| !departed(&router.site_id));
+        for address in &mut status.addresses {
+            address.providers.retain(|provider| !departed(&provider.site_id));
+        }
+        status.addresses.retain(|address| !address.providers.is_empty());
         let now = clock::unix_s();
         let room = state.automatic_room();
         let mut changed = state.served.observe(&status, now);
@@ -543,6 +551,25 @@ fn drop_drained(state: &mut State) -> bool {
 }
 
 impl State {
+    /// Resources have changed, and routers are told in the configuration as it is now.
+    pub(crate) fn told(&mut self, changes: &[Change]) {
+        let Self { told, resources, config, .. } = self;
+        for change in changes {
+            if let Change::Put(resource) = change {
+                told.insert((resource.kind(), resource.name().to_owned()), config.version);
+            }
+        }
+        let there: BTreeSet<_> =
+            resources.iter().map(|it| (it.kind(), it.name().to_owned())).collect();
+        told.retain(|resource, _| there.contains(resource));
+    }
+
+    /// The version of the configuration in which routers heard of a resource as it is.
+    pub(crate) fn told_in(&self, resource: &Resource) -> u64 {
+        let resource = (resource.kind(), resource.name().to_owned());
+        self.told.get(&resource).copied().unwrap_or_default()
+    }
+
     /// Names of applied tokens that the site of this id issued.
     pub(crate) fn tokens_of(&self, issuer: &str) -> Vec<String> {
         let of = |token: &skein_api::AccessTokenSpec| {

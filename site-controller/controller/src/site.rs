@@ -321,7 +321,9 @@ fn new_manifest(options: &InitOptions) -> Result<(Manifest<SiteSpec>, Vec<String
         let addr = format!("{any}:{}", skein_api::DEFAULT_PORT);
         options.listen = Some(addr.parse().into_iter().collect());
     }
-    let site = merge(Manifest::new(name, SiteSpec::default()), &options, &mut notes)?;
+    // None of its own yet: whoever holds the default port is somebody else.
+    let blank = SiteSpec { listen: Vec::new(), ..SiteSpec::default() };
+    let site = merge(Manifest::new(name, blank), &options, &mut notes)?;
     Ok((site, notes))
 }
 

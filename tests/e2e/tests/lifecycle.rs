@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use skein_e2e::Site;
+use skein_e2e::{Site, flow};
 use skein_lab::{Host, Lab, Signal, eventually};
 
 /// One host with one site that listens.
@@ -223,10 +223,10 @@ fn start_installs_nothing_over_what_is_installed() -> Result<()> {
 fn what_drains_is_reset_also_by_the_next_controller() -> Result<()> {
     let (_lab, site) = lone()?;
     let host = site.host();
-    let _server = skein_e2e::flow::serve(host, 8200, &[])?;
+    let _server = flow::serve(host, 8200, &[])?;
     site.expose("db", 8200, &[])?;
     let to = site.endpoint("db", 8200)?;
-    let flow = skein_e2e::flow::start(host, "hold", to, &["--flows", "1"])?;
+    let flow = flow::start(host, "hold", to, &["--flows", "1"])?;
     let active = |wanted: u64| {
         eventually("the flow is seen", Duration::from_secs(15), || {
             Ok(site.status()?["routers"][0]["flowsActive"].as_u64() == Some(wanted))
@@ -260,5 +260,47 @@ fn a_service_manager_that_is_not_there_strands_nobody() -> Result<()> {
     ensure!(site.processes()? == before, "the site was restarted");
     site.skctl(&["stop"]).check()?;
     ensure!(running(site.host())?.is_empty(), "stop looked elsewhere");
+    Ok(())
+}
+
+#[test]
+fn a_second_site_of_a_host_listens_on_the_next_port() -> Result<()> {
+    let lab = Lab::new()?;
+    let host = lab.host("shared")?;
+    let listens = |site: &Site| -> Result<String> {
+        let status = site.status()?;
+        let socket = &status["routers"][0]["sockets"][0];
+        ensure!(socket["error"] == "", "{status}");
+        ensure!(status["problems"].as_array().is_some_and(Vec::is_empty), "{status}");
+        Ok(socket["address"].as_str().unwrap_or_default().to_owned())
+    };
+    for (namespace, port) in [("first", 7443), ("second", 7444), ("third", 7445)] {
+        let site = Site::init_in(&host, namespace, &[])?;
+        let address = listens(&site)?;
+        ensure!(address.ends_with(&format!(":{port}")), "{namespace} listens at {address}");
+    }
+    Ok(())
+}
+
+#[test]
+fn what_a_change_says_is_of_what_was_changed() -> Result<()> {
+    let (_lab, site) = lone()?;
+    let _server = flow::serve(site.host(), 8400, &[])?;
+    let said = |args: &[&str]| Ok::<_, anyhow::Error>(site.skctl(args).check()?.stderr);
+    let problems = || Ok::<_, anyhow::Error>(site.status()?["problems"].to_string());
+    for _ in 0..3 {
+        let good = said(&["expose", "changing", "--port", "80:8400"])?;
+        ensure!(!good.contains("warning"), "{good}");
+        ensure!(!problems()?.contains("changing"), "{}", problems()?);
+        let bad = said(&["expose", "changing", "--port", "80:8401"])?;
+        ensure!(bad.contains("warning: no target answers: 127.0.0.1:8401"), "{bad}");
+        ensure!(problems()?.contains("changing is not served from here"), "{}", problems()?);
+    }
+    said(&["expose", "changing", "--port", "80:8400"])?;
+    let good = said(&["listen", "changing", "--port", "80:8402"])?;
+    ensure!(good.contains("listens on 127.0.0.1:8402"), "{good}");
+    let bad = said(&["listen", "changing", "--port", "80:8400"])?;
+    ensure!(bad.contains("warning: port 80: 127.0.0.1:8400 is held by"), "{bad}");
+    ensure!(problems()?.contains("changing has no endpoint at 127.0.0.1"), "{}", problems()?);
     Ok(())
 }

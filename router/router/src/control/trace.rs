@@ -33,7 +33,7 @@ impl Control {
                 format!("strategy {}", format!("{strategy:?}").to_lowercase())
             }
             (Some(_), None) => "no reachable provider serves this port".into(),
-            (None, _) => "no reachable router serves this address".into(),
+            (None, _) => "no router that can be reached serves this address".into(),
         };
         let chosen = chosen.and_then(|index| i32::try_from(index).ok()).unwrap_or(-1);
         TraceReply { candidates, chosen, why, ..reply }

@@ -131,7 +131,12 @@ impl Site for SiteService {
         let from_router::Message::Trace(reply) = answer else {
             return Err(Status::internal("the router answered something else"));
         };
-        let report = skein_site_core::status::trace(&address, port, &reply);
+        let mut report = skein_site_core::status::trace(&address, port, &reply);
+        if report.candidates.is_empty()
+            && let Some(reason) = self.0.why_not_served(&address)
+        {
+            report.why += &format!("; it is served from here, but {reason}");
+        }
         Ok(Response::new(Document { json: query::to_json(&report) }))
     }
 

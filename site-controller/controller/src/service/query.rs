@@ -22,6 +22,9 @@ use crate::{
     platform::linux,
 };
 
+/// Resources that do not work are all in `get`; with more than these something else is wrong.
+const PROBLEMS_SHOWN_MAX: usize = 10;
+
 impl Controller {
     /// One of the documents of `skein_api::status`, as JSON.
     pub(crate) fn document(&self, what: &str) -> Result<String, Status> {
@@ -95,11 +98,58 @@ impl Controller {
             links_up: count(up),
             links_total: count(links.len()),
             sites: count(sites.len()),
-            services: count(state.known_services(self.site).len()),
+            services: count(self.services(state).len()),
             connectors: count(state.resources.connectors.len()),
-            problems: problems(state),
+            problems: self.problems(state),
         }
     }
+
+    /// Why no flow is taken for an address that a connector of this site serves.
+    pub(super) fn why_not_served(&self, address: &str) -> Option<String> {
+        let state = self.state();
+        let mut connectors = state.resources.connectors.values();
+        let connector = connectors.find(|connector| connector.spec.address == address)?;
+        let status = resource_status(&state, &Resource::Connector(connector.clone()));
+        (status.phase != Phase::Ready).then_some(status.message)
+    }
+
+    fn problems(&self, state: &State) -> Vec<Problem> {
+        let mut out = problems(state);
+        let mut links = state.statuses().flat_map(|status| &status.links);
+        let mut sites = state.statuses().flat_map(|status| &status.sites);
+        let others = sites.any(|site| site.trusted && site.site_id != self.site.0);
+        if others && links.next().is_none() {
+            out.push(Problem {
+                what: "no link leads to the other sites of the network".to_owned(),
+                why: "this site dials none, and none that dials it is there".to_owned(),
+                fix: "see `skctl status` at the others, or join one with `skctl link TOKENFILE`"
+                    .to_owned(),
+            });
+        }
+        out.extend(not_working(state));
+        out
+    }
+}
+
+/// Resources that do not do what they are for.
+fn not_working(state: &State) -> Vec<Problem> {
+    let problem = |resource: Resource| {
+        let status = resource_status(state, &resource);
+        let (what, fix) = match &resource {
+            _ if status.phase != Phase::Error => return None,
+            Resource::Connector(connector) => (
+                format!("{} is not served from here", connector.spec.address),
+                "start the workload, or change it with `skctl expose`; see `skctl doctor`",
+            ),
+            Resource::Listener(listener) => (
+                format!("{} has no endpoint at {}", listener.spec.address, listener.spec.host),
+                "free the port, or choose another: `skctl listen ADDRESS --port PORT:LOCALPORT`",
+            ),
+            _ => return None,
+        };
+        Some(Problem { what, why: status.message, fix: fix.to_owned() })
+    };
+    state.resources.iter().filter_map(problem).take(PROBLEMS_SHOWN_MAX).collect()
 }
 
 impl State {
@@ -226,7 +276,8 @@ fn problems(state: &State) -> Vec<Problem> {
 fn links(state: &State, time: impl Fn(i64) -> String) -> Vec<LinkRow> {
     let mut rows = status::links(state.statuses(), time);
     let attached = state.routers.values().any(|entry| entry.session.is_some());
-    let error = if attached { "no router has taken it up yet" } else { "no router is running" };
+    let error =
+        if attached { "the router has not taken it up yet" } else { "no router is running" };
     for link in state.resources.links.values() {
         let name = &link.metadata.name;
         if !rows.iter().any(|row| !row.incoming && row.name == *name) {
@@ -291,15 +342,21 @@ fn sockets(state: &State) -> Vec<SocketStatus> {
 /// The `status` of a resource.
 pub(super) fn resource_status(state: &State, resource: &Resource) -> ResourceStatus {
     let name = resource.name();
+    // What routers said before they had it as it is now is of another one.
+    let seen = state.statuses_since(state.told_in(resource));
     match resource {
-        Resource::Link(_) => status::link_status(name, state.statuses()),
-        Resource::Listener(_) => status::listener_status(name, state.statuses()),
-        Resource::Connector(_) => status::connector_status(name, state.statuses()),
+        Resource::Link(_) => status::link_status(name, seen),
+        Resource::Listener(_) => status::listener_status(name, seen),
+        Resource::Connector(_) => status::connector_status(name, seen),
         Resource::AccessGrant(_) => {
             let grant = state.grants.get(name).map(|grant| grant.state(clock::unix_s()));
             let none = || format!("no token yet: `skctl token create FILE --grant {name}`");
             let message = grant.map_or_else(none, str::to_owned);
-            let phase = if grant == Some("valid") { Phase::Ready } else { Phase::Pending };
+            let phase = match grant {
+                // Nothing is to be done for one that has served its purpose.
+                Some("valid" | "used") => Phase::Ready,
+                _ => Phase::Pending,
+            };
             ResourceStatus { phase, message, conditions: Vec::new() }
         }
         Resource::Site(_) => {

@@ -51,6 +51,7 @@ impl Controller {
             }
         }
         self.refresh(&mut state);
+        state.told(&changes);
         for report in reports.iter().filter(|report| report.action != "unchanged") {
             tracing::info!(
                 kind = report.kind,

@@ -17,7 +17,7 @@ pub fn link_status<'a>(
         .filter(|link| !link.incoming && link.name == name)
         .collect();
     let Some(first) = links.first() else {
-        return pending("Up", "NoRouter", "no router has taken it up yet");
+        return pending("Up", "NoRouter", "the router takes it up");
     };
     match links.iter().find(|link| link_state(link) == "up") {
         Some(up) => {

@@ -65,6 +65,9 @@ pub fn services(
         judge(row);
         if let Some(ports) = left_out.filter(|_| row.state == "ready") {
             explain_left_out(row, ports);
+        } else if row.state == "ready" && automatic.is_some() && row.endpoints.is_empty() {
+            "opening".clone_into(&mut row.state);
+            "its local endpoint is being opened".clone_into(&mut row.message);
         }
     }
     rows.into_values().collect()
@@ -233,7 +236,11 @@ fn judge(row: &mut ServiceRow) {
     let all_local_unhealthy =
         row.providers.iter().all(|p| p.local && p.targets.iter().all(|t| !t.healthy));
     let (state, message) = if row.providers.is_empty() {
-        ("unserved", "no site serves it; run `skctl expose` where the workload is".to_owned())
+        (
+            "unserved",
+            "no site in reach serves it; run `skctl expose` where the workload is, and see `skctl status`"
+                .to_owned(),
+        )
     } else if !blocked.is_empty() {
         ("blocked", format!("{}; free the port or use `skctl listen`", blocked.join(", ")))
     } else if !unhealthy.is_empty() && all_local_unhealthy {
