@@ -43,7 +43,7 @@ pub(super) enum ControlError {
     Credit(#[from] super::CreditViolation),
 }
 
-/// What waits to be told to the peer: at most one entry per flow and kind, so bounded by the flows of the session.
+/// What waits to be told to the peer: at most one entry per flow and kind, so bounded by the flows that the session has now.
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
     pending: Mutex<Pending>,
@@ -73,6 +73,13 @@ impl Outbox {
     pub(super) fn abort(&self, flow: u64, after_bytes: u64) {
         self.pending.lock().aborts.insert(flow, after_bytes);
         self.filled.notify_one();
+    }
+
+    /// Drops what waits about a flow that has ended: it means nothing to the peer any more.
+    pub(super) fn forget(&self, flow: u64) {
+        let mut pending = self.pending.lock();
+        pending.credits.remove(&flow);
+        pending.aborts.remove(&flow);
     }
 
     pub(super) fn drain(&self) {
@@ -213,6 +220,11 @@ mod tests {
         assert_eq!(message.aborts, [Abort { flow: 9, after_bytes: 5 }]);
         assert!(message.draining);
         assert_eq!(outbox.take(), None);
+
+        outbox.grant(7, 1);
+        outbox.abort(7, 1);
+        outbox.forget(7);
+        assert_eq!(outbox.take(), None, "a peer that takes nothing must not make it grow");
 
         for flow in 0..BATCH_LEN_MAX as u64 {
             outbox.grant(flow, u64::MAX / 2);

@@ -130,6 +130,7 @@ impl FlowState {
 impl Drop for FlowState {
     fn drop(&mut self) {
         self.session.unregister(self.index);
+        self.session.outbox.forget(self.index);
     }
 }
 
