@@ -9,6 +9,7 @@ mod choose;
 mod disjoint;
 mod engine;
 mod fib;
+mod files;
 mod id;
 mod labels;
 mod lsdb;
@@ -27,6 +28,7 @@ pub use engine::{
     RouterView, SealError, Settings, SiteView,
 };
 pub use fib::{Fib, LABELS_MAX, LocalRouter, Path, Provider, Providers, Route};
+pub use files::{AUTOMATIC_MAX, FileShares, share_out_files};
 pub use id::{Handle, Label, LinkId, PINS_MAX, Pin, RouterId, SiteId, parse_vaddr, vaddr};
 pub use lsdb::{Entry, Lsdb};
 pub use pages::page_of;

@@ -1,13 +1,15 @@
 //! The only maker of sockets: nothing else in the crate names a constructor of one.
 
+use crate::clock;
 use nix::sys::socket::{setsockopt, sockopt};
 use rustix::event::{self, PollFd, PollFlags, Timespec};
+use skein_core::share_out_files;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use std::{
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs as _},
     path::Path,
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket, UnixStream};
 
@@ -182,19 +184,24 @@ pub async fn resolve(endpoint: &str) -> io::Result<Vec<SocketAddr>> {
     Ok(tokio::net::lookup_host(endpoint).await?.collect())
 }
 
-/// Of the descriptors that this process may have, this fraction is for everything but flows: links and those to come, listeners, health
-/// checks, control, claims.
-const RESERVED_DIVISOR: u64 = 8;
-const RESERVED_MIN: u64 = 64;
-const RESERVED_MAX: u64 = 8_192;
+/// Resolves `host:port` to all its addresses, and tells when that was known: whoever asked may look much later.
+///
+/// # Cancel safety
+/// Cancel-safe; a resolver thread may run on for a while.
+pub async fn look_up(endpoint: String) -> (Instant, io::Result<Vec<SocketAddr>>) {
+    let resolve = move || {
+        let resolved = endpoint.to_socket_addrs().map(Iterator::collect);
+        (clock::now(), resolved)
+    };
+    let resolved = tokio::task::spawn_blocking(resolve).await;
+    resolved.unwrap_or_else(|ended| (clock::now(), Err(io::Error::other(ended))))
+}
 
-/// Descriptors that flows may take.
+/// Descriptors that flows may take, of those that this process may have.
 #[must_use]
 pub fn flow_descriptors_max() -> usize {
     use rustix::process::{Resource, getrlimit};
-    let all = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    let reserved = (all / RESERVED_DIVISOR).clamp(RESERVED_MIN, RESERVED_MAX);
-    usize::try_from(all.saturating_sub(reserved)).unwrap_or(usize::MAX)
+    share_out_files(getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)).flows
 }
 
 /// Whether this process or host lacked descriptors or memory, and will until some are free.

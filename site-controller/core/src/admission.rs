@@ -7,14 +7,10 @@ use std::{
 };
 
 use skein_api::AutoListen;
-use skein_core::{Address, Port, Portion, Protocol, Room, SiteId, fair_share};
+use skein_core::{Address, Port, Portion, Protocol, Room, SiteId, fair_share, share_out_files};
 
-/// Automatic endpoints open at a time: a socket, a task and about half a KiB of configuration each.
-pub(crate) const AUTOMATIC_MAX: usize = 16_384;
 /// No site takes more than this part of them for what it alone offers.
 const SITE_SHARE: usize = 4;
-/// Automatic endpoints take no more than this part of the files a router may open: the rest is for flows, links and what the user asked for.
-const FILES_SHARE: usize = 4;
 
 /// Addresses served in the network: their ports, and the sites that serve each.
 pub type Services = BTreeMap<Address, BTreeMap<Port, Arc<BTreeSet<SiteId>>>>;
@@ -25,8 +21,7 @@ pub type LeftOut = BTreeMap<Address, BTreeSet<Port>>;
 /// How many automatic endpoints fit a router that may open so many files, if that is known.
 #[must_use]
 pub fn automatic_room(open_files_max: Option<u64>) -> Room {
-    let files = open_files_max.and_then(|files| usize::try_from(files).ok()).unwrap_or(usize::MAX);
-    let total = AUTOMATIC_MAX.min(files / FILES_SHARE);
+    let total = share_out_files(open_files_max.unwrap_or(u64::MAX)).automatic;
     Room { per_site: total / SITE_SHARE, total }
 }
 

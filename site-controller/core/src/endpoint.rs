@@ -41,7 +41,7 @@ pub struct AutoEndpoint {
 /// An endpoint whose address nobody has served for so long is forgotten; until then clients may still have it in their configuration.
 const UNUSED_MAX_S: i64 = 90 * 86_400;
 /// Endpoints kept, whatever the network offered in the meantime: four times what can be open at once.
-const KEPT_MAX: usize = 4 * crate::admission::AUTOMATIC_MAX;
+const KEPT_MAX: usize = 4 * skein_core::AUTOMATIC_MAX;
 /// Ports kept of one endpoint beyond those in use: as many as four routers can offer of an address.
 const PORTS_KEPT_MAX: usize = 256;
 
