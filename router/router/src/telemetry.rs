@@ -5,6 +5,7 @@
 //! Lines are written by a thread of their own: whoever reads them may be slow, and the data thread must not wait for a disk.
 
 use parking_lot::Mutex;
+use rustix::event::{self, PollFd, PollFlags, Timespec};
 use std::sync::OnceLock;
 use tracing::{Subscriber, level_filters::LevelFilter};
 use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
@@ -29,6 +30,12 @@ pub(crate) enum LogFormat {
 /// Lines that wait to be written: a second of access log at 8,000 flows, about 3 MiB. More are dropped and counted.
 const LINES_QUEUED_MAX: usize = 8_192;
 
+/// Whoever reads the log gets so long to make room for the last line.
+const LAST_LINE_TIMEOUT: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+/// What a pipe that is ready takes without making the writer wait.
+const WRITE_LEN_MAX: usize = 4_096;
+
+static FORMAT: OnceLock<LogFormat> = OnceLock::new();
 static DROPPED: OnceLock<ErrorCounter> = OnceLock::new();
 /// Ends the thread that writes.
 static WRITER: Mutex<Option<WorkerGuard>> = Mutex::new(None);
@@ -48,6 +55,7 @@ pub(crate) fn install(format: LogFormat, level: &str) {
     if subscriber.try_init().is_err() {
         return;
     }
+    FORMAT.get_or_init(|| format);
     DROPPED.get_or_init(|| dropped);
     *WRITER.lock() = Some(guard);
     if let Some(error) = refused {
@@ -58,6 +66,40 @@ pub(crate) fn install(format: LogFormat, level: &str) {
 /// Writes the lines that are queued, unless nobody takes them, and no more after them: the process ends.
 pub(crate) fn finish() {
     drop(WRITER.lock().take());
+}
+
+/// Writes an error as the last line of this process: past the queue and the lock of standard error, which the thread that writes may hold
+/// while nobody reads.
+pub(crate) fn write_now(message: &str, fields: &[(&str, &str)]) {
+    let line = last_line(FORMAT.get().copied().unwrap_or_default(), message, fields);
+    let (stderr, mut rest) = (rustix::stdio::stderr(), line.as_bytes());
+    while !rest.is_empty() {
+        let mut asked = [PollFd::new(&stderr, PollFlags::OUT)];
+        if !event::poll(&mut asked, Some(&LAST_LINE_TIMEOUT)).is_ok_and(|ready| ready > 0) {
+            return;
+        }
+        let Ok(len) = rustix::io::write(stderr, &rest[..rest.len().min(WRITE_LEN_MAX)]) else {
+            return;
+        };
+        rest = &rest[len..];
+    }
+}
+
+fn last_line(format: LogFormat, message: &str, fields: &[(&str, &str)]) -> String {
+    match format {
+        LogFormat::Human => {
+            let fields: String =
+                fields.iter().map(|(key, value)| format!(" {key}={value}")).collect();
+            format!("ERROR {message}{fields}\n")
+        }
+        LogFormat::Json => {
+            let known = [("level", "ERROR"), ("message", message)];
+            let fields = known.iter().chain(fields);
+            let line: serde_json::Map<_, _> =
+                fields.map(|&(key, value)| (key.to_owned(), value.into())).collect();
+            format!("{}\n", serde_json::Value::from(line))
+        }
+    }
 }
 
 fn queued(writer: impl std::io::Write + Send + 'static) -> (NonBlocking, WorkerGuard) {
@@ -144,6 +186,18 @@ mod tests {
         });
         let line: serde_json::Value = serde_json::from_str(text.trim()).unwrap();
         assert_eq!(line["span"]["name"], "link", "{text}");
+    }
+
+    #[test]
+    fn the_last_line_looks_like_the_others() {
+        let fields = [("reason", "\"why\"")];
+        assert_eq!(
+            last_line(LogFormat::Human, "the end", &fields),
+            "ERROR the end reason=\"why\"\n"
+        );
+        let line: serde_json::Value =
+            serde_json::from_str(&last_line(LogFormat::Json, "the end", &fields)).unwrap();
+        assert_eq!((&line["message"], &line["reason"]), (&"the end".into(), &"\"why\"".into()));
     }
 
     #[test]

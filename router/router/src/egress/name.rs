@@ -1,5 +1,6 @@
 //! What a name resolves to, asked once at a time: a lookup takes a thread, and a resolver that hangs keeps it.
 
+use crate::clock::now;
 use parking_lot::Mutex;
 use std::{
     fmt, io,
@@ -18,6 +19,8 @@ const UNRESOLVED_FOR: Duration = Duration::from_secs(1);
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
 
 type Resolved = Result<Arc<[SocketAddr]>, Arc<io::Error>>;
+/// When a lookup ended, which may be long before anybody asks, and how.
+type Ended = (Instant, io::Result<Vec<SocketAddr>>);
 
 /// The last answer, and the lookup that runs.
 #[derive(Debug, Default)]
@@ -27,7 +30,7 @@ pub(super) struct Name {
     running: tokio::sync::Mutex<Option<Lookup>>,
 }
 
-struct Lookup(Pin<Box<dyn Future<Output = io::Result<Vec<SocketAddr>>> + Send>>);
+struct Lookup(Pin<Box<dyn Future<Output = Ended> + Send>>);
 
 impl fmt::Debug for Lookup {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -43,16 +46,16 @@ impl Name {
     ///
     /// # Cancel safety
     /// A lookup begun goes on with the next one who asks.
-    pub(super) async fn resolve<F>(&self, lookup: impl FnOnce() -> F) -> Resolved
+    pub(super) async fn resolve<F>(&self, lookup: impl Fn() -> F) -> Resolved
     where
-        F: Future<Output = io::Result<Vec<SocketAddr>>> + Send + 'static,
+        F: Future<Output = Ended> + Send + 'static,
     {
         if let Some(known) = self.known() {
             return known;
         }
         timeout(RESOLVE_TIMEOUT, self.look_up(lookup))
             .await
-            .unwrap_or_else(|_elapsed| self.learn(Err(io::ErrorKind::TimedOut.into())))
+            .unwrap_or_else(|_elapsed| self.learn(now(), Err(io::ErrorKind::TimedOut.into())))
     }
 
     /// Does not believe the addresses any more: nobody was there.
@@ -60,35 +63,39 @@ impl Name {
         self.known.lock().take_if(|(_, resolved)| resolved.is_ok());
     }
 
-    async fn look_up<F>(&self, lookup: impl FnOnce() -> F) -> Resolved
+    async fn look_up<F>(&self, lookup: impl Fn() -> F) -> Resolved
     where
-        F: Future<Output = io::Result<Vec<SocketAddr>>> + Send + 'static,
+        F: Future<Output = Ended> + Send + 'static,
     {
         let mut running = self.running.lock().await;
-        // Whoever held it may have found out.
-        if let Some(known) = self.known() {
-            return known;
+        loop {
+            // Whoever held it may have found out.
+            if let Some(known) = self.known() {
+                return known;
+            }
+            let begun = running.get_or_insert_with(|| Lookup(Box::pin(lookup())));
+            let (at, outcome) = begun.0.as_mut().await;
+            *running = None;
+            // Looked at above: a lookup that was given up may have ended too long ago.
+            drop(self.learn(at, outcome));
         }
-        let outcome = running.get_or_insert_with(|| Lookup(Box::pin(lookup()))).0.as_mut().await;
-        *running = None;
-        self.learn(outcome)
     }
 
     fn known(&self) -> Option<Resolved> {
         let known = self.known.lock();
         let (at, resolved) = known.as_ref()?;
         let valid = if resolved.is_ok() { RESOLVED_FOR } else { UNRESOLVED_FOR };
-        let age = crate::clock::now().saturating_duration_since(*at);
+        let age = now().saturating_duration_since(*at);
         (age < valid).then(|| resolved.clone())
     }
 
-    fn learn(&self, outcome: io::Result<Vec<SocketAddr>>) -> Resolved {
+    fn learn(&self, at: Instant, outcome: io::Result<Vec<SocketAddr>>) -> Resolved {
         let resolved = match outcome {
             Ok(addresses) if addresses.is_empty() => Err(Arc::new(io::ErrorKind::NotFound.into())),
             Ok(addresses) => Ok(addresses.into()),
             Err(error) => Err(Arc::new(error)),
         };
-        *self.known.lock() = Some((crate::clock::now(), resolved.clone()));
+        *self.known.lock() = Some((at, resolved.clone()));
         resolved
     }
 }
@@ -108,9 +115,10 @@ mod tests {
             async move {
                 let lookup = || {
                     lookups.fetch_add(1, Ordering::Relaxed);
+                    let answer = answer.clone();
                     async move {
                         answer.notified().await;
-                        Ok(vec![([127, 0, 0, 1], 1).into()])
+                        (now(), Ok(vec![([127, 0, 0, 1], 1).into()]))
                     }
                 };
                 name.resolve(lookup).await
@@ -131,5 +139,25 @@ mod tests {
         answer.notify_one();
         ask().await.unwrap();
         assert_eq!(lookups.load(Ordering::Relaxed), 2);
+    }
+    #[tokio::test(start_paused = true)]
+    async fn the_answer_to_a_lookup_that_was_given_up_is_as_old_as_it_is() {
+        let (name, answer, lookups) =
+            (Name::default(), Arc::new(Notify::new()), AtomicUsize::new(0));
+        let lookup = || {
+            let (answer, port) = (answer.clone(), lookups.fetch_add(1, Ordering::Relaxed));
+            // Like the resolver's thread, it ends whether anybody waits or not.
+            let mut resolver = JoinSet::new();
+            resolver.spawn(async move {
+                answer.notified().await;
+                (now(), Ok(vec![([127, 0, 0, 1], u16::try_from(port).unwrap()).into()]))
+            });
+            async move { resolver.join_next().await.unwrap().unwrap() }
+        };
+        name.resolve(lookup).await.unwrap_err();
+        answer.notify_one();
+        time::sleep(10 * RESOLVED_FOR).await;
+        answer.notify_one();
+        assert_eq!(name.resolve(lookup).await.unwrap()[0].port(), 1, "the name has moved since");
     }
 }

@@ -157,7 +157,7 @@ impl Target {
             return Ok(Arc::new([SocketAddr::new(ip, self.port)]));
         }
         let name = self.name();
-        let lookup = || async move { net::resolve(&name).await };
+        let lookup = || net::look_up(name.clone());
         let resolved = self.name.resolve(lookup).await;
         resolved.map_err(|source| ConnectError::Unresolved { host: self.host.clone(), source })
     }
