@@ -51,6 +51,6 @@ pub fn eventually(
 }
 
 #[allow(clippy::disallowed_methods, reason = "the one reader of time of this crate")]
-fn now() -> Instant {
+pub(crate) fn now() -> Instant {
     Instant::now()
 }

@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::lan::Lan;
 use crate::namespace::Holder;
+use crate::wan::{Ends, Wan};
 use crate::{Command, Inner};
 
 /// A machine of the lab. Handles are cheap to clone.
@@ -27,6 +28,7 @@ pub(crate) struct Shared {
     index: u8,
     ports: Mutex<Vec<Port>>,
     gateway: Mutex<Option<Host>>,
+    wans: Mutex<Vec<Wan>>,
 }
 
 /// Where a host meets a LAN.
@@ -83,6 +85,7 @@ impl Host {
             index,
             ports: Mutex::new(Vec::new()),
             gateway: Mutex::new(None),
+            wans: Mutex::default(),
         };
         Ok(Self { shared: Arc::new(shared) })
     }
@@ -131,25 +134,57 @@ impl Host {
         Ok(address)
     }
 
+    /// Plugs the host into a LAN through a WAN box, which at first passes everything at once; `seed` decides what it drops when
+    /// told to. Only root can.
+    ///
+    /// # Errors
+    /// When the kernel has no TUN devices or `ip` fails.
+    pub fn join_through_wan(&self, lan: &Lan, seed: u64) -> Result<Wan> {
+        let port = self.new_port(lan, lan.next_address());
+        let name = format!("h{}w{}", self.shared.index, port.lan);
+        let ends = Ends { host: &name, lan: &port.outer };
+        let wan = Wan::start(seed, self.shared.lab.core.network()?, ends)?;
+        self.shared.lab.core.network_script(&format!(
+            "ip link set {name} netns {pid}
+             ip link set {outer} master br{lan_index} up",
+            pid = self.shared.holder.pid(),
+            outer = port.outer,
+            lan_index = port.lan,
+        ))?;
+        self.shared.holder.network_script(&format!("ip link set {name} name {}", port.inner))?;
+        self.shared.wans.lock().unwrap_or_else(PoisonError::into_inner).push(wan.clone());
+        self.plugged(lan, port)?;
+        Ok(wan)
+    }
+
     fn join_as(&self, lan: &Lan, address: Ipv4Addr) -> Result<()> {
-        let mut ports = self.ports();
-        let (n, lan_index) = (ports.len(), lan.index());
-        let port = Port {
-            lan: lan_index,
-            inner: format!("eth{n}"),
-            outer: format!("h{}p{n}", self.shared.index),
-            address,
-        };
+        let port = self.new_port(lan, address);
         self.shared.lab.core.network_script(&format!(
             "ip link add {outer} type veth peer name {inner} netns {pid}
              ip link set {outer} master br{lan_index} up",
             outer = port.outer,
             inner = port.inner,
             pid = self.shared.holder.pid(),
+            lan_index = port.lan,
         ))?;
+        self.plugged(lan, port)
+    }
+
+    fn new_port(&self, lan: &Lan, address: Ipv4Addr) -> Port {
+        let n = self.ports().len();
+        Port {
+            lan: lan.index(),
+            inner: format!("eth{n}"),
+            outer: format!("h{}p{n}", self.shared.index),
+            address,
+        }
+    }
+
+    fn plugged(&self, lan: &Lan, port: Port) -> Result<()> {
+        let (mut ports, address) = (self.ports(), port.address);
         let mut script =
             format!("ip address add {address}/24 dev {0}; ip link set {0} up", port.inner);
-        if n == 0 && lan.router_address() != address {
+        if ports.is_empty() && lan.router_address() != address {
             write!(script, "; ip route add default via {}", lan.router_address())?;
         }
         self.shared.holder.network_script(&script)?;
@@ -226,6 +261,17 @@ impl Host {
         };
         self.shared.holder.network_script(&bucket(&port.inner))?;
         self.shared.lab.core.network_script(&bucket(&port.outer))
+    }
+
+    /// Sets the largest packet the host sends on a LAN and takes from it, IP header included.
+    ///
+    /// # Errors
+    /// When the host is not on the LAN or `ip` fails.
+    pub fn set_mtu(&self, lan: &Lan, bytes: u16) -> Result<()> {
+        let port = self.port(lan)?;
+        let set = |interface: &str| format!("ip link set {interface} mtu {bytes}");
+        self.shared.lab.core.network_script(&set(&port.outer))?;
+        self.shared.holder.network_script(&set(&port.inner))
     }
 
     /// Takes a new address on a LAN and loses the old one, as a gateway does whose provider renumbers it. A

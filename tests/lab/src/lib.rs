@@ -1,4 +1,4 @@
-//! Network namespaces as a test network: LANs, NAT, firewalls, cuts.
+//! Network namespaces as a test network: LANs, NAT, firewalls, cuts, and long, lossy and narrow ways.
 //!
 //! A [`Lab`] is one process and a few namespaces it holds; every [`Host`] is a nested set of namespaces
 //! (network, mount, process ids, host name) on one or more [`Lan`]s. Nothing is named outside of those
@@ -8,7 +8,7 @@
 //! As root the real users of the machine exist inside the lab (a database refuses to run as root); as
 //! any other user the lab lives in a user namespace with one user, and [`Lab::rootless`] says so.
 //!
-//! Absent on purpose: delay and loss. The kernels this runs on have no `netem`.
+//! Delay and loss come from a [`Wan`], a thread of this process: the kernels this runs on have no `netem`.
 
 mod clock;
 mod command;
@@ -16,6 +16,7 @@ mod host;
 mod lan;
 mod namespace;
 mod require;
+mod wan;
 
 use std::net::Ipv4Addr;
 use std::path::Path;
@@ -29,6 +30,7 @@ pub use command::{Command, Output, Process};
 pub use host::{Host, Signal};
 pub use lan::Lan;
 pub use require::{require_programs, require_root, skipped};
+pub use wan::{Counters, Direction, Loss, Mtu, Profile, Rate, Wan};
 
 use namespace::Holder;
 

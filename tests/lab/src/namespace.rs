@@ -97,6 +97,15 @@ impl Holder {
         Ok(())
     }
 
+    /// Its network namespace, for a thread to enter.
+    ///
+    /// # Errors
+    /// When the holder is gone.
+    pub(crate) fn network(&self) -> Result<std::fs::File> {
+        let path = format!("/proc/{}/ns/net", self.pid);
+        std::fs::File::open(&path).with_context(|| path)
+    }
+
     /// The number of the holder outside of the lab.
     pub(crate) fn pid(&self) -> u32 {
         self.pid
