@@ -21,6 +21,10 @@ const KICKS_MAX: usize = 1_024;
 /// Copies of a kick: the new path may drop one.
 const KICK_COPIES: usize = 2;
 
+/// What was sent longer ago than that is not replayed: its acknowledgement would be taken for a round trip as long as the outage. Sessions
+/// then find out with new packets.
+const KICK_FRESH: Duration = Duration::from_millis(500);
+
 /// Packets of handshakes kept per destination: the longest flight, a certificate chain, takes four.
 const HANDSHAKE_MAX: usize = 8;
 /// A handshake that has taken longer repeats itself often enough.
@@ -36,6 +40,7 @@ struct Destination {
     /// The last packet, replayed when the path changes: the peer has never seen it, so it acknowledges at once, and loss
     /// recovery need not wait for a timer that has backed off.
     last: Vec<u8>,
+    last_sent: Option<Instant>,
     /// Packets of handshakes, oldest first: a flight takes several, and whoever dials has no other measure of a good time to repeat them.
     handshake: VecDeque<(Instant, Vec<u8>)>,
     packet: u16,
@@ -169,6 +174,7 @@ impl Destination {
         if let Some(last) = packets.chunks(stride).next_back() {
             self.last.clear();
             self.last.extend_from_slice(last);
+            self.last_sent = Some(clock::now());
         }
     }
 
@@ -176,7 +182,8 @@ impl Destination {
     fn recent(&mut self, now: Instant) -> Vec<Vec<u8>> {
         self.handshake.retain(|(at, _)| now.saturating_duration_since(*at) < HANDSHAKE_FRESH);
         let mut packets: Vec<_> = self.handshake.iter().map(|(_, packet)| packet.clone()).collect();
-        if packets.last() != Some(&self.last) {
+        let is_fresh = |at: Instant| now.saturating_duration_since(at) < KICK_FRESH;
+        if self.last_sent.is_some_and(is_fresh) && packets.last() != Some(&self.last) {
             packets.push(self.last.clone());
         }
         packets
@@ -200,6 +207,7 @@ impl Destinations {
             way: table.way(fabric.source(), handle, pin),
             generation: table.generation,
             last: Vec::new(),
+            last_sent: None,
             handshake: VecDeque::new(),
             packet: 0,
         });
@@ -226,8 +234,13 @@ impl Destinations {
             destination.way = table.way(fabric.source(), *handle, *pin);
             destination.generation = table.generation;
             let Some(new) = &destination.way else { continue };
-            if old.is_none_or(|old| !old.is_same(new)) && !destination.last.is_empty() {
-                kicks.push((new.clone(), destination.recent(now)));
+            if old.is_some_and(|old| old.is_same(new)) {
+                continue;
+            }
+            let new = new.clone();
+            let packets = destination.recent(now);
+            if !packets.is_empty() {
+                kicks.push((new, packets));
             }
         }
         kicks

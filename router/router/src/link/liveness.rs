@@ -6,6 +6,10 @@ use std::time::{Duration, Instant};
 const ACTIVE_INTERVAL: Duration = Duration::from_millis(100);
 /// Between probes otherwise.
 const IDLE_INTERVAL: Duration = Duration::from_secs(1);
+/// Between probes once one was missed. A link that only loses frames has this often a chance to say so before it is given up.
+const HASTY_INTERVAL: Duration = Duration::from_millis(30);
+/// How long the longest silence that was no death is remembered, at least.
+const SILENCE_MEMORY: Duration = Duration::from_secs(60);
 /// How long after the last data traffic counts as flowing.
 const ACTIVE_FOR: Duration = Duration::from_secs(1);
 /// A timer this late means that we did not run; the silence may be ours.
@@ -18,7 +22,7 @@ pub(crate) enum Due {
     Probe {
         /// To come back in the reply.
         token: u64,
-        /// Nothing has arrived since well before the previous probe.
+        /// Nothing has arrived since well before an earlier probe; told once per interval.
         missed: bool,
     },
     /// Nothing has arrived for this long: the link is dead.
@@ -39,8 +43,33 @@ pub(crate) struct Liveness {
     /// When our own stall was last taken into account.
     stalled: Option<Instant>,
     next_probe: Instant,
+    /// When it was last told that a probe was missed, since anything arrived.
+    missed: Option<Instant>,
+    silences: Silences,
     srtt: Duration,
     rttvar: Duration,
+}
+
+/// The longest silences under traffic that were followed by a sign of life.
+#[derive(Debug)]
+struct Silences {
+    since: Instant,
+    longest: Duration,
+    longest_before: Duration,
+}
+
+impl Silences {
+    fn note(&mut self, silence: Duration, now: Instant) {
+        if now.saturating_duration_since(self.since) >= SILENCE_MEMORY {
+            self.since = now;
+            self.longest_before = std::mem::take(&mut self.longest);
+        }
+        self.longest = self.longest.max(silence);
+    }
+
+    fn longest(&self) -> Duration {
+        self.longest.max(self.longest_before)
+    }
 }
 
 impl Liveness {
@@ -56,6 +85,12 @@ impl Liveness {
             grace: now,
             stalled: None,
             next_probe: now,
+            missed: None,
+            silences: Silences {
+                since: now,
+                longest: Duration::ZERO,
+                longest_before: Duration::ZERO,
+            },
             srtt: rtt,
             rttvar: rtt / 2,
         }
@@ -63,7 +98,12 @@ impl Liveness {
 
     /// An authenticated frame arrived.
     pub(crate) fn frame_received(&mut self, now: Instant) {
+        if self.is_active(now) {
+            let silence = now.saturating_duration_since(self.last_received.max(self.grace));
+            self.silences.note(silence, now);
+        }
         self.last_received = self.last_received.max(now);
+        self.missed = None;
     }
 
     /// Data was sent or received; `true` when it is the first after a pause and the timer must be set anew.
@@ -109,7 +149,8 @@ impl Liveness {
     /// before anything was done about it.
     fn repeat_at(&self) -> Option<Instant> {
         let probe = self.last_probe.filter(|probe| self.last_received <= *probe)?;
-        Some(probe + (self.srtt + 4 * self.rttvar).max(ACTIVE_INTERVAL))
+        let patience = (self.srtt + 4 * self.rttvar).max(ACTIVE_INTERVAL);
+        Some(probe + if self.missed.is_some() { HASTY_INTERVAL } else { patience })
     }
 
     /// What is due, if anything.
@@ -124,9 +165,13 @@ impl Liveness {
         if now >= self.deadline(now) {
             return Some(Due::Dead(now.saturating_duration_since(self.last_received)));
         }
-        let missed = self.repeat_at().is_some_and(|repeat| now >= repeat);
-        if now < self.next_probe && !missed {
+        let overdue = self.repeat_at().is_some_and(|repeat| now >= repeat);
+        if now < self.next_probe && !overdue {
             return None;
+        }
+        let missed = overdue && self.missed.is_none_or(|told| now - told >= ACTIVE_INTERVAL);
+        if missed {
+            self.missed = Some(now);
         }
         self.last_probe = Some(now);
         self.next_probe = now + self.interval(now);
@@ -143,13 +188,17 @@ impl Liveness {
     }
 
     fn dead_after(&self, now: Instant) -> Duration {
-        (self.srtt + 4 * self.rttvar + 2 * self.interval(now)).max(self.silence_min)
+        let silence = self.srtt + 4 * self.rttvar + 2 * self.interval(now);
+        silence.max(self.silence_min).max(2 * self.silences.longest())
     }
 
     fn deadline(&self, now: Instant) -> Instant {
         self.last_received.max(self.grace) + self.dead_after(now)
     }
 }
+
+#[cfg(test)]
+mod simulation;
 
 #[cfg(test)]
 mod tests {
@@ -198,7 +247,7 @@ mod tests {
         assert_eq!(link.poll_timeout(t), t);
         let (after, probes) = until_dead(&mut link, t, true);
         assert_eq!(after, DEAD_AFTER_MIN, "the idle silence before does not count");
-        assert_eq!(probes, 3);
+        assert_eq!(probes, 8, "one in time, and once it is missed as many as may be lost");
     }
 
     #[test]
@@ -221,6 +270,26 @@ mod tests {
         link.frame_received(t + MS);
         let t = t + ACTIVE_INTERVAL;
         assert!(matches!(link.handle_timeout(t), Some(Due::Probe { missed: false, .. })));
+    }
+
+    #[test]
+    fn a_link_that_was_silent_before_gets_twice_that_for_a_while() {
+        let t = start();
+        let mut link = Liveness::new(t, MS, DEAD_AFTER_MIN);
+        link.data_moved(t);
+        link.frame_received(t + 290 * MS);
+        let (after, _) = until_dead(&mut link, t + 290 * MS, true);
+        assert_eq!(after, 580 * MS);
+        let mut now = t + 290 * MS;
+        let mut link = Liveness::new(t, MS, DEAD_AFTER_MIN);
+        link.data_moved(t);
+        link.frame_received(now);
+        while now < t + 3 * SILENCE_MEMORY {
+            now += 100 * MS;
+            link.data_moved(now);
+            link.frame_received(now);
+        }
+        assert_eq!(until_dead(&mut link, now, true).0, DEAD_AFTER_MIN, "forgotten");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use super::{
     Account, INITIAL_CREDIT_BYTES, ReceiveWindow, Reservation, SendCredit,
+    congestion::Relief,
     control::{self, ControlError, ControlReader, Outbox},
     flow::{FlowError, FlowState},
     inbound::Inbound,
@@ -132,6 +133,8 @@ pub(crate) struct Session {
     pub(super) refusals: Semaphore,
     pub(super) meter: WriteMeter,
     pub(super) outbox: Outbox,
+    /// Of the connection's congestion control.
+    relief: Option<Arc<Relief>>,
     inbound: Mutex<Inbound>,
     flows: Mutex<HashMap<u64, Weak<FlowState>>>,
     /// Streams that the peer has open, also those that are no flow yet.
@@ -156,6 +159,7 @@ impl Session {
         Arc::new(Self {
             first_mtu: connection.stats().path.current_mtu,
             established: clock::now(),
+            relief: Relief::of(&connection),
             connection,
             peer,
             terms,
@@ -204,6 +208,22 @@ impl Session {
     pub(super) fn uses(&self) -> (u64, bool) {
         let is_unused = self.flow_count() == 0 && self.open_streams.load(Ordering::Relaxed) == 0;
         (self.uses.load(Ordering::Relaxed), is_unused)
+    }
+
+    /// The session has a path again, or another one: what is in flight is likely lost, and must not keep it from finding out.
+    pub(super) fn path_changed(&self) {
+        if let Some(relief) = &self.relief {
+            relief.grant();
+        }
+        self.meter.path_changed();
+        self.outbox.sign_of_life();
+        // Changes nothing, but has the connection look what it may send now.
+        self.connection.set_max_concurrent_uni_streams(VarInt::from_u32(0));
+    }
+
+    /// Whether the peer has acknowledged anything since the path changed.
+    pub(super) fn is_heard(&self) -> bool {
+        self.relief.as_ref().is_none_or(|relief| relief.is_heard())
     }
 
     /// Tells the peer to open no more flows and opens none.

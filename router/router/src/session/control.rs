@@ -55,6 +55,8 @@ struct Pending {
     credits: BTreeMap<u64, Credit>,
     aborts: BTreeMap<u64, u64>,
     draining: bool,
+    /// A message without content, since the peer is to acknowledge something.
+    sign_of_life: bool,
 }
 
 impl Outbox {
@@ -87,9 +89,15 @@ impl Outbox {
         self.filled.notify_one();
     }
 
+    pub(super) fn sign_of_life(&self) {
+        self.pending.lock().sign_of_life = true;
+        self.filled.notify_one();
+    }
+
     /// The next message; `None` when nothing waits.
     fn take(&self) -> Option<SessionMessage> {
         let mut pending = self.pending.lock();
+        let is_due = mem::take(&mut pending.sign_of_life);
         let message = SessionMessage {
             credits: pop_batch(&mut pending.credits).map(|(_, credit)| credit).collect(),
             aborts: pop_batch(&mut pending.aborts)
@@ -97,7 +105,7 @@ impl Outbox {
                 .collect(),
             draining: mem::take(&mut pending.draining),
         };
-        (message != SessionMessage::default()).then_some(message)
+        (is_due || message != SessionMessage::default()).then_some(message)
     }
 }
 
@@ -215,10 +223,14 @@ mod tests {
         outbox.give_back(7, 4);
         outbox.abort(9, 5);
         outbox.drain();
+        outbox.sign_of_life();
         let message = outbox.take().unwrap();
         assert_eq!(message.credits, [Credit { flow: 7, add_bytes: 3, return_bytes: 4 }]);
         assert_eq!(message.aborts, [Abort { flow: 9, after_bytes: 5 }]);
         assert!(message.draining);
+        assert_eq!(outbox.take(), None);
+        outbox.sign_of_life();
+        assert_eq!(outbox.take(), Some(SessionMessage::default()));
         assert_eq!(outbox.take(), None);
 
         outbox.grant(7, 1);

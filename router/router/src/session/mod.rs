@@ -6,6 +6,7 @@
 
 mod admission;
 mod budget;
+mod congestion;
 mod connection;
 mod control;
 mod credit;

@@ -1,6 +1,6 @@
 //! Settings of the end-to-end endpoint and of each connection.
 
-use super::{credit::WINDOW_BYTES_MAX, inbound};
+use super::{congestion, credit::WINDOW_BYTES_MAX, inbound};
 use aws_lc_rs::hmac;
 use quinn::{
     AsyncUdpSocket, Endpoint, EndpointConfig, IdleTimeout, TransportConfig, VarInt,
@@ -77,7 +77,7 @@ pub(super) fn transport(role: Role, path: Option<&Path>) -> Arc<TransportConfig>
         .send_window(SEND_WINDOW_BYTES_IDLE)
         .send_fairness(true)
         .persistent_congestion_threshold(PERSISTENT_CONGESTION_RTTS)
-        .congestion_controller_factory(Arc::new(cubic))
+        .congestion_controller_factory(Arc::new(congestion::Factory(Arc::new(cubic))))
         // One end suffices: its probes are acknowledged.
         .keep_alive_interval((role == Role::Initiator).then_some(KEEP_ALIVE))
         .max_idle_timeout(IdleTimeout::try_from(IDLE_MAX).ok())

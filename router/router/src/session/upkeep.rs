@@ -1,5 +1,5 @@
 //! Which sessions stay: those that the network's view no longer supports are closed, as are unused ones, and those whose path has come to
-//! carry packets of another size get a successor, or make way for one that had that size before.
+//! carry packets of another size get a successor, or make way for one that had that size before. Sessions with a new path are told so.
 
 use super::{
     connection::{Close, Session},
@@ -7,7 +7,7 @@ use super::{
     transport::{self, Role},
 };
 use crate::clock;
-use skein_core::Path;
+use skein_core::{Label, LinkId, Path};
 use std::{
     collections::HashMap,
     sync::Arc,
@@ -28,12 +28,20 @@ const SUCCESSION_AGE_MIN: Duration = Duration::from_secs(2);
 /// The end that opens no flows leaves the other so long to see by itself that the packets have another size, and to dial while the old
 /// session still takes flows.
 const OUTGROWN_MAX_RESPONDER: Duration = Duration::from_secs(2);
+/// A session with a new path says something on it at once, and after this and twice this and so on, until it is answered: the peer may
+/// not have a path yet, and the first packets may get lost.
+const SAY_AGAIN_MIN: Duration = Duration::from_millis(100);
+const SAY_MAX: u32 = 6;
 /// Sessions are looked at so often when nothing changes: uses and packet sizes tell nobody when they change.
 const ROUND_MAX: Duration = Duration::from_secs(30);
 
 /// What earlier rounds saw of a session.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Seen {
+    /// The last way there was.
+    way: Option<(LinkId, Vec<Label>)>,
+    /// How often it has been said that the path has changed, and when to say it again.
+    say: Option<(u32, Instant)>,
     pathless_since: Option<Instant>,
     /// And how often it had been used by then.
     unused_since: Option<(Instant, u64)>,
@@ -51,6 +59,28 @@ impl Seen {
         let before = self.unused_since.filter(|&(_, before)| before == uses);
         self.unused_since = if is_unused { before.or(Some((now, uses))) } else { None };
         self.unused_since.map(|(since, _)| since + unused_max)
+    }
+
+    /// Whether to say something on the path because it is a new one and nothing has come back yet.
+    fn is_to_say(&mut self, path: Option<&Path>, is_heard: bool, now: Instant) -> bool {
+        let Some(path) = path else {
+            self.say = None;
+            return false;
+        };
+        let way = (path.first_link, &path.labels);
+        let before = self.way.as_ref().map(|(link, labels)| (*link, labels));
+        if before != Some(way) || self.pathless_since.is_some() {
+            let is_first = before.is_none();
+            self.way = Some((path.first_link, path.labels.clone()));
+            // A new session is saying something anyway.
+            self.say = (!is_first).then_some((0, now));
+        } else if is_heard {
+            self.say = None;
+        }
+        let Some((said, due)) = self.say.filter(|(_, due)| *due <= now) else { return false };
+        let again = (said + 1 < SAY_MAX).then_some((said + 1, due + SAY_AGAIN_MIN * (1 << said)));
+        self.say = again;
+        true
     }
 
     /// When a session that has a path, or has none, has had none for as long as it may.
@@ -108,6 +138,10 @@ impl Pool {
             let path = fib.path(session.peer.handle, session.peer.pin);
             let uses = session.uses();
             let unused = seen.unused_until(uses, unused_max(&session), now);
+            if seen.is_to_say(path, session.is_heard(), now) {
+                session.path_changed();
+            }
+            let say = seen.say.map(|(_, due)| due);
             let pathless = seen.pathless_until(path.is_some(), now);
             let is_outgrown = session.is_usable()
                 && path.is_some_and(|p| session.is_outgrown(transport::mtu(Some(p))));
@@ -120,7 +154,7 @@ impl Pool {
             } else if let (Some(path), Some(_)) = (path, outgrown.filter(|&at| at <= now)) {
                 due = due.min(self.outgrown(session, path, uses.1, now));
             }
-            let later = [unused, pathless, outgrown].into_iter().flatten();
+            let later = [say, unused, pathless, outgrown].into_iter().flatten();
             due = later.filter(|&at| at > now).fold(due, Ord::min);
         }
         due

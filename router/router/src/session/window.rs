@@ -23,17 +23,26 @@ const DECAY_DIVISOR: u64 = 16;
 /// After so many idle steps at the floor, a second, a session pays for no more than an idle one. The next write takes the floor back.
 const QUIET_STEPS: u32 = 5;
 
+/// More than the send window for a moment: a message on the control stream.
+const SIGN_OF_LIFE_BYTES: u64 = 64;
+
 /// Counts what a session writes, and wakes the follower after idleness, so that sessions idle for long have no timer.
 #[derive(Debug, Default)]
 pub(super) struct WriteMeter {
     written_bytes: AtomicU64,
     resumed: Notify,
+    path_changed: Notify,
 }
 
 impl WriteMeter {
     pub(super) fn add(&self, bytes: usize) {
         self.written_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         self.resumed.notify_one();
+    }
+
+    /// Makes room for a message on the control stream, should the send window be full of what the old path has lost.
+    pub(super) fn path_changed(&self) {
+        self.path_changed.notify_one();
     }
 
     pub(super) fn total(&self) -> u64 {
@@ -61,7 +70,16 @@ pub(super) async fn follow(
         }
         let rtt = connection.rtt();
         let step = if is_idle { STEP_MAX } else { rtt.clamp(STEP_MIN, STEP_MAX) };
-        tokio::time::sleep(step).await;
+        let sleep = tokio::time::sleep(step);
+        tokio::pin!(sleep);
+        loop {
+            tokio::select! {
+                () = &mut sleep => break, // cancel-safe
+                () = meter.path_changed.notified() => { // cancel-safe
+                    connection.set_send_window(window(&paid) + SIGN_OF_LIFE_BYTES);
+                }
+            }
+        }
         let written = meter.total() - seen;
         seen += written;
         quiet_steps = if written == 0 { quiet_steps + 1 } else { 0 };
