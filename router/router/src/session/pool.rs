@@ -21,8 +21,11 @@ use tokio::{sync::watch, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument as _;
 
-/// From the first packet to the peer's hello: a flow waits no longer for an egress either.
+/// From the first packet to the peer's hello: a flow waits no longer for an egress either. Besides so many times as long as the path takes:
+/// over a satellite that loses packets the handshake alone may take four tries.
 const ESTABLISH_TIMEOUT: Duration = Duration::from_secs(5);
+const ESTABLISH_TIMEOUT_RTTS: u32 = 16;
+const ESTABLISH_TIMEOUT_MAX: Duration = Duration::from_secs(20);
 /// Sessions of one peer that are accepted. It needs one per pin, and successors of those whose flows last.
 const ACCEPTED_PER_PEER_MAX: usize = 16;
 /// Sessions to one router and pin, for packets of so many sizes. Flows beyond do with packets that the fabric splits, where a path keeps
@@ -42,7 +45,7 @@ pub enum DialError {
     #[error(transparent)]
     Peer(#[from] PeerError),
     /// The peer did not answer in time.
-    #[error("the router did not answer within {} s", ESTABLISH_TIMEOUT.as_secs())]
+    #[error("the router did not answer in time")]
     Timeout,
     /// At the ceiling of memory, or of what the peer's site may make this router hold.
     #[error("there is no memory for another session")]
@@ -101,6 +104,12 @@ impl Pool {
         Arc::clone(&self.config.surroundings.fib.borrow())
     }
 
+    fn establish_timeout(&self, handle: Handle, pin: Pin) -> Duration {
+        let path_us = self.fib().path(handle, pin).map_or(0, |path| path.metric_us);
+        let most = ESTABLISH_TIMEOUT + ESTABLISH_TIMEOUT_RTTS * Duration::from_micros(path_us);
+        most.min(ESTABLISH_TIMEOUT_MAX)
+    }
+
     pub(super) fn trust(&self) -> Arc<TrustView> {
         Arc::clone(&self.config.surroundings.trust.borrow())
     }
@@ -152,7 +161,7 @@ impl Pool {
     }
 
     async fn dial_and_run(self: Arc<Self>, key: Key, outcome: watch::Sender<Dialled>) {
-        let dial = timeout(ESTABLISH_TIMEOUT, self.dial(key));
+        let dial = timeout(self.establish_timeout(key.handle, key.pin), self.dial(key));
         match dial.await.unwrap_or(Err(DialError::Timeout)) {
             Ok((session, writer, reader)) => {
                 tracing::info!(peer = %key.router, site = %session.peer.site, pin = key.pin.0, "session opened");
@@ -220,7 +229,7 @@ impl Pool {
     /// goes on.
     async fn succeed(self: Arc<Self>, old: Arc<Session>) {
         let key @ Key { router, pin, .. } = old.key();
-        let dial = timeout(ESTABLISH_TIMEOUT, self.dial(key));
+        let dial = timeout(self.establish_timeout(key.handle, key.pin), self.dial(key));
         let dialled = dial.await.unwrap_or(Err(DialError::Timeout));
         old.is_succeeded.store(false, Ordering::Relaxed);
         drop(old);
@@ -369,7 +378,8 @@ impl Pool {
         pin: Pin,
         slot: Slot,
     ) {
-        let admitted = timeout(ESTABLISH_TIMEOUT, self.admit(incoming, handle, pin)).await;
+        let most = self.establish_timeout(handle, pin);
+        let admitted = timeout(most, self.admit(incoming, handle, pin)).await;
         drop(slot);
         match admitted.unwrap_or(Err(DialError::Timeout)) {
             Ok((session, writer, reader)) => self.run(session, writer, reader).await,
