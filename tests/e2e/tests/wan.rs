@@ -132,7 +132,10 @@ fn far(name: &str, profile: &Profile, seconds: u64) -> Result<()> {
     net.branch.wait_links_up(1)?;
     let before = net.link()?;
     let running = flow::start(host, "duplex", to, &["--flows", "5", "--rate", "1000"])?;
-    for (what, to) in [("Skein", to), ("HAProxy passing TCP on", ([127, 0, 0, 1], 8412).into())] {
+    // QUIC here is CUBIC; what the kernel uses by itself may be something else.
+    let kernel = hub.read("/proc/sys/net/ipv4/tcp_congestion_control")?;
+    let proxied = format!("HAProxy passing TCP on ({})", kernel.trim());
+    for (what, to) in [("Skein", to), (&proxied, ([127, 0, 0, 1], 8412).into())] {
         // Downwards, so that what is queued when the time is over is not waited for: it may take minutes.
         let bulk =
             ["--flows", "1", "--seconds", &seconds.div_ceil(3).to_string(), "--direction", "down"];
