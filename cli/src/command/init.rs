@@ -61,8 +61,9 @@ pub(crate) struct Init {
     /// What keeps the processes running. Default: systemd where it runs this machine, else none
     #[arg(long, value_enum)]
     service: Option<ServiceArg>,
-    /// Keeps a block with the local endpoints in /etc/hosts (needs root): names without dots or under no existing domain,
-    /// and those of this site; `service list -o hosts` has all. `--manage-hosts=false` takes it out again
+    /// Keeps a block with the local endpoints in /etc/hosts (needs root): names without dots or under no existing domain
+    /// that lead nowhere else by this host's resolver, and those of this site; `service list -o hosts` has all.
+    /// `--manage-hosts=false` takes it out again
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     manage_hosts: Option<bool>,
     #[command(flatten)]

@@ -91,6 +91,8 @@ pub(crate) struct State {
     hosts_due: bool,
     /// Whether `/etc/hosts` has a block of ours.
     hosts_managed: bool,
+    /// What names that others chose mean on this host without us.
+    names: hosts::elsewhere::Names,
     /// How far applied tokens are, by name.
     pub(crate) redeeming: BTreeMap<String, Redeeming>,
     /// Sites whose last word has expired: routers go on listing them until the record of it is over.
@@ -146,6 +148,7 @@ impl Controller {
             told: BTreeMap::new(),
             hosts_due: true,
             hosts_managed: false,
+            names: hosts::elsewhere::Names::default(),
             redeeming: BTreeMap::new(),
             departed: BTreeSet::new(),
             leaving: false,
@@ -451,6 +454,28 @@ impl Controller {
         true
     }
 
+    /// Names that others chose and that are to be looked up before they are written to `/etc/hosts`.
+    pub(crate) fn names_due(&self, now: i64) -> Vec<Address> {
+        let mut state = self.state();
+        let own = state.own_addresses();
+        let wanted: BTreeSet<Address> = if state.hosts_managed {
+            let others = state.endpoints.keys().filter(|name| !own.contains(name.as_str()));
+            others.filter(|name| hosts::may_be_named(name)).cloned().collect()
+        } else {
+            BTreeSet::new()
+        };
+        state.names.due(&wanted, now)
+    }
+
+    /// Which of them mean nothing here.
+    pub(crate) fn names_learned(&self, free: Vec<(Address, bool)>, now: i64) {
+        let mut state = self.state();
+        for (name, is_free) in free {
+            let is_news = state.names.learn(name, is_free, now);
+            state.hosts_due |= is_news;
+        }
+    }
+
     /// Keeps the block in `/etc/hosts`, if the site is to have one.
     fn name_endpoints(&self, state: &mut State) {
         let label = self.store.paths().label();
@@ -461,7 +486,8 @@ impl Controller {
             let own = state.own_addresses();
             named.retain(|address, _| {
                 services.contains_key(address)
-                    && (own.contains(address.as_str()) || hosts::may_be_named(address))
+                    && (own.contains(address.as_str())
+                        || (hosts::may_be_named(address) && state.names.is_free(address)))
             });
             hosts::update(hosts::FILE.as_ref(), &label, &named)
         } else {

@@ -1,12 +1,16 @@
 //! The opt-in block of local endpoints in `/etc/hosts`.
 //!
 //! Every member of the network says what its services are called, and what is written here goes before every other name service. So only
-//! names are written that mean nothing anywhere else; those this site's owner chose are all written.
+//! names are written that mean nothing anywhere else as far as is known, nor, when this host's resolver is asked, here; those this site's
+//! owner chose are all written.
+
+pub(crate) mod elsewhere;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     io::Write as _,
+    net::IpAddr,
     os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     path::Path,
 };
@@ -21,8 +25,8 @@ pub(crate) const FILE: &str = "/etc/hosts";
 /// Top-level domains of the public DNS with three or more letters, sorted; those with two are countries. Without `prod`, which is one: nobody
 /// has a host there, and half the services of the world are called so.
 const PUBLIC: &str = include_str!("hosts/public.txt");
-/// Last labels of names that machines around this one may have: mDNS, private networks (RFC 6762 appendix G), clouds.
-const PRIVATE: [&str; 10] = [
+/// Last labels of names that machines around this one may have: mDNS, private networks (RFC 6762 appendix G), clouds, clusters.
+const PRIVATE: [&str; 11] = [
     "corp",
     "home",
     "internal",
@@ -33,9 +37,20 @@ const PRIVATE: [&str; 10] = [
     "localhost",
     "onion",
     "private",
+    "svc",
 ];
-/// Single names that programs look up by themselves and believe (proxy discovery, tunnels).
-const MAGIC: [&str; 3] = ["isatap", "localhost", "wpad"];
+/// First labels of names that programs look up by themselves and believe: proxy discovery, tunnels, what a cloud or cluster tells its
+/// machines, credentials among it.
+const MAGIC: [&str; 8] = [
+    "broadcasthost",
+    "instance-data",
+    "isatap",
+    "kubernetes",
+    "localhost",
+    "loopback",
+    "metadata",
+    "wpad",
+];
 
 /// Makes the block of the site called `label` say exactly `endpoints`; everything else in the file stays, and what it names is not named
 /// again. Writes only if something differs.
@@ -45,7 +60,8 @@ const MAGIC: [&str; 3] = ["isatap", "localhost", "wpad"];
 pub(crate) fn update(file: &Path, label: &str, endpoints: &AutoEndpoints) -> io::Result<()> {
     rewrite(file, label, |before| {
         let named = named_elsewhere(before);
-        let fresh = endpoints.iter().filter(|(address, _)| !named.contains(address.as_str()));
+        let is_named = |address: &Address| named.contains(&address.as_str().to_ascii_lowercase());
+        let fresh = endpoints.iter().filter(|(address, _)| !is_named(address));
         fresh.map(|(address, endpoint)| format!("{} {address}\n", endpoint.ip)).collect()
     })
 }
@@ -53,30 +69,46 @@ pub(crate) fn update(file: &Path, label: &str, endpoints: &AutoEndpoints) -> io:
 /// Whether another site may name something on this host: a name without dots, or one under no domain that exists elsewhere. A public domain
 /// younger than the list is let through.
 pub(crate) fn may_be_named(address: &Address) -> bool {
-    let Some((_, last)) = address.as_str().rsplit_once('.') else {
-        return !MAGIC.contains(&address.as_str());
-    };
+    let name = address.as_str();
+    if name.split('.').next().is_some_and(|first| MAGIC.contains(&first)) {
+        return false;
+    }
+    let Some((_, last)) = name.rsplit_once('.') else { return true };
     let is_number = last.bytes().all(|byte| byte.is_ascii_digit());
     let is_public =
         last.len() <= 2 || last.starts_with("xn--") || PUBLIC.lines().any(|tld| tld == last);
     !is_number && !is_public && !PRIVATE.contains(&last)
 }
 
-/// What lines of others name: other sites' blocks are not theirs, since two sites may well serve the same name.
-fn named_elsewhere(hosts: &str) -> BTreeSet<&str> {
+/// What lines of others name, in lower case: other sites' blocks are not theirs, since two sites may well serve the same name.
+fn named_elsewhere(hosts: &str) -> BTreeSet<String> {
+    let others = lines(hosts).filter(|(is_ours, _)| !is_ours);
+    let names = others.flat_map(|(_, entry)| entry.split_ascii_whitespace().skip(1));
+    names.map(str::to_ascii_lowercase).collect()
+}
+
+/// What the blocks of sites on this host name.
+fn blocks(hosts: &str) -> BTreeMap<String, IpAddr> {
+    let ours = lines(hosts).filter(|(is_ours, _)| *is_ours);
+    let names = ours.filter_map(|(_, entry)| {
+        let mut words = entry.split_ascii_whitespace();
+        let ip = words.next()?.parse().ok()?;
+        Some((words.next()?.to_ascii_lowercase(), ip))
+    });
+    names.collect()
+}
+
+/// Lines without comments, and whether they are in the block of a site.
+fn lines(hosts: &str) -> impl Iterator<Item = (bool, &str)> {
     let mut is_ours = false;
-    let mut names = BTreeSet::new();
-    for line in hosts.lines() {
+    hosts.lines().map(move |line| {
         if line.starts_with("# begin skein ") {
             is_ours = true;
         } else if line.starts_with("# end skein ") {
             is_ours = false;
-        } else if !is_ours {
-            let entry = line.split('#').next().unwrap_or_default();
-            names.extend(entry.split_ascii_whitespace().skip(1));
         }
-    }
-    names
+        (is_ours, line.split('#').next().unwrap_or_default())
+    })
 }
 
 /// Takes the block of the site called `label` out.
@@ -232,7 +264,7 @@ mod tests {
     #[test]
     fn no_name_of_others_is_taken() {
         let may = |name: &str| may_be_named(&name.parse().unwrap());
-        for name in ["db", "web.prod", "payments.svc"] {
+        for name in ["db", "web.prod", "payments.metadata"] {
             assert!(may(name), "{name}");
         }
         for name in [
@@ -242,6 +274,10 @@ mod tests {
             "metadata.google.internal",
             "printer.local",
             "wpad",
+            "metadata",
+            "instance-data",
+            "kubernetes.default",
+            "payments.svc",
             "x.xn--p1ai",
             "1.2.3.4",
         ] {
@@ -252,7 +288,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("hosts");
         let others =
-            "192.0.2.1 printer.x printer # old\n# begin skein b\n127.64.0.1 db\n# end skein b\n";
+            "192.0.2.1 printer.x Printer # old\n# begin skein b\n127.64.0.1 db\n# end skein b\n";
         fs::write(&file, others).unwrap();
         let endpoint = skein_site_core::AutoEndpoint {
             ip: "127.64.1.2".parse().unwrap(),

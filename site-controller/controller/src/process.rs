@@ -23,6 +23,7 @@ use crate::{
     attach::{ControlService, MESSAGE_LEN_MAX},
     claim,
     controller::Controller,
+    hosts,
     lock::{LockError, StateLock},
     net::Acceptor,
     panic,
@@ -158,11 +159,14 @@ fn start(args: Args) -> Result<(), StartError> {
     let store = Store::new(paths.clone());
     let loaded = store.load()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async move {
+    let ended = runtime.block_on(async move {
         let controller = Controller::new(store, loaded);
         let sockets = Sockets::open(&paths)?;
         serve(controller, sockets, &args).await
-    })
+    });
+    // A resolver that does not answer is not waited for.
+    runtime.shutdown_background();
+    ended
 }
 
 /// Each `skctl` and each claim takes a descriptor; the soft limit is often 1,024.
@@ -229,6 +233,7 @@ pub(crate) async fn serve(
     tasks.spawn(claim::server::serve(Arc::clone(&controller), sockets.claim));
     tasks.spawn(claim::applied::run(Arc::clone(&controller)));
     tasks.spawn(keep_time(Arc::clone(&controller)));
+    tasks.spawn(hosts::elsewhere::run(Arc::clone(&controller)));
     if !args.no_router {
         tasks.spawn(supervise(Arc::clone(&controller)));
     }

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use skein_e2e::{Site, flow};
+use skein_e2e::{Site, flow, topology::PUBLIC};
 use skein_lab::{Host, Lab, Signal, eventually};
 
 /// One host with one site that listens.
@@ -198,6 +198,32 @@ fn etc_hosts_is_kept_and_restored() -> Result<()> {
     site.skctl(&["delete", "--yes"]).check()?;
     ensure!(std::fs::read_to_string(&hosts)? == before);
     nothing_left(site.host())
+}
+
+#[test]
+fn names_of_others_are_written_once_they_are_known_to_lead_nowhere() -> Result<()> {
+    let lab = Lab::new()?;
+    let internet = lab.lan("internet", PUBLIC)?;
+    let hub = lab.host("hub")?;
+    let address = hub.join(&internet)?.to_string();
+    let hub = Site::init(&hub, &["--advertise", &address])?;
+    let leaf = lab.host("leaf")?;
+    leaf.join(&internet)?;
+    let hosts = leaf.dir().join("hosts");
+    let before = std::fs::read_to_string(&hosts)? + "192.0.2.9 Printer\n";
+    std::fs::write(&hosts, &before)?;
+    let leaf = Site::init(&leaf, &["--manage-hosts"])?;
+    leaf.link_to(&hub, &[])?;
+    let _server = flow::serve(hub.host(), 5432, &[])?;
+    for name in ["leaf", "metadata", "printer", "zebra"] {
+        hub.expose(name, 5432, &[])?;
+    }
+    eventually("the address is named", Duration::from_secs(30), || {
+        Ok(std::fs::read_to_string(&hosts)?.contains(" zebra\n"))
+    })?;
+    let after = std::fs::read_to_string(&hosts)?;
+    ensure!(after.starts_with(&before) && after.lines().count() == before.lines().count() + 3);
+    Ok(())
 }
 
 #[test]
