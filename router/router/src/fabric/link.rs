@@ -42,6 +42,7 @@ pub(crate) struct FrameLink {
     counter: AtomicU64,
     opener: Mutex<Opener>,
     up: AtomicBool,
+    too_small: AtomicBool,
     down: CancellationToken,
     liveness: Mutex<Liveness>,
     frame_size: Mutex<FrameSize>,
@@ -61,6 +62,8 @@ pub(crate) enum Attention {
     Missed,
     /// Silent for so long that it counts as dead.
     Dead(Duration),
+    /// It does not carry frames of the smallest size.
+    TooSmall,
 }
 
 impl FrameLink {
@@ -82,6 +85,7 @@ impl FrameLink {
             counter: AtomicU64::new(0),
             opener: Mutex::new(Opener::new(keys.receive)),
             up: AtomicBool::new(true),
+            too_small: AtomicBool::new(false),
             down: CancellationToken::new(),
             liveness: Mutex::new(liveness),
             frame_len_max: AtomicU16::new(frame_size.current()),
@@ -136,6 +140,16 @@ impl FrameLink {
     /// Whether the size of frames has been found, or need not be.
     pub(crate) fn is_size_known(&self) -> bool {
         self.frame_size.lock().is_known()
+    }
+
+    /// The neighbour has found that the path does not carry frames of the smallest size.
+    pub(crate) fn set_too_small(&self) {
+        self.too_small.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the path has been found not to carry frames of the smallest size.
+    pub(crate) fn is_too_small(&self) -> bool {
+        self.too_small.load(Ordering::Relaxed)
     }
 
     pub(crate) fn rtt(&self) -> Duration {
@@ -224,6 +238,10 @@ impl FrameLink {
         let (sizes, next_size) = {
             let mut frame_size = self.frame_size.lock();
             let sizes = frame_size.handle_timeout(now, rtt, active);
+            if frame_size.is_too_small() {
+                self.set_too_small();
+                return Attention::TooSmall;
+            }
             self.frame_len_max.store(frame_size.current(), Ordering::Relaxed);
             (sizes, frame_size.poll_timeout())
         };

@@ -3,12 +3,12 @@
 
 use super::{
     Inner, Links,
-    established::{Established, Terms},
+    established::{Established, PATH_TOO_SMALL, Terms},
     hello::{self, REFUSED},
     preference::{Plan, Preference},
     race::{DialError, Race, Won},
 };
-use crate::clock;
+use crate::{clock, fabric::FrameLink};
 use parking_lot::Mutex;
 use skein_core::{LinkId, SiteId};
 use skein_wire::proto::control::EndpointAttempt;
@@ -74,6 +74,7 @@ pub(super) struct Dialler {
 struct Running {
     id: LinkId,
     is_tls: bool,
+    frames: Arc<FrameLink>,
     since: Instant,
     in_service: oneshot::Receiver<()>,
     /// Ends with the reason.
@@ -94,7 +95,10 @@ impl Dialler {
                 () = stop.cancelled() => return,
             };
             match established {
-                Ok((link, not_udp)) => {
+                Ok((link, mut not_udp)) => {
+                    if !not_udp.is_empty() && self.preference.is_unfit(clock::now()) {
+                        not_udp = format!("UDP: {PATH_TOO_SMALL}");
+                    }
                     let began = clock::now();
                     let reason = self.serve(link, not_udp).await;
                     self.progress.lock().link_down(reason);
@@ -168,8 +172,7 @@ impl Dialler {
         loop {
             let better = tokio::select! {
                 ended = &mut current.task => { // cancel-safe
-                    let lasted = clock::now().saturating_duration_since(current.since);
-                    self.preference.lost(current.is_tls, lasted, clock::now());
+                    self.lost(&current);
                     return reason(ended);
                 }
                 better = self.better(), if current.is_tls => better, // dropped, its sockets close
@@ -178,14 +181,26 @@ impl Dialler {
         }
     }
 
+    /// Takes note of how a link has ended.
+    fn lost(&mut self, link: &Running) {
+        let now = clock::now();
+        if link.frames.is_too_small() {
+            self.preference.unfit(now);
+        } else {
+            let lasted = now.saturating_duration_since(link.since);
+            self.preference.lost(link.is_tls, lasted, now);
+        }
+    }
+
     /// Puts a link into service.
     fn start(&mut self, mut link: Established, not_udp: String) -> Running {
         let (id, is_tls, in_service) = (link.id(), link.is_tls(), link.in_service());
+        let frames = link.frames();
         let (inner, stop) = (Arc::clone(&self.inner), self.stop.clone());
         let task = self.inner.spawn(async move { link.run(&inner, &stop).await });
         self.preference.up(is_tls);
         self.progress.lock().link_up(id, not_udp);
-        Running { id, is_tls, since: clock::now(), in_service, task }
+        Running { id, is_tls, frames, since: clock::now(), in_service, task }
     }
 
     /// Waits until UDP works; while it does not, says why.
@@ -227,8 +242,7 @@ impl Dialler {
             () = settled => None, // cancel-safe
         };
         if let Some(ended) = failed {
-            let lasted = clock::now().saturating_duration_since(new.since);
-            self.preference.lost(false, lasted, clock::now());
+            self.lost(&new);
             self.preference.up(old.is_tls);
             let not_udp = format!("{not_udp}, came up and was lost: {}", reason(ended));
             self.progress.lock().link_up(old.id, not_udp);

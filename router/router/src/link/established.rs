@@ -3,7 +3,7 @@
 use super::{
     Inner, LinkEvent, LinkUp, Registered,
     event::Turns,
-    hello::{self, CLOSED, Greeted, HelloError},
+    hello::{self, CLOSED, Greeted, HelloError, TOO_SMALL},
     port::ServedPort,
     stream::{MessageReader, ReadError, write_queued},
 };
@@ -37,6 +37,8 @@ const SETTLE_MAX: Duration = Duration::from_millis(100);
 const RTT_CHANGE_FRACTION: u32 = 4;
 /// Changes below this are noise, whatever the fraction.
 const RTT_CHANGE_MIN: Duration = Duration::from_millis(1);
+/// Why a link is given up although its neighbour answers.
+pub(super) const PATH_TOO_SMALL: &str = "the path does not carry packets of 1,280 bytes: raise the MTU of the tunnel or interface on the way";
 /// Link costs as LSAs carry them.
 const COST_MAX: u32 = 65_535;
 
@@ -110,6 +112,10 @@ impl Established {
         self.frames.carrier().name() == "tls"
     }
 
+    pub(super) fn frames(&self) -> Arc<FrameLink> {
+        Arc::clone(&self.frames)
+    }
+
     /// Tells when the link has gone into service; the sender is dropped if it never does.
     pub(super) fn in_service(&mut self) -> oneshot::Receiver<()> {
         let (sender, receiver) = oneshot::channel();
@@ -160,17 +166,22 @@ impl Established {
             reason = read(reader, (id, &turns), &connection, inner) => reason,
             outcome = write(send, queued, &close) => write_reason(outcome, &close_reason.lock()),
             ended = frames.carrier().ended() => ended,
-            silence = keep_alive(&frames, reported, ping, inner) => {
-                format!("no sign of life for {} ms", silence.as_millis())
-            }
+            reason = keep_alive(&frames, reported, ping, inner) => reason,
             () = async { close.cancelled().await; sleep(GOODBYE_MAX).await } => {
                 write_reason(Ok(()), &close_reason.lock())
             }
         };
         frames.set_down();
         inner.fabric.remove_link(id);
-        let reason = connection.close_reason().map_or(reason, |error| connection_reason(&error));
-        connection.close(CLOSED, reason.as_bytes());
+        let closed = connection.close_reason();
+        if let Some(ConnectionError::ApplicationClosed(close)) = &closed
+            && close.error_code == TOO_SMALL
+        {
+            frames.set_too_small();
+        }
+        let reason = closed.map_or(reason, |error| connection_reason(&error));
+        let code = if frames.is_too_small() { TOO_SMALL } else { CLOSED };
+        connection.close(code, reason.as_bytes());
         inner.unregister(id);
         tracing::info!(reason, "link down");
         tokio::select! {
@@ -191,7 +202,7 @@ async fn settle(frames: &FrameLink, inner: &Inner) {
         let next = match frames.poll_attention(clock::now(), inner.fabric.counters()) {
             Attention::Sleep(next) => next.min(until),
             Attention::Missed => continue,
-            Attention::Dead(_) => return,
+            Attention::Dead(_) | Attention::TooSmall => return,
         };
         tokio::select! {
             () = tokio::time::sleep_until(next.into()) => {} // cancel-safe
@@ -238,17 +249,20 @@ async fn write(
     outcome
 }
 
-/// Probes the link and reports its changes until it is dead; returns for how long it has been silent.
+/// Probes the link and reports its changes until it is dead or found to be of no use; returns why.
 async fn keep_alive(
     frames: &FrameLink,
     mut reported: (Duration, u16),
     ping: Option<&mpsc::Sender<LinkMessage>>,
     inner: &Inner,
-) -> Duration {
+) -> String {
     loop {
         let now = clock::now();
         let until = match frames.poll_attention(now, inner.fabric.counters()) {
-            Attention::Dead(silence) => return silence,
+            Attention::Dead(silence) => {
+                return format!("no sign of life for {} ms", silence.as_millis());
+            }
+            Attention::TooSmall => return PATH_TOO_SMALL.to_owned(),
             Attention::Missed => {
                 if let Some(queue) = ping {
                     // If our address has changed, the neighbour learns it from whatever the hop connection sends. A full queue

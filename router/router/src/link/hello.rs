@@ -28,6 +28,8 @@ const KEYS_LABEL: &[u8] = b"EXPORTER-skein-frames/1";
 /// Application close codes.
 pub(super) const CLOSED: VarInt = VarInt::from_u32(0);
 pub(super) const REFUSED: VarInt = VarInt::from_u32(1);
+/// The path does not carry frames of the smallest size.
+pub(super) const TOO_SMALL: VarInt = VarInt::from_u32(2);
 
 /// Why a connection did not become a link.
 #[derive(Debug, thiserror::Error)]

@@ -34,6 +34,7 @@ pub(super) struct Preference {
     tls_works: bool,
     /// UDP has just failed again: until then it comes second.
     udp_rests_until: Option<Instant>,
+    is_unfit: bool,
 }
 
 impl Preference {
@@ -45,6 +46,7 @@ impl Preference {
             last_tls: false,
             tls_works: false,
             udp_rests_until: None,
+            is_unfit: false,
         }
     }
 
@@ -68,11 +70,24 @@ impl Preference {
         self.tls_works |= tls;
     }
 
+    /// A link over UDP came up at a place that is of no use for frames, which does not change often.
+    pub(super) fn unfit(&mut self, now: Instant) {
+        self.interval = self.interval_min * INTERVALS_MAX;
+        self.udp_rests_until = Some(now + self.interval);
+        self.is_unfit = true;
+    }
+
+    /// Whether that is why UDP was not used.
+    pub(super) fn is_unfit(&self, now: Instant) -> bool {
+        self.is_unfit && self.udp_rests_until.is_some_and(|until| now < until)
+    }
+
     /// A link that came up was lost at `now`, having lasted for `lasted`.
     pub(super) fn lost(&mut self, tls: bool, lasted: Duration, now: Instant) {
         if tls {
             return;
         }
+        self.is_unfit = false;
         if lasted >= GOOD_AFTER {
             self.interval = self.interval_min;
         } else if self.tls_works {
@@ -99,6 +114,19 @@ mod tests {
         assert_eq!(plan, Plan { udp_after: Duration::ZERO, tls_after: Some(Duration::ZERO) });
         preference.up(false);
         assert_eq!(preference.plan(now).tls_after, Some(TLS_AFTER));
+    }
+
+    #[test]
+    fn udp_that_is_of_no_use_comes_second_for_minutes() {
+        let (mut preference, now) = (Preference::new(INTERVAL), crate::clock::now());
+        preference.unfit(now);
+        assert_eq!(preference.plan(now).udp_after, UDP_AFTER);
+        preference.up(true);
+        assert!(preference.is_unfit(now));
+        assert_eq!(preference.interval(), 30 * INTERVAL);
+        let later = now + 30 * INTERVAL;
+        assert!(!preference.is_unfit(later));
+        assert_eq!(preference.plan(later).udp_after, Duration::ZERO);
     }
 
     #[test]
