@@ -4,9 +4,12 @@ use std::{io, time::Duration};
 
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
-use skein_api::{Resource, parse_json};
+use skein_api::{Protocol, Resource, parse_json};
 use skein_controller::Paths;
-use skein_wire::proto::site::{self, site_client::SiteClient};
+use skein_wire::proto::{
+    routing,
+    site::{self, site_client::SiteClient},
+};
 use tonic::{Request, transport::Channel};
 
 use crate::{args::Global, error::Failure, net};
@@ -77,8 +80,13 @@ impl Client {
         &mut self,
         address: String,
         port: u32,
+        protocol: Protocol,
     ) -> Result<T, Failure> {
-        let request = limited(site::TraceRequest { address, port });
+        let protocol = match protocol {
+            Protocol::Tcp => routing::Protocol::Tcp.into(),
+            Protocol::Udp => routing::Protocol::Udp.into(),
+        };
+        let request = limited(site::TraceRequest { address, port, protocol });
         parse(&self.site.trace(request).await?.into_inner().json)
     }
 

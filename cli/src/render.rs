@@ -127,13 +127,17 @@ fn services(services: &[ServiceRow], wide: bool) -> String {
             out += &line(&format!("{}: {}", service.address, service.message));
         }
         for endpoint in service.endpoints.iter().filter(|endpoint| !endpoint.error.is_empty()) {
-            out +=
-                &line(&format!("{}: port {}: {}", service.address, endpoint.port, endpoint.error));
+            let number = ServicePort { port: endpoint.port, protocol: endpoint.protocol };
+            let text = format!("{}: port {}: {}", service.address, port(&number), endpoint.error);
+            out += &line(&text);
         }
         let targets = service.providers.iter().flat_map(|provider| &provider.targets);
-        for target in targets.filter(|target| !target.healthy) {
-            out +=
-                &line(&format!("{}: target {}: {}", service.address, target.target, target.error));
+        for target in targets.filter(|target| !target.healthy || !target.error.is_empty()) {
+            let place = match target.protocol {
+                Protocol::Tcp => target.target.clone(),
+                Protocol::Udp => format!("{}/udp", target.target),
+            };
+            out += &line(&format!("{}: target {place}: {}", service.address, target.error));
         }
     }
     out

@@ -125,9 +125,15 @@ fn expose_names_the_connector_after_the_address() {
     assert_eq!(ok(&output), "Serving pay.prod to the network.\n");
     golden("expose-applied.yaml", &to_yaml(&fake.applied()));
     for command in ["expose", "listen"] {
-        let refused = fails(&fake.run(&[command, "dns", "--port", "53/udp"]), 2);
-        assert!(refused.contains("carries TCP only"), "{refused}");
+        let refused = fails(&fake.run(&[command, "dns", "--port", "53/sctp"]), 2);
+        assert!(refused.contains("tcp and udp are"), "{refused}");
     }
+    let no_proxy = ["expose", "dns", "--port", "53/udp", "--proxy-protocol", "v2"];
+    let refused = fails(&fake.run(&no_proxy), 2);
+    assert!(refused.contains("proxyProtocol") && refused.contains("udp port"), "{refused}");
+    let both = ["--port", "53", "--port", "53/tcp", "--protocol", "udp", "-q"];
+    ok(&fake.run(&[&["expose", "dns"][..], &both].concat()));
+    golden("expose-udp-applied.yaml", &to_yaml(&fake.applied()));
     // An address that is served already keeps its connector.
     ok(&fake.run(&["expose", "db", "--port", "5433", "-q"]));
     assert_eq!(fake.applied()[0].name(), "db");

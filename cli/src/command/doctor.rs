@@ -3,7 +3,10 @@
 use std::io::IsTerminal as _;
 
 use clap::Args;
-use skein_api::status::{DoctorFinding, TraceReport};
+use skein_api::{
+    Protocol,
+    status::{DoctorFinding, TraceReport},
+};
 use skein_controller::Paths;
 use skein_wire::proto::site::DoctorRequest;
 
@@ -62,7 +65,7 @@ async fn ask(
 
 /// Whether a flow to `address` would get anywhere from here.
 async fn path(client: &mut Client, address: &str) -> Result<DoctorFinding, Failure> {
-    let report: TraceReport = client.trace(address.to_owned(), 0).await?;
+    let report: TraceReport = client.trace(address.to_owned(), 0, Protocol::Tcp).await?;
     let chosen = report.candidates.iter().find(|candidate| candidate.chosen);
     let (detail, fix) = match chosen {
         Some(candidate) => (format!("leads to {}", candidate.site), ""),

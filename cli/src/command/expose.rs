@@ -2,14 +2,14 @@
 
 use clap::{Args, ValueEnum};
 use skein_api::{
-    ConnectorPort, ConnectorSpec, Duration, Manifest, Phase, Protocol, ProxyProtocol, Resource,
-    Retry, SourceAddress, Strategy,
+    ConnectorPort, ConnectorSpec, Duration, Manifest, Phase, ProxyProtocol, Resource, Retry,
+    SourceAddress, Strategy,
 };
 
 use crate::{
     args::Global,
     client::Client,
-    command::resource::{self, PortPair, free_name},
+    command::resource::{self, PortPair, ProtocolArg, free_name},
     error::Failure,
     output::note,
 };
@@ -26,13 +26,18 @@ Examples:
   skctl expose web.prod --port 80:8080 --port 443:8443
   skctl expose db --port 5432 --target 10.0.0.5 --target 10.0.0.6 --strategy balanced
   skctl expose ldap --port 389 --target 10.0.0.53
-  skctl expose redis --port 6379 --source site")]
+  skctl expose redis --port 6379 --source site
+  skctl expose dns --port 53/udp --port 53/tcp
+  skctl expose game --port 27015 --protocol udp --idle-timeout 5m")]
 pub(crate) struct Expose {
     /// Name of the service: lower-case DNS labels with dots
     address: String,
-    /// TCP port of the service and, after a colon, of the target
-    #[arg(short, long = "port", value_name = "P[:TARGETPORT]", required = true)]
+    /// Port of the service and, after a colon, of the target
+    #[arg(short, long = "port", value_name = "P[:TARGETPORT][/udp]", required = true)]
     ports: Vec<PortPair>,
+    /// What ports carry that do not say it themselves
+    #[arg(long, value_enum, default_value = "tcp")]
+    protocol: ProtocolArg,
     /// Where the workload is
     #[arg(long = "target", value_name = "HOST", default_value = "127.0.0.1")]
     targets: Vec<String>,
@@ -51,7 +56,7 @@ pub(crate) struct Expose {
     /// Whether a lost flow may be sent again elsewhere after bytes of it were sent
     #[arg(long, value_enum, default_value = "safe")]
     retry: RetryArg,
-    /// Resets flows that carry nothing for this long; default: never
+    /// Ends flows that carry nothing for this long; default: never, on UDP ports after 60s
     #[arg(long, value_name = "DURATION")]
     idle_timeout: Option<Duration>,
     /// How long a target may take to accept
@@ -119,7 +124,7 @@ impl Expose {
         let ports = self.ports.iter().map(|pair| ConnectorPort {
             port: pair.port,
             target_port: pair.local,
-            protocol: Protocol::Tcp,
+            protocol: pair.protocol.unwrap_or_else(|| self.protocol.into()),
         });
         let mut spec = ConnectorSpec::new(self.address.clone(), ports.collect());
         match self.targets.as_slice() {

@@ -3,12 +3,12 @@
 use std::net::IpAddr;
 
 use clap::Args;
-use skein_api::{ListenerPort, ListenerSpec, Manifest, Phase, Protocol, Resource};
+use skein_api::{ListenerPort, ListenerSpec, Manifest, Phase, Resource};
 
 use crate::{
     args::Global,
     client::Client,
-    command::resource::{self, PortPair, free_name},
+    command::resource::{self, PortPair, ProtocolArg, free_name},
     error::Failure,
     output::note,
 };
@@ -22,6 +22,7 @@ use crate::{
 Examples:
   skctl listen postgres --port 5432:15432
   skctl listen web.prod --host 192.168.1.10 --port 80
+  skctl listen dns --port 53/udp --port 53/tcp
   skctl listen web.prod                        every port, on 127.0.0.1")]
 pub(crate) struct Listen {
     /// The address
@@ -30,13 +31,16 @@ pub(crate) struct Listen {
     #[arg(long, value_name = "IP", default_value = "127.0.0.1")]
     host: IpAddr,
     /// Port of the service and, after a colon, the local one; default: every port the address has
-    #[arg(short, long = "port", value_name = "P[:LOCALPORT]")]
+    #[arg(short, long = "port", value_name = "P[:LOCALPORT][/udp]")]
     ports: Vec<PortPair>,
+    /// What ports carry that do not say it themselves
+    #[arg(long, value_enum, default_value = "tcp")]
+    protocol: ProtocolArg,
 }
 
 /// Closes the explicit local endpoints of an address
 ///
-/// Running flows are left alone.
+/// Running flows are left alone, UDP ones end with their socket.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  skctl unlisten postgres\n  skctl unlisten postgres --host 192.168.1.10"
@@ -53,7 +57,7 @@ pub(crate) async fn run(global: &Global, args: Listen) -> Result<(), Failure> {
     let ports = args.ports.iter().map(|pair| ListenerPort {
         port: pair.port,
         local_port: pair.local,
-        protocol: Protocol::Tcp,
+        protocol: pair.protocol.unwrap_or_else(|| args.protocol.into()),
     });
     let spec = ListenerSpec {
         address: args.address.clone(),

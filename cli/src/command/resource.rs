@@ -8,9 +8,11 @@ use std::{
     time::Duration,
 };
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde::Serialize;
-use skein_api::{INPUT_LEN_MAX, Kind, NAME_LEN_MAX, Phase, Resource, parse_documents, to_yaml};
+use skein_api::{
+    INPUT_LEN_MAX, Kind, NAME_LEN_MAX, Phase, Protocol, Resource, parse_documents, to_yaml,
+};
 use skein_wire::proto::site::{Change, GetRequest, ResourceEvent};
 use tonic::Streaming;
 
@@ -134,27 +136,48 @@ fn parse_kinds(text: &str) -> Result<Kinds, String> {
     text.parse().map(Kinds::One).map_err(|error: skein_api::UnknownKind| error.to_string())
 }
 
-/// `P[:LOCAL][/tcp]` of `expose` and `listen`.
+/// `P[:LOCAL][/PROTOCOL]` of `expose` and `listen`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PortPair {
     pub(crate) port: u32,
     pub(crate) local: Option<u32>,
+    /// Where it is said with the port.
+    pub(crate) protocol: Option<Protocol>,
+}
+
+/// `--protocol` of `expose` and `listen`.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum ProtocolArg {
+    /// Connections
+    Tcp,
+    /// Datagrams
+    Udp,
+}
+
+impl From<ProtocolArg> for Protocol {
+    fn from(protocol: ProtocolArg) -> Self {
+        match protocol {
+            ProtocolArg::Tcp => Self::Tcp,
+            ProtocolArg::Udp => Self::Udp,
+        }
+    }
+}
+
+/// The protocol after the last slash, and what is in front of it.
+pub(crate) fn split_protocol(text: &str) -> Result<(&str, Option<Protocol>), String> {
+    match text.rsplit_once('/') {
+        None => Ok((text, None)),
+        Some((rest, "tcp")) => Ok((rest, Some(Protocol::Tcp))),
+        Some((rest, "udp")) => Ok((rest, Some(Protocol::Udp))),
+        Some((_, other)) => Err(format!("{other:?} is no protocol; tcp and udp are")),
+    }
 }
 
 impl FromStr for PortPair {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let numbers = match text.rsplit_once('/') {
-            None => text,
-            Some((numbers, "tcp")) => numbers,
-            Some((_, "udp")) => {
-                return Err("this version carries TCP only, no datagrams; \
-                            name a TCP port of the service, if it has one"
-                    .to_owned());
-            }
-            Some((_, other)) => return Err(format!("{other:?} is no protocol; only tcp is")),
-        };
+        let (numbers, protocol) = split_protocol(text)?;
         let number = |text: &str| match text.parse::<u16>() {
             Ok(port) if port > 0 => Ok(u32::from(port)),
             _ => Err(format!("{text:?} is not a port of 1 to 65535")),
@@ -163,7 +186,7 @@ impl FromStr for PortPair {
             None => (number(numbers)?, None),
             Some((port, local)) => (number(port)?, Some(number(local)?)),
         };
-        Ok(Self { port, local })
+        Ok(Self { port, local, protocol })
     }
 }
 
@@ -535,9 +558,10 @@ mod tests {
     #[test]
     fn port_pairs_parse() {
         let parse = |text: &str| text.parse::<PortPair>();
-        assert_eq!(parse("80"), Ok(PortPair { port: 80, local: None }));
-        assert_eq!(parse("80:8080/tcp"), Ok(PortPair { port: 80, local: Some(8080) }));
-        assert!(parse("53/udp").unwrap_err().contains("TCP only"));
+        let pair = |port, local, protocol| Ok(PortPair { port, local, protocol });
+        assert_eq!(parse("80"), pair(80, None, None));
+        assert_eq!(parse("80:8080/tcp"), pair(80, Some(8080), Some(Protocol::Tcp)));
+        assert_eq!(parse("53/udp"), pair(53, None, Some(Protocol::Udp)));
         for bad in ["", "0", "70000", "80:", ":80", "80:0", "80/sctp", "a", "-1", "80:80:80"] {
             assert!(parse(bad).is_err(), "{bad}");
         }
@@ -546,8 +570,7 @@ mod tests {
     #[test]
     fn names_are_labels_and_free() {
         let taken = |name: &str| {
-            let port =
-                ConnectorPort { port: 1, target_port: None, protocol: skein_api::Protocol::Tcp };
+            let port = ConnectorPort { port: 1, target_port: None, protocol: Protocol::Tcp };
             Resource::Connector(Manifest::new(name, ConnectorSpec::new("a", vec![port])))
         };
         assert_eq!(free_name("web.prod", &[]), "web-prod");

@@ -1,13 +1,18 @@
 //! What ingress and egress know about flows in common: their surroundings, their counters and the access log.
 
+mod datagrams;
 mod limit;
 
+pub use datagrams::{DatagramCounters, DatagramDrop, Way};
 pub use limit::FlowLimit;
 pub(crate) use limit::FlowSlot;
 
 use crate::fabric::Counter;
-use crate::{session::Budget, splice::ReadBuffer};
-use skein_core::{Address, Fib, RouterId, SiteId, TrustView};
+use crate::{
+    session::{Budget, FlowError},
+    splice::ReadBuffer,
+};
+use skein_core::{Address, Fib, Protocol, RouterId, SiteId, TrustView};
 use std::{
     sync::{
         Arc,
@@ -132,6 +137,8 @@ pub struct FlowCounters {
     pub sessions_failed: Counter,
     /// Sessions closed because the peer broke the protocol.
     pub protocol_violations: Counter,
+    /// What became of datagrams.
+    pub datagrams: Arc<DatagramCounters>,
     outcomes: [[Counter; Outcome::ALL.len()]; 2],
 }
 
@@ -212,6 +219,11 @@ impl Progress {
         }
     }
 
+    /// For the socket of a local target of the same flow: its bytes are counted at the client's.
+    pub(crate) fn of_target(&self) -> Self {
+        Self { counters: Arc::default(), moved: Arc::default(), edge: Edge::Egress }
+    }
+
     fn add_sent(&self, bytes: u64) {
         self.moved.sent.fetch_add(bytes, Ordering::Relaxed);
         self.counters.bytes_sent.add(bytes);
@@ -231,6 +243,7 @@ pub struct FlowRecord {
     started: std::time::Instant,
     /// The address.
     pub address: Option<Address>,
+    protocol: Protocol,
     /// Where the flow entered the network.
     pub ingress_site: SiteId,
     /// Where it leaves the network, once chosen.
@@ -258,11 +271,20 @@ impl FlowRecord {
             edge,
             started: crate::clock::now(),
             address: None,
+            protocol: Protocol::Tcp,
             ingress_site,
             egress_site: None,
             flow_id,
             moved: Arc::default(),
             outcome: Outcome::Aborted,
+        }
+    }
+
+    /// It is an association, not a byte stream.
+    pub(crate) fn set_association(&mut self) {
+        if self.protocol != Protocol::Udp {
+            self.protocol = Protocol::Udp;
+            self.counters.datagrams.began();
         }
     }
 
@@ -278,6 +300,16 @@ impl FlowRecord {
         Progress { counters, moved, edge: self.edge }
     }
 
+    /// It ended before it was one, or with its session.
+    pub(crate) fn note_loss(&mut self, error: &FlowError) {
+        self.outcome = match error {
+            FlowError::Reset => Outcome::FarReset,
+            FlowError::SessionLost | FlowError::NoStream | FlowError::Malformed(_) => {
+                Outcome::SessionLost
+            }
+        };
+    }
+
     fn duration(&self) -> Duration {
         crate::clock::now().saturating_duration_since(self.started)
     }
@@ -286,11 +318,15 @@ impl FlowRecord {
 impl Drop for FlowRecord {
     fn drop(&mut self) {
         self.counters.active.fetch_sub(1, Ordering::Relaxed);
+        if self.protocol == Protocol::Udp {
+            self.counters.datagrams.ended();
+        }
         self.counters.outcomes[self.edge as usize][self.outcome as usize].add(1);
         tracing::info!(
             target: "skein::access",
             edge = match self.edge { Edge::Ingress => "ingress", Edge::Egress => "egress" },
             flow = %hex(&self.flow_id),
+            protocol = match self.protocol { Protocol::Tcp => "tcp", Protocol::Udp => "udp" },
             address = self.address.as_ref().map_or("", Address::as_str),
             ingress_site = %self.ingress_site.short(),
             egress_site = self.egress_site.map(|site| site.short()),

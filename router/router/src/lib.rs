@@ -4,6 +4,7 @@
 //! in one process with [`Router::start`].
 
 mod api;
+mod association;
 mod carrier;
 mod claims;
 pub mod clock;

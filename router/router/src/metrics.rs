@@ -9,7 +9,7 @@ pub(crate) use server::serve;
 
 use crate::{
     data::DataPlane,
-    flows::{Edge, Outcome},
+    flows::{DatagramDrop, Edge, Outcome, Way},
 };
 use parking_lot::Mutex;
 use prometheus_client::{
@@ -112,11 +112,24 @@ const DEFINITIONS: &[Definition] = &[
         &[],
         "From targets towards clients, in flows that ended",
     ),
+    gauge("skein_associations", "", &[], "UDP associations open, which are among the flows"),
+    counter(
+        "skein_datagrams_sent",
+        "",
+        &["way"],
+        "Datagrams handed to sessions, by how they travel",
+    ),
+    counter(
+        "skein_datagrams_dropped",
+        "",
+        &["reason"],
+        "Datagrams of UDP services dropped, by reason",
+    ),
     gauge(
         "skein_memory_used",
         "bytes",
         &[],
-        "Flow buffers promised to peers, send windows of sessions that write, and 96 KiB per session",
+        "Flow buffers promised to peers, send windows of sessions that write, 96 KiB per session and 800 KiB more per session of UDP services",
     ),
     gauge("skein_memory_ceiling", "bytes", &[], "Ceiling of that; at it new flows are refused"),
     gauge("skein_lsdb_records", "", &[], "Records in the link-state database"),
@@ -320,6 +333,15 @@ impl Sources {
         ] {
             samples.put(name, Vec::new(), float(count.total()));
         }
+        for way in Way::ALL {
+            let labels = vec![("way", way.as_str().to_owned())];
+            samples.put("skein_datagrams_sent", labels, float(flows.datagrams.sent(way)));
+        }
+        for why in DatagramDrop::ALL {
+            let labels = vec![("reason", why.as_str().to_owned())];
+            samples.put("skein_datagrams_dropped", labels, float(flows.datagrams.dropped(why)));
+        }
+        samples.put("skein_associations", Vec::new(), float(flows.datagrams.associations()));
         let sessions = u64::try_from(self.data.sessions.count()).unwrap_or(u64::MAX);
         samples.put("skein_sessions", Vec::new(), float(sessions));
         samples.put("skein_flows_active", Vec::new(), float(flows.active()));

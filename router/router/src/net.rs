@@ -1,5 +1,9 @@
 //! The only maker of sockets: nothing else in the crate names a constructor of one.
 
+mod service;
+
+pub(crate) use service::{Conversation, ServiceSocket, udp_connect, udp_take_error, udp_try_send};
+
 use crate::clock;
 use nix::sys::socket::{setsockopt, sockopt};
 use rustix::event::{self, PollFd, PollFlags, Timespec};

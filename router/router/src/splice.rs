@@ -34,14 +34,28 @@ const IDLE_CHECKS: u32 = 4;
 /// fills at least. Copying costs little beside encrypting.
 const SPLIT_LEN_MIN: usize = TURN_BYTES / 4;
 
-/// The buffer that every socket of a router is read into, so that idle flows hold none. What was read is split off, or copied if little.
+/// A datagram of any length fits.
+const DATAGRAM_BUFFER_LEN: usize = 1 << 16;
+
+/// The buffers that every socket of a router is read into, so that idle flows hold none. What was read of a stream is split off, or copied
+/// if little.
 #[derive(Debug, Default)]
-pub struct ReadBuffer(Mutex<BytesMut>);
+pub struct ReadBuffer {
+    stream: Mutex<BytesMut>,
+    datagram: Mutex<Vec<u8>>,
+}
 
 impl ReadBuffer {
+    /// Lends the buffer for one datagram.
+    pub(crate) fn with_datagram<T>(&self, read: impl FnOnce(&mut [u8]) -> T) -> T {
+        let mut buffer = self.datagram.lock();
+        buffer.resize(DATAGRAM_BUFFER_LEN, 0);
+        read(&mut buffer)
+    }
+
     /// Reads what is there, at most `len_max`; empty at the end of the stream.
     pub(crate) fn try_read(&self, socket: &TcpStream, len_max: usize) -> io::Result<Bytes> {
-        let mut buffer = self.0.lock();
+        let mut buffer = self.stream.lock();
         // Room for a whole turn: what the flow before has left must not decide how much this one may read.
         if buffer.capacity() < len_max.min(TURN_BYTES) {
             buffer.reserve(TURN_BYTES);
@@ -192,14 +206,14 @@ async fn left(socket: &TcpStream) {
 async fn interrupted(socket: &TcpStream, eof: &SetOnce<()>, terms: Terms<'_>) -> Outcome {
     tokio::select! {
         () = async { eof.wait().await; reset_of(socket).await } => Outcome::NearReset,
-        () = idle(terms) => Outcome::Idle,
+        () = idle(terms.idle_timeout, || terms.progress.total()) => Outcome::Idle,
         () = terms.abort.cancelled() => Outcome::Aborted,
     }
 }
 
-async fn idle(terms: Terms<'_>) {
-    let Some(limit) = terms.idle_timeout else { return std::future::pending().await };
-    let moved = || terms.progress.total();
+/// Completes when what has `moved` stays the same for so long.
+pub(crate) async fn idle(timeout: Option<Duration>, moved: impl Fn() -> u64) {
+    let Some(limit) = timeout else { return std::future::pending().await };
     let (mut seen, mut quiet) = (moved(), 0);
     while quiet < IDLE_CHECKS {
         sleep(limit / IDLE_CHECKS).await;
@@ -490,6 +504,6 @@ mod tests {
         }
         assert!(held.iter().all(|read| !read.is_empty() && read.iter().all(|&byte| byte == 7)));
         // All of it is there for the next: nothing that is held is a part of it.
-        assert_eq!(buffer.0.lock().capacity(), TURN_BYTES);
+        assert_eq!(buffer.stream.lock().capacity(), TURN_BYTES);
     }
 }

@@ -84,7 +84,8 @@ impl Network {
     }
 
     async fn trace(&mut self) -> TraceReply {
-        let request = TraceRequest { id: 5, address: ADDRESS.into(), port: PORT };
+        let request =
+            TraceRequest { id: 5, address: ADDRESS.into(), port: PORT, ..Default::default() };
         self.a.order(to_router::Message::Trace(request)).await;
         loop {
             let answer = self.a.answers.recv().await.unwrap();

@@ -2,6 +2,7 @@
 //!
 //! Nothing here does I/O or reads a clock. `docs/protocol.md` describes every byte.
 
+pub mod association;
 pub mod config;
 pub mod convert;
 pub mod datagram;

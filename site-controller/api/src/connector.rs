@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     invalid::Invalids,
-    listener::{PORTS_MAX, check_address, check_port, check_protocol},
+    listener::{PORTS_MAX, check_address, check_port},
     manifest::Spec,
     resource::Kind,
     value::{Duration, Protocol, valid_host},
@@ -46,7 +46,7 @@ pub struct ConnectorSpec {
     /// Whether a flow may be sent again elsewhere after bytes of it were sent.
     #[serde(default)]
     pub retry: Retry,
-    /// Flows without a byte for this long are reset. Absent: never.
+    /// Flows that carry nothing for this long are ended. Absent: never; on UDP ports after 60 s.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_timeout: Option<Duration>,
     /// How long a target may take to accept. Absent: the router's default.
@@ -200,6 +200,12 @@ impl Spec for ConnectorSpec {
             invalids.check(first, format!("spec.hosts[{index}]"), "must not be listed twice");
         }
         self.validate_ports(invalids);
+        let has_udp = self.ports.iter().any(|port| port.protocol == Protocol::Udp);
+        invalids.check(
+            !has_udp || self.proxy_protocol == ProxyProtocol::None,
+            "spec.proxyProtocol",
+            "must be none on a connector with a udp port: datagrams have no beginning to put it in front of",
+        );
         for (field, value) in [
             ("spec.priority", self.priority),
             ("spec.weight", self.weight),
@@ -226,7 +232,6 @@ impl ConnectorSpec {
             if let Some(target) = port.target_port {
                 check_port(target, format!("spec.ports[{index}].targetPort"), invalids);
             }
-            check_protocol(port.protocol, format!("spec.ports[{index}].protocol"), invalids);
             let key = (port.port, port.protocol);
             invalids.check(
                 !seen.contains(&key),

@@ -56,12 +56,6 @@ pub(crate) fn check_port(port: u32, field: String, invalids: &mut Invalids) {
     invalids.check((1..=65_535).contains(&port), field, PORT_RULE);
 }
 
-/// The form of resources and the protocol have room for datagrams; routers carry none yet.
-pub(crate) fn check_protocol(protocol: Protocol, field: String, invalids: &mut Invalids) {
-    let rule = "must be tcp: this version carries no datagrams";
-    invalids.check(protocol == Protocol::Tcp, field, rule);
-}
-
 impl Spec for ListenerSpec {
     const KIND: Kind = Kind::Listener;
 
@@ -76,7 +70,6 @@ impl Spec for ListenerSpec {
             if let Some(local) = port.local_port {
                 check_port(local, format!("spec.ports[{index}].localPort"), invalids);
             }
-            check_protocol(port.protocol, format!("spec.ports[{index}].protocol"), invalids);
             let local = (port.local_port.unwrap_or(port.port), port.protocol);
             let field = format!("spec.ports[{index}]");
             invalids.check(!locals.contains(&local), field, "must have a local port of its own");

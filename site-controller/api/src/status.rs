@@ -252,9 +252,11 @@ document! {
 pub struct Target {
     /// `HOST:PORT`.
     pub target: String,
-    /// Whether it answers.
+    /// What it takes.
+    pub protocol: Protocol,
+    /// Whether it answers. A target of datagrams cannot be asked, and is taken to do so.
     pub healthy: bool,
-    /// Why not.
+    /// Why not; of a target of datagrams, why the last one did not reach it.
     pub error: String,
 }
 }

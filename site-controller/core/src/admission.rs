@@ -7,7 +7,7 @@ use std::{
 };
 
 use skein_api::AutoListen;
-use skein_core::{Address, Port, Portion, Protocol, Room, SiteId, fair_share, share_out_files};
+use skein_core::{Address, Port, Portion, Room, SiteId, fair_share, share_out_files};
 
 /// No site takes more than this part of them for what it alone offers.
 const SITE_SHARE: usize = 4;
@@ -34,8 +34,6 @@ pub(crate) fn admit(
     let matching = services.iter().filter(|(address, _)| pattern.matches(address.as_str()));
     let wanted: Vec<_> = matching
         .flat_map(|(address, ports)| ports.iter().map(move |(port, sites)| (address, port, sites)))
-        // Routers open no datagram endpoints.
-        .filter(|(_, port, _)| port.protocol == Protocol::Tcp)
         .collect();
     let portions = wanted.iter().enumerate();
     let portions = portions.map(|(key, (_, _, sites))| Portion { key, weight: 1, sites });

@@ -4,7 +4,10 @@ use std::collections::BTreeSet;
 
 use skein_api::status::DoctorFinding;
 use skein_core::Protocol;
-use skein_wire::proto::control::{ProbeResult, RouterStatus};
+use skein_wire::proto::{
+    control::{ProbeResult, RouterStatus},
+    routing,
+};
 
 use crate::{endpoint::LocalPorts, resources::Resources, status::link_state};
 
@@ -259,8 +262,18 @@ fn targets(seen: &Observations<'_>) -> Vec<DoctorFinding> {
     let mut out = Vec::new();
     for connector in wanted {
         for target in &connector.targets {
-            let name = format!("target {} of {}", target.target, connector.address);
-            out.push(if target.healthy {
+            let is_udp = target.protocol() == routing::Protocol::Udp;
+            let protocol = if is_udp { "/udp" } else { "" };
+            let name = format!("target {}{protocol} of {}", target.target, connector.address);
+            out.push(if target.healthy && is_udp && !target.error.is_empty() {
+                bad(
+                    name,
+                    format!("refused the last datagram: {}", target.error),
+                    "start the workload, or correct its host and port with `skctl expose`",
+                )
+            } else if target.healthy && is_udp {
+                good(name, "has refused no datagram; whether it answers cannot be checked")
+            } else if target.healthy {
                 good(name, "answers")
             } else {
                 bad(
@@ -343,8 +356,8 @@ mod tests {
                 address: "db".into(),
                 targets: vec![TargetStatus {
                     target: "h:1".into(),
-                    healthy: false,
                     error: "refused".into(),
+                    ..TargetStatus::default()
                 }],
                 ..Default::default()
             }],
@@ -427,13 +440,32 @@ mod tests {
     }
 
     #[test]
+    fn of_a_target_of_datagrams_only_refusals_are_known() {
+        let finding = |error: &str| {
+            let target = TargetStatus {
+                target: "h:53".into(),
+                healthy: true,
+                error: error.into(),
+                protocol: routing::Protocol::Udp.into(),
+            };
+            let connector = ConnectorStatus { targets: vec![target], ..Default::default() };
+            let status = RouterStatus { connectors: vec![connector], ..Default::default() };
+            targets(&Observations { routers: vec![&status], ..Observations::default() }).remove(0)
+        };
+        let (quiet, refused) = (finding(""), finding("Connection refused"));
+        assert!(quiet.ok && quiet.detail.contains("cannot be checked"), "{quiet:?}");
+        assert!(!refused.ok && refused.detail.contains("Connection refused"), "{refused:?}");
+        assert!(refused.check.contains("h:53/udp"));
+    }
+
+    #[test]
     fn one_address_is_looked_at_alone() {
         let target = |address: &str| ConnectorStatus {
             address: address.into(),
             targets: vec![TargetStatus {
                 target: "h:1".into(),
                 healthy: true,
-                error: String::new(),
+                ..TargetStatus::default()
             }],
             ..Default::default()
         };

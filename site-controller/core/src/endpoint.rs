@@ -81,6 +81,15 @@ pub struct AutoPort {
     pub fallback: u16,
 }
 
+impl AutoPort {
+    /// The port of the service.
+    #[must_use]
+    pub fn service(&self) -> Port {
+        let protocol = if self.udp { Protocol::Udp } else { Protocol::Tcp };
+        Port { port: self.port, protocol }
+    }
+}
+
 /// What the planner must know of the ports of this host.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LocalPorts {
@@ -132,24 +141,35 @@ fn assign_ports(
     endpoint: &mut AutoEndpoint,
     host: &LocalPorts,
 ) {
-    let number = |known: &AutoPort| {
-        let protocol = if known.udp { Protocol::Udp } else { Protocol::Tcp };
-        Port { port: known.port, protocol }
-    };
     for port in ports {
-        if endpoint.ports.iter().any(|known| number(known) == *port) {
+        if endpoint.ports.iter().any(|known| known.service() == *port) {
             continue;
         }
-        let used: BTreeSet<u16> =
-            endpoint.ports.iter().flat_map(|known| [known.local, known.fallback]).collect();
-        let fallback = fallback_port(address, *port, &used, host);
-        let own = host.own_port_is_free(*port) && !used.contains(&port.port);
-        let local = if own { port.port } else { fallback };
         let udp = port.protocol == Protocol::Udp;
+        let used: BTreeSet<u16> = endpoint
+            .ports
+            .iter()
+            .filter(|known| known.udp == udp)
+            .flat_map(|known| [known.local, known.fallback])
+            .collect();
+        // The same number for both protocols of a service, such as DNS, where that is possible.
+        let twin = endpoint.ports.iter().find(|known| known.port == port.port && known.udp != udp);
+        let is_free = |candidate: &u16| {
+            !used.contains(candidate) && !host.wildcard.contains(&(*candidate, port.protocol))
+        };
+        let fallback = twin
+            .map(|twin| twin.fallback)
+            .filter(is_free)
+            .unwrap_or_else(|| fallback_port(address, *port, &used, host));
+        let own = || host.own_port_is_free(*port) && !used.contains(&port.port);
+        let local = twin
+            .map(|twin| twin.local)
+            .filter(is_free)
+            .unwrap_or_else(|| if own() { port.port } else { fallback });
         endpoint.ports.push(AutoPort { port: port.port, udp, local, fallback });
     }
     if endpoint.ports.len() > PORTS_KEPT_MAX {
-        endpoint.ports.retain(|known| ports.contains(&number(known)));
+        endpoint.ports.retain(|known| ports.contains(&known.service()));
     }
     endpoint.ports.sort_by_key(|port| (port.port, port.udp));
 }
@@ -220,6 +240,34 @@ mod tests {
 
     fn tcp(port: u16) -> Port {
         Port { port, protocol: Protocol::Tcp }
+    }
+
+    #[test]
+    fn both_protocols_of_a_port_have_one_local_number_where_that_is_possible() {
+        let both = |port: u16| {
+            let udp = Port { port, protocol: Protocol::Udp };
+            BTreeMap::from([("dns".parse().unwrap(), BTreeSet::from([tcp(port), udp]))])
+        };
+        let locals = |services: BTreeMap<_, _>, known: &AutoEndpoints, host: &LocalPorts| {
+            let endpoints = assign(SITE, &services, known, host);
+            let ports = &endpoints[&"dns".parse::<Address>().unwrap()].ports;
+            let [tcp, udp] = ports[..] else { panic!("{ports:?}") };
+            assert!(!tcp.udp && udp.udp);
+            (tcp, udp)
+        };
+        let (none, free) = (AutoEndpoints::new(), LocalPorts::default());
+        for port in [53, 5300] {
+            let (tcp, udp) = locals(both(port), &none, &free);
+            assert_eq!((udp.local, udp.fallback), (tcp.local, tcp.fallback));
+        }
+        let wildcard = BTreeSet::from([(5300, Protocol::Udp)]);
+        let taken = LocalPorts { wildcard, ..LocalPorts::default() };
+        let (tcp, udp) = locals(both(5300), &none, &taken);
+        assert_eq!((tcp.local, udp.local), (5300, udp.fallback));
+        // One protocol comes later than the other.
+        let known = assign(SITE, &services(&[("dns", &[53])]), &none, &free);
+        let (tcp, udp) = locals(both(53), &known, &free);
+        assert_eq!(tcp.local, udp.local);
     }
 
     fn services(of: &[(&str, &[u16])]) -> BTreeMap<Address, BTreeSet<Port>> {

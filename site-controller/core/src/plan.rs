@@ -210,11 +210,9 @@ fn automatic_listener(
 ) -> Option<ListenerConfig> {
     let port = |port: &AutoPort| {
         let fallback = if port.fallback == port.local { 0 } else { port.fallback };
-        listener_port(port.port, port.local, fallback, Protocol::Tcp)
+        listener_port(port.port, port.local, fallback, port.service().protocol)
     };
-    let is_open = |known: &&AutoPort| {
-        !known.udp && ports.contains(&Port { port: known.port, protocol: Protocol::Tcp })
-    };
+    let is_open = |known: &&AutoPort| ports.contains(&known.service());
     let ports: Vec<_> = endpoint.ports.iter().filter(is_open).map(port).collect();
     (!ports.is_empty()).then(|| ListenerConfig {
         name: listener_name(address),

@@ -34,6 +34,17 @@ pub fn serve_on(host: &Host, listen: SocketAddr, args: &[&str]) -> Result<Proces
     Ok(server)
 }
 
+/// Starts the server of `udp-duplex` and `udp-hold` on every address of the host.
+///
+/// # Errors
+/// When it does not listen.
+pub fn serve_datagrams(host: &Host, port: u16) -> Result<Process> {
+    let listen = format!("0.0.0.0:{port}");
+    let server = host.command(crate::flowgen()).args(["udp-serve", "--listen", &listen]).spawn()?;
+    server.wait_for("listening", Duration::from_secs(10))?;
+    Ok(server)
+}
+
 /// Starts a client command.
 ///
 /// # Errors

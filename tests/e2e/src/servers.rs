@@ -160,3 +160,54 @@ pub fn iperf3(host: &Host, port: u16) -> Result<Process> {
     let server = host.command("iperf3").args(args).spawn()?;
     wait_listening(host, port, server)
 }
+
+/// dnsmasq that answers for `example` alone: a host, and a text record of `big_len` bytes.
+///
+/// # Errors
+/// When it does not start.
+pub fn dnsmasq(host: &Host, port: u16, big_len: usize) -> Result<Process> {
+    let text = vec!["x".repeat(200); big_len / 200].join(",");
+    let server = host
+        .command("dnsmasq")
+        .args(["--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts"])
+        .args(["--user=root", "--bind-interfaces", "--listen-address=127.0.0.1", "--pid-file="])
+        .args(["--log-facility=-", "--edns-packet-max=4096", "--local=/example/"])
+        .args([format!("--port={port}"), "--address=/host.example/192.0.2.7".to_owned()])
+        .arg(format!("--txt-record=big.example,{text}"))
+        .spawn()?;
+    wait_listening(host, port, server)
+}
+
+/// ngtcp2's HTTP/3 server over the files of the returned directory.
+///
+/// # Errors
+/// When it does not start.
+pub fn gtlsserver(host: &Host, port: u16) -> Result<(Process, PathBuf)> {
+    let (root, tls) = (host.dir().join("htdocs"), host.dir().join("tls"));
+    for dir in [&root, &tls] {
+        std::fs::create_dir_all(dir)?;
+    }
+    let (key, certificate) = (tls.join("key.pem"), tls.join("cert.pem"));
+    host.command("openssl")
+        .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"])
+        .args(["-days", "2", "-subj", "/CN=h3.example", "-keyout"])
+        .arg(&key)
+        .arg("-out")
+        .arg(&certificate)
+        .check()?;
+    let server = host
+        .command("gtlsserver")
+        .arg("-q")
+        .arg(format!("--htdocs={}", root.display()))
+        .args(["127.0.0.1".to_owned(), port.to_string()])
+        .arg(&key)
+        .arg(&certificate)
+        .spawn()?;
+    let what = format!("port {port} at {}", host.name());
+    eventually(&what, START_TIMEOUT, || {
+        let filter = format!("sport = :{port}");
+        Ok(!host.command("ss").args(["-Hlun", &filter]).check()?.stdout.trim().is_empty())
+    })
+    .with_context(|| server.stderr())?;
+    Ok((server, root))
+}

@@ -114,15 +114,24 @@ impl Site {
     /// # Errors
     /// When `skctl service list` shows no bound endpoint in time.
     pub fn endpoint(&self, address: &str, port: u16) -> Result<SocketAddr> {
+        self.endpoint_of(address, port, "tcp")
+    }
+
+    /// [`Site::endpoint`] for a port of the protocol `tcp` or `udp`.
+    ///
+    /// # Errors
+    /// When `skctl service list` shows no bound endpoint in time.
+    pub fn endpoint_of(&self, address: &str, port: u16, protocol: &str) -> Result<SocketAddr> {
         let mut found = None;
-        eventually(&format!("{address}:{port} at {}", self.name), SETTLE_TIMEOUT, || {
-            found = self.bound(address, port)?;
+        let what = format!("{address}:{port}/{protocol} at {}", self.name);
+        eventually(&what, SETTLE_TIMEOUT, || {
+            found = self.bound(address, port, protocol)?;
             Ok(found.is_some())
         })?;
         found.context("invariant: waited for")
     }
 
-    fn bound(&self, address: &str, port: u16) -> Result<Option<SocketAddr>> {
+    fn bound(&self, address: &str, port: u16, protocol: &str) -> Result<Option<SocketAddr>> {
         let services = self.json(&["service", "list"])?;
         let rows = services.as_array().into_iter().flatten();
         let row = rows.into_iter().find(|row| row["address"] == address);
@@ -132,7 +141,7 @@ impl Site {
         }
         let endpoints = row["endpoints"].as_array().into_iter().flatten();
         let bound = endpoints
-            .filter(|endpoint| endpoint["port"] == port)
+            .filter(|endpoint| endpoint["port"] == port && endpoint["protocol"] == protocol)
             .find_map(|endpoint| endpoint["bound"].as_str()?.parse().ok());
         Ok(bound)
     }

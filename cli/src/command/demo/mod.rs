@@ -170,7 +170,8 @@ async fn endpoint(sites: &Sites) -> Result<String, Failure> {
 /// Names of the sites a new flow would pass now.
 async fn path(sites: &Sites) -> Result<Vec<String>, Failure> {
     let mut client = sites.client("demo-a").await?;
-    let report: TraceReport = client.trace(ADDRESS.to_owned(), u32::from(PORT)).await?;
+    let report: TraceReport =
+        client.trace(ADDRESS.to_owned(), u32::from(PORT), Protocol::Tcp).await?;
     let chosen = report.candidates.into_iter().find(|candidate| candidate.chosen);
     let path =
         chosen.and_then(|candidate| candidate.paths.into_iter().next()).ok_or_else(|| {

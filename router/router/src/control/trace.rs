@@ -4,7 +4,10 @@ use super::Control;
 use skein_core::{
     Address, LinkAdvert, Path, Pin, Port, Protocol, Provider, RouterId, Verdict, Wanted, choose,
 };
-use skein_wire::proto::control::{TraceCandidate, TraceHop, TracePath, TraceReply, TraceRequest};
+use skein_wire::proto::{
+    control::{TraceCandidate, TraceHop, TracePath, TraceReply, TraceRequest},
+    routing,
+};
 
 impl Control {
     /// The candidates for an address with the verdict on each, their paths and what was measured on them.
@@ -16,7 +19,7 @@ impl Control {
         };
         let port = match u16::try_from(request.port) {
             Ok(0) => None,
-            Ok(port) => Some(Port { port, protocol: Protocol::Tcp }),
+            Ok(port) => Some(Port { port, protocol: protocol(request.protocol()) }),
             Err(_) => return TraceReply { error: "a port is at most 65535".into(), ..reply },
         };
         let wanted = Wanted { address: &address, port, excluded: &[] };
@@ -86,5 +89,12 @@ impl Control {
             link_rtt_us: link.map_or(0, |link| link.rtt_us.into()),
             cost: link.map_or(0, |link| link.cost.into()),
         }
+    }
+}
+
+fn protocol(asked: routing::Protocol) -> Protocol {
+    match asked {
+        routing::Protocol::Udp => Protocol::Udp,
+        routing::Protocol::Tcp | routing::Protocol::Unspecified => Protocol::Tcp,
     }
 }

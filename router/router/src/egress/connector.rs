@@ -1,6 +1,6 @@
 //! One connector: an address, and the targets that serve it here.
 
-use super::target::{ConnectError, Target};
+use super::target::{ConnectError, Place, Target};
 use crate::net;
 use parking_lot::Mutex;
 use skein_core::{Address, AddressEntry, Port, Protocol, SiteId, Strategy};
@@ -16,7 +16,7 @@ use std::{
     },
     time::Duration,
 };
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UdpSocket};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// Where the configuration does not say: long enough for a SYN to be sent again.
@@ -94,7 +94,7 @@ pub(super) struct Connector {
     pub(super) config: ConnectorConfig,
     address: Option<Address>,
     /// By service port.
-    services: BTreeMap<u16, Service>,
+    services: BTreeMap<Port, Service>,
     next: AtomicUsize,
     /// Ends the checks: the connector was withdrawn or replaced.
     pub(super) withdrawn: CancellationToken,
@@ -106,18 +106,21 @@ impl Connector {
     pub(super) fn new(config: ConnectorConfig, before: Option<&Self>) -> Arc<Self> {
         let connect_timeout = duration_ms(config.connect_timeout_ms).unwrap_or(CONNECT_TIMEOUT);
         let address: Option<Address> = config.address.parse().ok();
-        let mut services = BTreeMap::<u16, Service>::new();
+        let mut services = BTreeMap::<Port, Service>::new();
         for port in &config.ports {
             let ports = (u16::try_from(port.port), u16::try_from(port.target_port));
             let (Ok(service @ 1..), Ok(target @ 1..)) = ports else { continue };
-            if port.protocol() == routing::Protocol::Udp {
-                continue;
-            }
+            let protocol = match port.protocol() {
+                routing::Protocol::Udp => Protocol::Udp,
+                routing::Protocol::Tcp | routing::Protocol::Unspecified => Protocol::Tcp,
+            };
+            let service = Port { port: service, protocol };
+            let place = |host: &str| Place { host: host.to_owned(), port: target, protocol };
             let old = before.and_then(|before| before.services.get(&service));
             let targets = config.targets.iter().map(|host| {
-                let same = |known: &&Arc<Target>| known.is(host, target, connect_timeout);
+                let same = |known: &&Arc<Target>| known.is(&place(host), connect_timeout);
                 let kept = old.and_then(|old| old.targets.iter().find(same)).cloned();
-                kept.unwrap_or_else(|| Target::new(host.clone(), target, connect_timeout))
+                kept.unwrap_or_else(|| Target::new(place(host), connect_timeout))
             });
             let targets: Vec<_> = targets.collect();
             let old = old.filter(|_| before.is_some_and(|before| before.address == address));
@@ -159,7 +162,7 @@ impl Connector {
     }
 
     /// Whether it serves this port of this address; its targets may be down.
-    pub(super) fn serves(&self, address: &Address, port: u16) -> bool {
+    pub(super) fn serves(&self, address: &Address, port: Port) -> bool {
         self.address.as_ref() == Some(address) && self.services.contains_key(&port)
     }
 
@@ -176,19 +179,11 @@ impl Connector {
     /// Dropping the future closes the socket.
     pub(super) async fn connect(
         &self,
-        port: u16,
+        port: Port,
         site: SiteId,
     ) -> Result<(TcpStream, FlowGuard), Option<ConnectError>> {
-        let Some(Service { targets, flows, .. }) = self.services.get(&port) else {
-            return Err(None);
-        };
-        // Counted before it is one, so that an end that begins in the meantime includes it.
-        let counted = flows.count_one();
-        let first = self.next.fetch_add(1, Ordering::Relaxed);
-        let mut order: Vec<_> =
-            (0..targets.len()).map(|i| &targets[(first.wrapping_add(i)) % targets.len()]).collect();
-        order.sort_by_key(|target| !target.is_up());
-        let source = (self.config.source() == SourceAddress::Site).then_some(site);
+        let (order, counted) = self.in_turn(port).ok_or(None)?;
+        let source = self.source(site);
         let mut last = None;
         for target in order {
             match target.connect(source).await {
@@ -200,6 +195,47 @@ impl Connector {
             }
         }
         Err(last)
+    }
+
+    /// Opens a socket towards one of the targets of `port`, in turn; those that have refused datagrams lately come last. The flow counts
+    /// until the guard is dropped.
+    ///
+    /// # Errors
+    /// That of the last target; `None` without any.
+    ///
+    /// # Cancel safety
+    /// Dropping the future closes the socket.
+    pub(super) async fn open_datagrams(
+        &self,
+        port: Port,
+        site: SiteId,
+    ) -> Result<(UdpSocket, Arc<Target>, FlowGuard), Option<ConnectError>> {
+        let (order, counted) = self.in_turn(port).ok_or(None)?;
+        let mut last = None;
+        for target in order {
+            match target.open_datagrams(self.source(site)).await {
+                Ok(socket) => return Ok((socket, Arc::clone(target), counted)),
+                Err(error) => last = Some(error),
+            }
+        }
+        Err(last)
+    }
+
+    /// The targets of `port` in the order in which they are to be tried, for a flow that counts from now on.
+    fn in_turn(&self, port: Port) -> Option<(Vec<&Arc<Target>>, FlowGuard)> {
+        let Service { targets, flows, .. } = self.services.get(&port)?;
+        // Counted before it is one, so that an end that begins in the meantime includes it.
+        let counted = flows.count_one();
+        let first = self.next.fetch_add(1, Ordering::Relaxed);
+        let mut order: Vec<_> =
+            (0..targets.len()).map(|i| &targets[(first.wrapping_add(i)) % targets.len()]).collect();
+        order.sort_by_key(|target| (!target.is_up(), target.is_refusing()));
+        Some((order, counted))
+    }
+
+    /// The site from whose source address a target is reached, where the connector wants that.
+    fn source(&self, site: SiteId) -> Option<SiteId> {
+        (self.config.source() == SourceAddress::Site).then_some(site)
     }
 
     pub(super) fn idle_timeout(&self) -> Option<Duration> {
@@ -214,7 +250,7 @@ impl Connector {
     /// The ports of which a target answers.
     fn ports_up(&self) -> Vec<Port> {
         let up = self.services.iter().filter(|(_, service)| service.is_up());
-        up.map(|(&port, _)| Port { port, protocol: Protocol::Tcp }).collect()
+        up.map(|(&port, _)| port).collect()
     }
 
     /// What it adds to what this router advertises; `None` while nothing answers.
@@ -330,13 +366,14 @@ mod tests {
         };
         let first = Connector::new(config.clone(), None);
         let site = SiteId([1; 32]);
-        let (_stream, running) = first.connect(5432, site).await.unwrap();
+        let port = Port { port: 5432, protocol: Protocol::Tcp };
+        let (_stream, running) = first.connect(port, site).await.unwrap();
         let changed = Connector::new(ConnectorConfig { cost: 5, ..config.clone() }, Some(&first));
         assert_eq!(changed.flow_count(), 1, "flows go on while the service does");
         changed.flows_without(None).for_each(|flows| flows.reset());
         assert!(running.abort().is_cancelled());
         let again = Connector::new(config, Some(&changed));
-        let (_stream, fresh) = again.connect(5432, site).await.unwrap();
+        let (_stream, fresh) = again.connect(port, site).await.unwrap();
         assert!(!fresh.abort().is_cancelled());
     }
 }

@@ -3,17 +3,17 @@
 use super::{
     Egress,
     connector::{Connector, FlowGuard},
-    proxy_protocol,
+    datagrams, proxy_protocol,
 };
 use crate::{
     flows::{Edge, FlowRecord, FlowSlot, Outcome, Progress, may_consume},
-    session::{Flow, FlowError, IncomingFlow},
+    session::{Flow, IncomingFlow},
     splice::{self, Terms},
 };
 use bytes::Bytes;
-use skein_core::{Address, SiteId};
+use skein_core::{Address, Port, Protocol, SiteId};
 use skein_wire::proto::{
-    routing::Protocol,
+    routing,
     session::{FlowOpen, refused::Reason},
 };
 use std::{net::SocketAddr, sync::Arc, time::Duration};
@@ -30,17 +30,17 @@ pub(crate) struct Refusal {
 }
 
 impl Refusal {
-    fn new(reason: Reason, detail: impl Into<String>) -> Self {
+    pub(super) fn new(reason: Reason, detail: impl Into<String>) -> Self {
         Self { reason, detail: detail.into() }
     }
 }
 
 /// What a flow asks of an egress.
 #[derive(Debug)]
-struct Asked {
-    address: Address,
-    port: u16,
-    site: SiteId,
+pub(super) struct Asked {
+    pub(super) address: Address,
+    pub(super) port: Port,
+    pub(super) site: SiteId,
     client: Option<SocketAddr>,
     flow_id: Vec<u8>,
 }
@@ -100,13 +100,17 @@ async fn serve_opened(
         Err(refusal) => return refuse(flow, &mut record, refusal).await,
     };
     record.address = Some(asked.address.clone());
+    if asked.port.protocol == Protocol::Udp {
+        record.set_association();
+        return datagrams::serve(egress, asked, flow, record).await;
+    }
     let served = match flow.buffer_during(connect(&egress, &asked)).await {
         Ok(Ok(served)) => served,
         Ok(Err(refusal)) => return refuse(flow, &mut record, refusal).await,
-        Err(error) => return note_loss(&mut record, &error),
+        Err(error) => return record.note_loss(&error),
     };
     let accepted = tokio::select! {
-        accepted = flow.accept() => accepted.map_err(|error| note_loss(&mut record, &error)),
+        accepted = flow.accept() => accepted.map_err(|error| record.note_loss(&error)),
         () = egress.0.abort.cancelled() => Err(()),
     };
     if accepted.is_err() {
@@ -129,51 +133,53 @@ async fn serve_opened(
     };
 }
 
-async fn refuse(flow: Flow, record: &mut FlowRecord, refusal: Refusal) {
+pub(super) async fn refuse(flow: Flow, record: &mut FlowRecord, refusal: Refusal) {
     tracing::debug!(reason = ?refusal.reason, detail = %refusal.detail, "flow refused");
     record.outcome = Outcome::Refused;
     if let Err(error) = flow.refuse(refusal.reason, refusal.detail).await {
-        note_loss(record, &error);
+        record.note_loss(&error);
     }
-}
-
-fn note_loss(record: &mut FlowRecord, error: &FlowError) {
-    record.outcome = match error {
-        FlowError::Reset => Outcome::FarReset,
-        FlowError::SessionLost | FlowError::NoStream | FlowError::Malformed(_) => {
-            Outcome::SessionLost
-        }
-    };
 }
 
 fn asked(head: FlowOpen, site: SiteId) -> Result<Asked, Refusal> {
     let no_such = |detail: &str| Refusal::new(Reason::NoSuchAddress, detail);
-    if head.protocol() != Protocol::Tcp {
-        return Err(no_such("this router serves TCP only"));
-    }
+    let protocol = match head.protocol() {
+        routing::Protocol::Tcp => Protocol::Tcp,
+        routing::Protocol::Udp => Protocol::Udp,
+        routing::Protocol::Unspecified => return Err(no_such("not a protocol")),
+    };
+    let port = u16::try_from(head.port).map_err(|_| no_such("not a port"))?;
     Ok(Asked {
         address: head.address.parse().map_err(|_| no_such("not an address"))?,
-        port: u16::try_from(head.port).map_err(|_| no_such("not a port"))?,
+        port: Port { port, protocol },
         site,
         client: head.client.parse().ok(),
         flow_id: head.flow_id,
     })
 }
 
-/// Checks that the site may, and connects to a target.
-async fn connect(egress: &Egress, asked: &Asked) -> Result<Served, Refusal> {
+/// Checks that the site may, and that there is room.
+pub(super) fn admit(egress: &Egress, asked: &Asked) -> Result<FlowSlot, Refusal> {
     if egress.is_draining() {
         return Err(Refusal::new(Reason::Draining, "the egress router is shutting down"));
     }
     if !may_consume(&egress.0.surroundings.trust.borrow(), asked.site, &asked.address) {
         return Err(Refusal::new(Reason::NotAllowed, "the site may not reach this address"));
     }
-    let Some(slot) = egress.0.surroundings.limit.enter(Edge::Egress, asked.site) else {
-        let detail = "the egress router has as many flows as it may, or as the site may";
-        return Err(Refusal::new(Reason::Overloaded, detail));
-    };
+    let slot = egress.0.surroundings.limit.enter(Edge::Egress, asked.site);
+    let detail = "the egress router has as many flows as it may, or as the site may";
+    slot.ok_or_else(|| Refusal::new(Reason::Overloaded, detail))
+}
+
+pub(super) fn no_such_service() -> Refusal {
+    Refusal::new(Reason::NoSuchAddress, "no connector serves this address and port")
+}
+
+/// Connects to a target.
+async fn connect(egress: &Egress, asked: &Asked) -> Result<Served, Refusal> {
+    let slot = admit(egress, asked)?;
     let connectors = egress.connectors_for(&asked.address, asked.port);
-    let mut last = Refusal::new(Reason::NoSuchAddress, "no connector serves this address and port");
+    let mut last = no_such_service();
     for connector in connectors {
         match connector.connect(asked.port, asked.site).await {
             Ok((mut target, counted)) => {
@@ -213,6 +219,18 @@ pub(crate) struct Local<'a> {
     pub(crate) flow_id: [u8; 16],
 }
 
+impl Local<'_> {
+    pub(super) fn asked(&self, protocol: Protocol, site: SiteId) -> Asked {
+        Asked {
+            address: self.address.clone(),
+            port: Port { port: self.port, protocol },
+            site,
+            client: self.client,
+            flow_id: self.flow_id.to_vec(),
+        }
+    }
+}
+
 /// A local target that took a flow.
 #[derive(Debug)]
 pub(crate) struct LocalFlow {
@@ -229,13 +247,7 @@ impl Egress {
     /// # Cancel safety
     /// Dropping the future closes the socket.
     pub(crate) async fn connect_local(&self, local: Local<'_>) -> Result<LocalFlow, Refusal> {
-        let asked = Asked {
-            address: local.address.clone(),
-            port: local.port,
-            site: self.0.surroundings.local.site,
-            client: local.client,
-            flow_id: local.flow_id.to_vec(),
-        };
+        let asked = local.asked(Protocol::Tcp, self.0.surroundings.local.site);
         let served = connect(self, &asked).await?;
         Ok(LocalFlow { served, egress: self.clone() })
     }

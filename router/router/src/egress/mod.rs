@@ -1,18 +1,20 @@
 //! Where flows leave: connectors, which serve an address with local targets.
 
 mod connector;
+mod datagrams;
 mod flow;
 mod health;
 mod name;
 mod proxy_protocol;
 mod target;
 
-pub(crate) use flow::{Local, LocalFlow};
+pub(crate) use datagrams::Served as LocalAssociation;
+pub(crate) use flow::{Local, LocalFlow, Refusal};
 
 use crate::{flows::Surroundings, session::IncomingFlow};
 use connector::{Connector, Flows};
 use parking_lot::Mutex;
-use skein_core::{Address, AddressEntry};
+use skein_core::{Address, AddressEntry, Port};
 use skein_wire::proto::control::{ConnectorConfig, ConnectorStatus};
 use std::{
     collections::BTreeMap,
@@ -36,6 +38,8 @@ struct Inner {
     connectors: Mutex<BTreeMap<String, Arc<Connector>>>,
     entries: watch::Sender<Vec<AddressEntry>>,
     draining: AtomicBool,
+    /// Ends associations when it drains.
+    withdrawn: CancellationToken,
     /// Spreads flows over connectors of the same address.
     next: AtomicUsize,
     /// Flows, apart from the tasks of connectors, because a drain waits for them.
@@ -53,6 +57,7 @@ impl Egress {
             connectors: Mutex::default(),
             entries: watch::Sender::new(Vec::new()),
             draining: AtomicBool::new(false),
+            withdrawn: CancellationToken::new(),
             next: AtomicUsize::new(0),
             flows: TaskTracker::new(),
             tasks: TaskTracker::new(),
@@ -114,12 +119,13 @@ impl Egress {
         self.advertise();
     }
 
-    /// Withdraws, lets flows end until `deadline`, resets the rest, joins the tasks and returns how many flows were reset.
+    /// Withdraws, ends associations, lets other flows end until `deadline`, resets the rest, joins the tasks and returns how many flows were reset.
     ///
     /// # Cancel safety
     /// Dropped midway, only the waiting ends.
     pub async fn drain(&self, deadline: Instant) -> u64 {
         self.withdraw();
+        self.0.withdrawn.cancel();
         self.0.flows.close();
         let mut reset = 0;
         if timeout_at(deadline.into(), self.0.flows.wait()).await.is_err() {
@@ -143,7 +149,7 @@ impl Egress {
     }
 
     /// The connectors that serve `port` of `address`, in turn.
-    fn connectors_for(&self, address: &Address, port: u16) -> Vec<Arc<Connector>> {
+    fn connectors_for(&self, address: &Address, port: Port) -> Vec<Arc<Connector>> {
         let connectors = self.0.connectors.lock();
         let mut serving: Vec<_> = connectors
             .values()

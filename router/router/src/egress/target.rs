@@ -4,8 +4,8 @@ use super::{health::Health, name::Name};
 use crate::net;
 use parking_lot::Mutex;
 use siphasher::sip::SipHasher24;
-use skein_core::SiteId;
-use skein_wire::proto::{control::TargetStatus, session::refused::Reason};
+use skein_core::{Protocol, SiteId};
+use skein_wire::proto::{control::TargetStatus, routing, session::refused::Reason};
 use std::{
     hash::{Hash as _, Hasher as _},
     io,
@@ -13,10 +13,16 @@ use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
-use tokio::{net::TcpStream, sync::Notify, time::timeout};
+use tokio::{
+    net::{TcpStream, UdpSocket},
+    sync::Notify,
+    time::timeout,
+};
 
 /// Addresses of a name that are tried for one flow.
 const ADDRESSES_MAX: usize = 8;
+/// A target of datagrams that has refused one is thought to do so for so long, unless it answers.
+const REFUSING_FOR: Duration = Duration::from_secs(10);
 
 /// Why no connection to a target came about.
 #[derive(Debug, thiserror::Error)]
@@ -52,10 +58,17 @@ impl ConnectError {
     }
 }
 
+/// What a target is: the port of a host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) host: String,
+    pub(super) port: u16,
+    pub(super) protocol: Protocol,
+}
+
 #[derive(Debug)]
 pub(super) struct Target {
-    host: String,
-    port: u16,
+    place: Place,
     connect_timeout: Duration,
     observed: Mutex<Observed>,
     /// Asks for a check at once.
@@ -68,13 +81,15 @@ struct Observed {
     health: Health,
     error: String,
     checked: Option<Instant>,
+    /// A datagram was, and none has been answered since.
+    refused: Option<Instant>,
 }
 
 impl Target {
-    pub(super) fn new(host: String, port: u16, connect_timeout: Duration) -> Arc<Self> {
+    pub(super) fn new(place: Place, connect_timeout: Duration) -> Arc<Self> {
         let (observed, doubted) = (Mutex::default(), Notify::new());
         let name = Name::default();
-        Arc::new(Self { host, port, connect_timeout, observed, doubted, name })
+        Arc::new(Self { place, connect_timeout, observed, doubted, name })
     }
 
     pub(super) fn is_up(&self) -> bool {
@@ -86,8 +101,31 @@ impl Target {
     }
 
     /// Whether it is this place, reached in this way.
-    pub(super) fn is(&self, host: &str, port: u16, connect_timeout: Duration) -> bool {
-        (self.host.as_str(), self.port, self.connect_timeout) == (host, port, connect_timeout)
+    pub(super) fn is(&self, place: &Place, connect_timeout: Duration) -> bool {
+        self.place == *place && self.connect_timeout == connect_timeout
+    }
+
+    /// Whether it has refused datagrams lately.
+    pub(super) fn is_refusing(&self) -> bool {
+        let refused = self.observed.lock().refused;
+        refused.is_some_and(|at| crate::clock::now().saturating_duration_since(at) < REFUSING_FOR)
+    }
+
+    /// The network said of a datagram that it does not arrive. That is noted and no more: the next one may, as ever with datagrams.
+    pub(super) fn refused(&self, error: &io::Error) {
+        let mut observed = self.observed.lock();
+        if observed.refused.replace(crate::clock::now()).is_none() {
+            tracing::info!(to = %self.name(), %error, "target refuses datagrams");
+        }
+        observed.error = error.to_string();
+    }
+
+    /// A datagram came from it.
+    pub(super) fn answered(&self) {
+        let mut observed = self.observed.lock();
+        if observed.refused.take().is_some() {
+            observed.error.clear();
+        }
     }
 
     pub(super) fn status(&self) -> TargetStatus {
@@ -96,14 +134,19 @@ impl Target {
             target: self.name(),
             healthy: observed.health.is_up(),
             error: observed.error.clone(),
+            protocol: match self.place.protocol {
+                Protocol::Tcp => routing::Protocol::Tcp.into(),
+                Protocol::Udp => routing::Protocol::Udp.into(),
+            },
         }
     }
 
     fn name(&self) -> String {
         // IPv6 addresses need brackets before a port.
-        match self.host.parse::<IpAddr>() {
-            Ok(ip) => SocketAddr::new(ip, self.port).to_string(),
-            Err(_name) => format!("{}:{}", self.host, self.port),
+        let Place { host, port, .. } = &self.place;
+        match host.parse::<IpAddr>() {
+            Ok(ip) => SocketAddr::new(ip, *port).to_string(),
+            Err(_name) => format!("{host}:{port}"),
         }
     }
 
@@ -127,7 +170,9 @@ impl Target {
             return;
         }
         observed.health.observe(error.is_none());
-        observed.error = error.map(ToString::to_string).unwrap_or_default();
+        if error.is_some() || observed.refused.is_none() {
+            observed.error = error.map(ToString::to_string).unwrap_or_default();
+        }
         if error.is_some() {
             self.name.doubt();
             self.doubted.notify_one();
@@ -153,13 +198,39 @@ impl Target {
     }
 
     async fn resolve(&self) -> Result<Arc<[SocketAddr]>, ConnectError> {
-        if let Ok(ip) = self.host.parse::<IpAddr>() {
-            return Ok(Arc::new([SocketAddr::new(ip, self.port)]));
+        let Place { host, port, .. } = &self.place;
+        if let Ok(ip) = host.parse::<IpAddr>() {
+            return Ok(Arc::new([SocketAddr::new(ip, *port)]));
         }
         let name = self.name();
         let lookup = || net::look_up(name.clone());
         let resolved = self.name.resolve(lookup).await;
-        resolved.map_err(|source| ConnectError::Unresolved { host: self.host.clone(), source })
+        resolved.map_err(|source| ConnectError::Unresolved { host: host.clone(), source })
+    }
+
+    /// Opens a socket towards it for datagrams. That it can be opened says that its name resolves, and nothing more.
+    ///
+    /// # Cancel safety
+    /// Dropping the future closes the socket.
+    pub(super) async fn open_datagrams(
+        &self,
+        source: Option<SiteId>,
+    ) -> Result<UdpSocket, ConnectError> {
+        let outcome = self.try_open_datagrams(source).await;
+        self.observe(outcome.as_ref().err());
+        outcome
+    }
+
+    async fn try_open_datagrams(&self, source: Option<SiteId>) -> Result<UdpSocket, ConnectError> {
+        let mut last = io::Error::from(io::ErrorKind::NotFound);
+        for &address in self.resolve().await?.iter().take(ADDRESSES_MAX) {
+            let from = source.filter(|_| is_loopback_v4(address)).map(source_address);
+            match net::udp_connect(address, from) {
+                Ok(socket) => return Ok(socket),
+                Err(error) => last = error,
+            }
+        }
+        Err(last.into())
     }
 
     /// Checks the target for as long as it is polled, and tells `changed` when it comes up or goes down.
@@ -167,7 +238,10 @@ impl Target {
         let mut told = None;
         loop {
             // The result is recorded; the connection itself is of no use.
-            drop(self.connect(None).await);
+            match self.place.protocol {
+                Protocol::Tcp => drop(self.connect(None).await),
+                Protocol::Udp => drop(self.open_datagrams(None).await),
+            }
             // Compared with what was told, because a flow may have made the difference since the last check.
             let up = self.is_up();
             if told.replace(up) != Some(up) {
@@ -216,11 +290,15 @@ fn source_address(site: SiteId) -> IpAddr {
 mod tests {
     use super::*;
 
+    fn tcp(host: &str, port: u16) -> Place {
+        Place { host: host.into(), port, protocol: Protocol::Tcp }
+    }
+
     #[tokio::test]
     async fn a_refused_target_goes_down_and_comes_back() {
         let listener = net::tcp_listen("127.0.0.1:0".parse().unwrap()).unwrap();
         let port = listener.local_addr().unwrap().port();
-        let target = Target::new("127.0.0.1".into(), port, Duration::from_secs(1));
+        let target = Target::new(tcp("127.0.0.1", port), Duration::from_secs(1));
         target.connect(None).await.unwrap();
         assert!(target.is_up());
         drop(listener);
@@ -240,7 +318,7 @@ mod tests {
     #[tokio::test]
     async fn what_this_router_lacks_is_not_held_against_the_target() {
         use rustix::io::Errno;
-        let target = Target::new("127.0.0.1".into(), 1, Duration::from_secs(1));
+        let target = Target::new(tcp("127.0.0.1", 1), Duration::from_secs(1));
         target.observe(None);
         for errno in [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM, Errno::ADDRNOTAVAIL]
         {
@@ -259,7 +337,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_name_that_does_not_resolve_is_an_error_not_a_crash() {
-        let target = Target::new("no such host".into(), 1, Duration::from_secs(1));
+        let target = Target::new(tcp("no such host", 1), Duration::from_secs(1));
         let error = target.connect(None).await.unwrap_err();
         assert_eq!(error.reason(), Reason::TargetUnresolved);
     }
@@ -268,7 +346,7 @@ mod tests {
     async fn sites_have_source_addresses_of_their_own() {
         let listener = net::tcp_listen("127.0.0.1:0".parse().unwrap()).unwrap();
         let port = listener.local_addr().unwrap().port();
-        let target = Target::new("127.0.0.1".into(), port, Duration::from_secs(1));
+        let target = Target::new(tcp("127.0.0.1", port), Duration::from_secs(1));
         let site = SiteId([7; 32]);
         let _stream = target.connect(Some(site)).await.unwrap();
         let (_, from) = listener.accept().await.unwrap();

@@ -1,7 +1,12 @@
 //! One port of a listener: open while somebody serves it, closed otherwise.
 
-use super::{Ingress, flow, holder};
-use crate::net;
+use super::{
+    Ingress,
+    attempt::Opening,
+    datagrams::{Newcomers, Open},
+    holder,
+};
+use crate::net::{self, ServiceSocket};
 use parking_lot::Mutex;
 use skein_core::{Address, Fib, Port, Protocol, RouterId};
 use skein_wire::proto::{
@@ -63,8 +68,6 @@ enum EndpointError {
     Host(String),
     #[error("{0} is not a port")]
     Port(u32),
-    #[error("UDP is not supported yet")]
-    Udp,
 }
 
 #[derive(Debug)]
@@ -78,19 +81,42 @@ struct Parsed {
 impl Endpoint {
     fn parse(&self) -> Result<Parsed, EndpointError> {
         let port = |port: u32| u16::try_from(port).map_err(|_| EndpointError::Port(port));
-        if self.port.protocol() == routing::Protocol::Udp {
-            return Err(EndpointError::Udp);
-        }
+        let protocol = match self.port.protocol() {
+            routing::Protocol::Udp => Protocol::Udp,
+            routing::Protocol::Tcp | routing::Protocol::Unspecified => Protocol::Tcp,
+        };
         let address =
             self.address.parse().map_err(|_| EndpointError::Address(self.address.clone()))?;
         let host: IpAddr = self.host.parse().map_err(|_| EndpointError::Host(self.host.clone()))?;
         let fallback = port(self.port.fallback_port)?;
         Ok(Parsed {
             address,
-            service: Port { port: port(self.port.port)?, protocol: Protocol::Tcp },
+            service: Port { port: port(self.port.port)?, protocol },
             local: SocketAddr::new(host, port(self.port.local_port)?),
             fallback: (fallback > 0).then_some(SocketAddr::new(host, fallback)),
         })
+    }
+}
+
+/// A socket that is open.
+enum Bound {
+    Tcp(TcpListener),
+    Udp(ServiceSocket),
+}
+
+impl Bound {
+    fn new(protocol: Protocol, at: SocketAddr) -> io::Result<Self> {
+        Ok(match protocol {
+            Protocol::Tcp => Self::Tcp(net::tcp_listen(at)?),
+            Protocol::Udp => Self::Udp(ServiceSocket::bind(at)?),
+        })
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        match self {
+            Self::Tcp(socket) => socket.local_addr(),
+            Self::Udp(socket) => socket.local_addr(),
+        }
     }
 }
 
@@ -128,7 +154,14 @@ impl Listener {
             match self.bind(&parsed) {
                 Ok(socket) => {
                     failures = 0;
-                    self.accept(ingress, &parsed, socket, &mut fib).await;
+                    match socket {
+                        Bound::Tcp(socket) => {
+                            self.accept(ingress, &parsed, socket, &mut fib).await;
+                        }
+                        Bound::Udp(socket) => {
+                            self.receive(ingress, &parsed, socket, &mut fib).await;
+                        }
+                    }
                     *self.state.lock() = State::default();
                     tracing::info!(address = %parsed.address, port = parsed.service.port, "listener closed");
                 }
@@ -142,12 +175,13 @@ impl Listener {
         }
     }
 
-    fn bind(&self, parsed: &Parsed) -> io::Result<TcpListener> {
+    fn bind(&self, parsed: &Parsed) -> io::Result<Bound> {
         let mut fallback = false;
-        let socket = match (net::tcp_listen(parsed.local), parsed.fallback) {
+        let protocol = parsed.service.protocol;
+        let socket = match (Bound::new(protocol, parsed.local), parsed.fallback) {
             (Err(_taken), Some(second)) => {
                 fallback = true;
-                net::tcp_listen(second)?
+                Bound::new(protocol, second)?
             }
             (outcome, _) => outcome?,
         };
@@ -161,7 +195,9 @@ impl Listener {
         let local = parsed.local;
         let mut text = format!("{local}: {error}");
         if error.kind() == io::ErrorKind::AddrInUse {
-            let holder = tokio::task::spawn_blocking(move || holder::holder(local.port())).await;
+            let protocol = parsed.service.protocol;
+            let find = move || holder::holder(protocol, local.port());
+            let holder = tokio::task::spawn_blocking(find).await;
             if let Ok(Some(holder)) = holder {
                 text = format!("{local} is held by {holder}");
             }
@@ -206,8 +242,36 @@ impl Listener {
         }
     }
 
-    fn opening(&self, parsed: &Parsed, client_address: SocketAddr) -> flow::Opening {
-        flow::Opening {
+    /// Hears clients until nobody serves them any more. Associations that run go on, and keep the socket open.
+    async fn receive(
+        &self,
+        ingress: &Ingress,
+        parsed: &Parsed,
+        socket: ServiceSocket,
+        fib: &mut watch::Receiver<Arc<Fib>>,
+    ) {
+        let open = Open::new(socket, ingress);
+        let opening = |with: net::Conversation| self.opening(parsed, with.client);
+        loop {
+            tokio::select! {
+                () = unserved(fib, parsed) => {} // cancel-safe
+                () = open.receive(Newcomers::Served(&opening)) => {}
+            }
+            tokio::select! {
+                biased;
+                () = open.emptied() => return,
+                served = fib.wait_for(|fib| !providers(fib, parsed).is_empty()) => {
+                    if served.is_err() {
+                        return;
+                    }
+                }
+                () = open.receive(Newcomers::Ignored) => {}
+            }
+        }
+    }
+
+    fn opening(&self, parsed: &Parsed, client_address: SocketAddr) -> Opening {
+        Opening {
             address: parsed.address.clone(),
             service: parsed.service,
             client_address,

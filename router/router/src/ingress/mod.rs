@@ -1,19 +1,23 @@
 //! Where flows enter: local listeners for addresses of the network.
 
+mod attempt;
+mod datagrams;
 mod flow;
+mod held;
 mod holder;
 mod listener;
 
 use crate::{
     egress::Egress,
-    flows::{Edge, FlowRecord, Outcome, Surroundings},
+    flows::{Edge, FlowCounters, FlowRecord, Outcome, Surroundings},
     session::Sessions,
     splice,
 };
+use attempt::Opening;
 use listener::{Endpoint, Listener};
 use parking_lot::Mutex;
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
-use skein_core::{Address, RouterId};
+use skein_core::{Address, Protocol, RouterId};
 use skein_wire::proto::control::{ListenerConfig, ListenerStatus};
 use std::{
     collections::{BTreeMap, HashMap},
@@ -141,7 +145,7 @@ impl Ingress {
         status.collect()
     }
 
-    /// Closes the listeners, lets flows end until `deadline`, resets the rest, joins the tasks and returns how many flows were reset.
+    /// Closes the listeners and ends associations, lets other flows end until `deadline`, resets the rest, joins the tasks and returns how many flows were reset.
     ///
     /// # Cancel safety
     /// Dropped midway, only the waiting ends.
@@ -159,15 +163,10 @@ impl Ingress {
         reset
     }
 
-    fn start_flow(&self, opening: flow::Opening, client: TcpStream) {
+    fn start_flow(&self, opening: Opening, client: TcpStream) {
         let surroundings = &self.0.config.surroundings;
-        let flow_id = self.0.rng.lock().random::<[u8; 16]>();
-        // Routers that start together do not all begin with the same candidate.
-        let turn = self.0.first_turn.wrapping_add(opening.turn);
-        let counters = Arc::clone(&surroundings.counters);
-        let mut record =
-            FlowRecord::start(counters, Edge::Ingress, surroundings.local.site, flow_id);
-        record.address = Some(opening.address.clone());
+        let turn = self.turn(&opening);
+        let mut record = self.record(&opening, &surroundings.counters);
         let Some(slot) = surroundings.limit.enter(Edge::Ingress, surroundings.local.site) else {
             record.outcome = Outcome::Overloaded;
             splice::reset(client);
@@ -180,6 +179,23 @@ impl Ingress {
             drop(slot);
         };
         self.0.flows.spawn_on(counted.instrument(span), &surroundings.runtime);
+    }
+
+    /// Begins the record of a flow.
+    fn record(&self, opening: &Opening, counters: &Arc<FlowCounters>) -> FlowRecord {
+        let flow_id = self.0.rng.lock().random::<[u8; 16]>();
+        let site = self.0.config.surroundings.local.site;
+        let mut record = FlowRecord::start(Arc::clone(counters), Edge::Ingress, site, flow_id);
+        record.address = Some(opening.address.clone());
+        if opening.service.protocol == Protocol::Udp {
+            record.set_association();
+        }
+        record
+    }
+
+    /// With which of equal candidates a flow begins. Routers that start together do not all begin with the same.
+    fn turn(&self, opening: &Opening) -> u64 {
+        self.0.first_turn.wrapping_add(opening.turn)
     }
 
     /// Counts a flow that waits for an egress until the guard is dropped; `None` when too many do.
@@ -208,6 +224,12 @@ impl Ingress {
 struct Outstanding {
     ingress: Ingress,
     router: RouterId,
+}
+
+impl Outstanding {
+    fn router(&self) -> RouterId {
+        self.router
+    }
 }
 
 impl Drop for Outstanding {

@@ -1,22 +1,29 @@
 //! One session: a connection, its control stream, its ring of writers and its flows.
 
 use super::{
-    Account, INITIAL_CREDIT_BYTES, ReceiveWindow, Reservation, SendCredit,
+    Account, INITIAL_CREDIT_BYTES, ReceiveWindow, Reservation, SendCredit, TURN_BYTES,
     congestion::Relief,
     control::{self, ControlError, ControlReader, Outbox},
+    datagrams::{self, Departures},
     flow::{FlowError, FlowState},
     inbound::Inbound,
     incoming::IncomingFlow,
-    pool::Key,
+    pool::{Class, Key},
     transport::{Role, STREAMS_INITIAL},
     window::{self, WriteMeter},
 };
-use crate::{clock, flows::FlowCounters};
+use crate::{
+    clock,
+    flows::{DatagramCounters, DatagramDrop, FlowCounters},
+};
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use quinn::VarInt;
 use skein_core::{Handle, Pin, RouterId, SiteId};
-use skein_wire::{framing, proto::session::FlowReply};
+use skein_wire::{
+    framing,
+    proto::session::{FlowReply, SessionHello},
+};
 use std::{
     collections::HashMap,
     sync::{
@@ -32,6 +39,11 @@ use tokio::{
 
 /// Flows a peer may have open in a session. More would wait, and the memory budget refuses long before.
 const STREAMS_MAX: u32 = 65_536;
+
+/// Implied for the stream of an association in each direction, whatever the hellos say: the largest datagram fits, and there are many
+/// associations whose stream carries their first datagram and nothing more.
+const ASSOCIATION_CREDIT_BYTES: u64 = 64 << 10;
+const _: () = assert!(ASSOCIATION_CREDIT_BYTES >= TURN_BYTES as u64);
 
 /// A peer that opens flows so long after it was told to open no more has not listened: they are reset.
 const DRAINING_HEARD: Duration = Duration::from_secs(5);
@@ -108,10 +120,30 @@ pub(crate) struct Peer {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Terms {
     pub(super) role: Role,
+    pub(super) class: Class,
     /// Of the path it was opened over; the connection keeps it for life.
     pub(super) path_mtu: u16,
-    /// Implied by the peer's hello for what we send.
+    /// Implied for what we send in a flow.
     pub(super) peer_credit_bytes: u64,
+}
+
+impl Terms {
+    pub(super) fn new(role: Role, class: Class, path_mtu: u16, hello: &SessionHello) -> Self {
+        let said = u64::from(hello.initial_credit_bytes);
+        let peer_credit_bytes = match class {
+            Class::Streams => said,
+            Class::Datagrams => ASSOCIATION_CREDIT_BYTES,
+        };
+        Self { role, class, path_mtu, peer_credit_bytes }
+    }
+
+    /// Implied for what the peer sends in a flow.
+    fn own_credit_bytes(&self) -> u64 {
+        match self.class {
+            Class::Streams => INITIAL_CREDIT_BYTES,
+            Class::Datagrams => ASSOCIATION_CREDIT_BYTES,
+        }
+    }
 }
 
 /// An established session.
@@ -133,6 +165,7 @@ pub(crate) struct Session {
     pub(super) refusals: Semaphore,
     pub(super) meter: WriteMeter,
     pub(super) outbox: Outbox,
+    pub(super) departures: Departures,
     /// Of the connection's congestion control.
     relief: Option<Arc<Relief>>,
     inbound: Mutex<Inbound>,
@@ -142,7 +175,7 @@ pub(crate) struct Session {
     /// Since when no flows are to be opened.
     draining: OnceLock<Instant>,
     /// Pays for what the peer's site makes us hold.
-    pub(super) account: Arc<Account>,
+    pub(crate) account: Arc<Account>,
     /// For what it holds besides flows.
     _paid: Reservation,
     counters: Arc<FlowCounters>,
@@ -169,6 +202,7 @@ impl Session {
             refusals: Semaphore::new(REFUSALS_MAX),
             meter: WriteMeter::default(),
             outbox: Outbox::default(),
+            departures: Departures::default(),
             inbound: Mutex::new(Inbound::new(account.nothing(), clock::now())),
             flows: Mutex::default(),
             open_streams: AtomicUsize::new(0),
@@ -182,7 +216,7 @@ impl Session {
     /// What it is known by at its initiator.
     pub(super) fn key(&self) -> Key {
         let Peer { router, handle, pin, .. } = self.peer;
-        Key { router, handle, pin }
+        Key { router, handle, pin, class: self.terms.class }
     }
 
     /// Whether new flows may be opened on it.
@@ -328,6 +362,22 @@ impl Session {
 
     pub(super) fn unregister(&self, index: u64) {
         self.flows.lock().remove(&index);
+        let left = self.departures.remove(index);
+        self.datagrams().add_dropped(DatagramDrop::Ended, left);
+    }
+
+    /// Largest frame of a datagram that fits a packet now; `None` where the peer takes none.
+    pub(crate) fn frame_len_max(&self) -> Option<usize> {
+        self.connection.max_datagram_size()
+    }
+
+    /// Queues a frame of a datagram, and returns how many older ones had to go for it.
+    pub(crate) fn send_frame(&self, flow: u64, frame: Bytes) -> u64 {
+        self.departures.push(flow, frame)
+    }
+
+    pub(super) fn datagrams(&self) -> &Arc<DatagramCounters> {
+        &self.counters.datagrams
     }
 
     /// Takes note that so much was taken from QUIC, whose window follows that.
@@ -340,7 +390,7 @@ impl Session {
 
     /// Pays for the window of a new flow; `None` at the ceiling of memory.
     pub(crate) fn window(&self) -> Option<ReceiveWindow> {
-        let reservation = self.account.reserve(INITIAL_CREDIT_BYTES)?;
+        let reservation = self.account.reserve(self.terms.own_credit_bytes())?;
         Some(ReceiveWindow::new(reservation, clock::now()))
     }
 
@@ -358,6 +408,8 @@ impl Session {
         let ended = tokio::select! {
             ended = control::write(writer, &self.outbox) => ended,
             ended = control::read(reader, self) => ended,
+            () = datagrams::send(self) => Ok(()),
+            () = datagrams::receive(self) => Ok(()),
             () = self.accept_flows(accept) => Ok(()),
             () = window::follow(&self.connection, &self.meter, &self.account) => Ok(()),
             _reason = self.connection.closed() => Ok(()),

@@ -1,6 +1,6 @@
 //! The control stream of a session: hello, then credit and aborts, batched.
 
-use super::{INITIAL_CREDIT_BYTES, TURN_BYTES, connection::Session};
+use super::{INITIAL_CREDIT_BYTES, TURN_BYTES, connection::Session, pool::Class};
 use bytes::BytesMut;
 use parking_lot::Mutex;
 use prost::Message as _;
@@ -197,6 +197,7 @@ pub(super) async fn write_hello(
     stream: &mut quinn::SendStream,
     boot_epoch: u64,
     pin: Pin,
+    class: Class,
 ) -> Result<(), ControlError> {
     let hello = SessionHello {
         protocol_min: PROTOCOL_MIN,
@@ -205,6 +206,7 @@ pub(super) async fn write_hello(
         pin: pin.0.into(),
         initial_credit_bytes: u32::try_from(INITIAL_CREDIT_BYTES)
             .expect("invariant: the initial credit is small"),
+        datagrams: class == Class::Datagrams,
     };
     stream.write_all(&hello.encode_length_delimited_to_vec()).await?;
     Ok(())

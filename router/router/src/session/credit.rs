@@ -52,7 +52,7 @@ pub struct ReceiveWindow {
 }
 
 impl ReceiveWindow {
-    /// A window as large as its reservation, which must be [`INITIAL_CREDIT_BYTES`].
+    /// A window as large as its reservation, at most [`INITIAL_CREDIT_BYTES`].
     #[must_use]
     pub fn new(reservation: Reservation, now: Instant) -> Self {
         Self {
@@ -194,9 +194,9 @@ impl SendCredit {
         }
     }
 
-    /// Gives up credit of an idle flow and returns how much, to be told to the peer.
-    pub fn give_back(&self, sent_bytes: u64) -> Option<u64> {
-        let surplus = self.available(sent_bytes).saturating_sub(IDLE_CREDIT_BYTES);
+    /// Gives up credit of an idle flow but for `keep_bytes`, and returns how much, to be told to the peer.
+    pub fn give_back(&self, sent_bytes: u64, keep_bytes: u64) -> Option<u64> {
+        let surplus = self.available(sent_bytes).saturating_sub(keep_bytes);
         self.limit_bytes.fetch_sub(surplus, Ordering::Relaxed);
         (surplus > 0).then_some(surplus)
     }
@@ -259,8 +259,8 @@ mod tests {
         let now = crate::clock::now();
         let mut receiver = window(&budget, now);
         let sender = SendCredit::new(INITIAL_CREDIT_BYTES);
-        let returned = sender.give_back(0).unwrap();
-        assert_eq!(sender.give_back(0), None);
+        let returned = sender.give_back(0, IDLE_CREDIT_BYTES).unwrap();
+        assert_eq!(sender.give_back(0, IDLE_CREDIT_BYTES), None);
         receiver.returned(returned).unwrap();
         assert_eq!(budget.used_bytes(), IDLE_CREDIT_BYTES);
         let sent = sender.available(0);
@@ -335,7 +335,7 @@ mod tests {
                         }
                     }
                     Op::GiveBack => {
-                        if let Some(bytes) = sender.give_back(sent) {
+                        if let Some(bytes) = sender.give_back(sent, IDLE_CREDIT_BYTES) {
                             prop_assert_eq!(receiver.returned(bytes), Ok(()));
                         }
                     }

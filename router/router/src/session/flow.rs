@@ -4,8 +4,9 @@
 //! ended cleanly.
 
 use super::{
-    CreditViolation, IDLE_CREDIT_BYTES, ReceiveWindow, SendCredit,
+    CreditViolation, IDLE_CREDIT_BYTES, ReceiveWindow, Reservation, SendCredit,
     connection::{OpenStream, Session, Turn},
+    datagrams::{Arrivals, Deliver},
     incoming,
     queue::{CHUNKS_MAX, ChunkQueue},
 };
@@ -20,7 +21,7 @@ use skein_wire::{
         Accepted, FlowOpen, FlowReply, Refused, flow_reply::Outcome as Reply, refused::Reason,
     },
 };
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use tokio::{
     sync::{Notify, SetOnce},
     time::{Duration, sleep, timeout},
@@ -86,6 +87,8 @@ pub(super) struct FlowState {
     returned: Notify,
     /// The peer's socket was reset after it had sent so many bytes.
     aborted_after: SetOnce<u64>,
+    /// Where its datagrams go, if it is an association.
+    arrivals: OnceLock<Arrivals>,
     /// For the limit of streams, where the peer opened it.
     _counted: Option<OpenStream>,
 }
@@ -105,6 +108,7 @@ impl FlowState {
             window: Mutex::new(window),
             returned: Notify::new(),
             aborted_after: SetOnce::new(),
+            arrivals: OnceLock::new(),
             _counted: counted,
         }
     }
@@ -119,6 +123,10 @@ impl FlowState {
             self.returned.notify_one();
         }
         Ok(())
+    }
+
+    pub(super) fn arrivals(&self) -> Option<&Arrivals> {
+        self.arrivals.get()
     }
 
     pub(super) fn peer_aborted(&self, after_bytes: u64) {
@@ -160,6 +168,24 @@ impl Flow {
                 finished: false,
             },
         }
+    }
+
+    /// The session it belongs to.
+    pub(crate) fn session(&self) -> &Arc<Session> {
+        &self.recv.state.session
+    }
+
+    /// What names it there.
+    pub(crate) fn index(&self) -> u64 {
+        self.recv.state.index
+    }
+
+    /// Makes it an association: datagrams that arrive for it go to `to` from now on.
+    pub(crate) fn deliver_to(&self, to: Arc<dyn Deliver>) {
+        let state = &self.recv.state;
+        let arrivals = Arrivals::new(to, Arc::clone(state.session.datagrams()));
+        // Whoever opens or accepts an association says so once.
+        let _ = state.arrivals.set(arrivals);
     }
 
     /// Opens a flow on `session` and sends its head together with `first`; `handed_over` is called once some of that may have reached the
@@ -341,7 +367,12 @@ impl FlowSend {
 
     /// Gives up most of the credit of an idle flow; false when there is no more than a little.
     pub(crate) fn give_back(&self) -> bool {
-        let surplus = self.state.credit.give_back(self.sent_bytes);
+        self.give_back_but(IDLE_CREDIT_BYTES)
+    }
+
+    /// Gives up the credit but for `keep_bytes`; false when there is no more than that.
+    pub(crate) fn give_back_but(&self, keep_bytes: u64) -> bool {
+        let surplus = self.state.credit.give_back(self.sent_bytes, keep_bytes);
         if let Some(bytes) = surplus {
             self.state.session.outbox.give_back(self.state.index, bytes);
         }
@@ -451,6 +482,11 @@ impl FlowRecv {
         if let Some(bytes) = grant {
             session.outbox.grant(self.state.index, bytes);
         }
+    }
+
+    /// Pays for memory that the peer makes us hold; `None` at the ceiling.
+    pub(crate) fn reserve(&self, bytes: u64) -> Option<Reservation> {
+        self.state.session.account.reserve(bytes)
     }
 
     /// Copies small chunks together that have to wait.

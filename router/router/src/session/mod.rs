@@ -10,7 +10,10 @@ mod congestion;
 mod connection;
 mod control;
 mod credit;
+mod datagrams;
+mod fair;
 mod flow;
+mod halves;
 mod inbound;
 mod incoming;
 mod pool;
@@ -27,8 +30,10 @@ pub use pool::DialError;
 pub use transport::{SESSION_BYTES, endpoint};
 
 pub(crate) use connection::{Session, Turn};
+pub(crate) use datagrams::Deliver;
 pub(crate) use flow::{Flow, FlowError, FlowRecv, FlowSend};
 pub(crate) use incoming::IncomingFlow;
+pub(crate) use pool::Class;
 
 use crate::{egress::Egress, flows::Surroundings};
 use connection::Close;
@@ -69,7 +74,7 @@ impl Sessions {
         Self(Pool::start(config))
     }
 
-    /// The session to `router` on the path `pin`, dialled if there is none.
+    /// The session to `router` on the path `pin` for flows of this class, dialled if there is none.
     ///
     /// # Errors
     /// [`DialError`].
@@ -80,8 +85,9 @@ impl Sessions {
         &self,
         router: RouterId,
         pin: Pin,
+        class: Class,
     ) -> Result<Arc<Session>, DialError> {
-        self.0.session(router, pin).await
+        self.0.session(router, pin, class).await
     }
 
     /// Smoothed round-trip time of the session to `router` on the path `pin`; `None` when there is no session.

@@ -5,6 +5,7 @@ use super::{
     admission::{Admission, Slot, Verdict},
     connection::{Close, Peer, Session, Terms},
     control::{self, ControlError, ControlReader},
+    datagrams::DATAGRAMS_BYTES,
     transport::{self, Role},
 };
 use parking_lot::Mutex;
@@ -12,6 +13,7 @@ use quinn::crypto::rustls::{NoInitialCipherSuite, QuicClientConfig, QuicServerCo
 use rustls_pki_types::CertificateDer;
 use skein_core::{Fib, Handle, Pin, RouterId, SiteId, TrustView, parse_vaddr, vaddr};
 use skein_trust::{PeerError, SERVER_NAME, peer_identity};
+use skein_wire::proto::session::SessionHello;
 use std::{
     collections::HashMap,
     sync::{Arc, Weak, atomic::Ordering},
@@ -55,12 +57,33 @@ pub enum DialError {
     Connection(Arc<str>),
 }
 
+/// What a session is for. Each class has its own, so that floods of datagrams meet streams on the network alone, where congestion
+/// control shares it out, and not in one connection, which would send them first.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(crate) enum Class {
+    /// Byte streams.
+    Streams,
+    /// Associations.
+    Datagrams,
+}
+
+impl Class {
+    /// What such a session may make us hold whatever its flows are granted.
+    fn held_bytes(self) -> u64 {
+        match self {
+            Self::Streams => SESSION_BYTES,
+            Self::Datagrams => SESSION_BYTES + DATAGRAMS_BYTES,
+        }
+    }
+}
+
 /// Names a session at its initiator.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(super) struct Key {
     pub(super) router: RouterId,
     pub(super) handle: Handle,
     pub(super) pin: Pin,
+    pub(super) class: Class,
 }
 
 type Dialled = Option<Result<Arc<Session>, DialError>>;
@@ -114,15 +137,16 @@ impl Pool {
         Arc::clone(&self.config.surroundings.trust.borrow())
     }
 
-    /// The session to `router` under `pin`, dialled if there is none.
+    /// The session to `router` under `pin` for flows of this class, dialled if there is none.
     pub(super) async fn session(
         self: &Arc<Self>,
         router: RouterId,
         pin: Pin,
+        class: Class,
     ) -> Result<Arc<Session>, DialError> {
         let fib = self.fib();
         let route = fib.routes.get(&router).ok_or(DialError::NoPath)?;
-        let key = Key { router, handle: route.handle, pin };
+        let key = Key { router, handle: route.handle, pin, class };
         let mut dialled = self.dialled_or_dial(key)?;
         let dialled = dialled.wait_for(Option::is_some).await;
         let session = dialled
@@ -254,7 +278,7 @@ impl Pool {
         let dial = self.config.tls.session_client(key.router);
         let fib = self.fib();
         let path = fib.path(key.handle, key.pin);
-        let transport = transport::transport(Role::Initiator, path);
+        let transport = transport::transport(Role::Initiator, key.class, path);
         let mut config = quinn::ClientConfig::new(Arc::new(quic_client(&dial.config)));
         config.transport_config(transport);
         let failed = |error: &dyn std::error::Error| match dial.refusal() {
@@ -265,27 +289,28 @@ impl Pool {
             self.config.endpoint.connect_with(config, vaddr(key.handle, key.pin), SERVER_NAME);
         let connection = connecting.map_err(|e| failed(&e))?.await.map_err(|e| failed(&e))?;
         let peer = self.peer(&connection, key.handle, key.pin)?;
-        let paid = self.pay(&connection, &peer)?;
+        let paid = self.pay(&connection, &peer, key.class)?;
         let (mut writer, reader) = connection.open_bi().await.map_err(|e| failed(&e))?;
         let mut reader = ControlReader::new(reader);
-        let hello = self.hello(&mut writer, &mut reader, key.pin);
-        let peer_credit_bytes = hello.await.map_err(|e| failed(&e))?;
-        let path_mtu = transport::mtu(path);
-        let terms = Terms { role: Role::Initiator, path_mtu, peer_credit_bytes };
+        let hello = self.hello(&mut writer, &mut reader, key.pin, key.class);
+        let hello = hello.await.map_err(|e| failed(&e))?;
+        let terms = Terms::new(Role::Initiator, key.class, transport::mtu(path), &hello);
         Ok((self.session_of(connection, peer, terms, paid), writer, reader))
     }
 
-    /// Both say hello at once; returns the credit implied by the peer's.
+    /// Both say hello at once; returns the peer's.
     async fn hello(
         &self,
         writer: &mut quinn::SendStream,
         reader: &mut ControlReader,
         pin: Pin,
-    ) -> Result<u64, ControlError> {
+        class: Class,
+    ) -> Result<SessionHello, ControlError> {
         // Fails only on a stream that is gone, which the write reports.
         let _ = writer.set_priority(1);
-        control::write_hello(writer, self.config.surroundings.local.boot_epoch, pin).await?;
-        Ok(reader.hello().await?.initial_credit_bytes.into())
+        let boot_epoch = self.config.surroundings.local.boot_epoch;
+        control::write_hello(writer, boot_epoch, pin, class).await?;
+        reader.hello().await
     }
 
     fn session_of(
@@ -299,19 +324,16 @@ impl Pool {
         Session::new(connection, peer, terms, paid, counters)
     }
 
-    /// Pays for what every session may hold, or closes the connection.
+    /// Pays for what every session of its class may hold, or closes the connection.
     fn pay(
         &self,
         connection: &quinn::Connection,
         peer: &Peer,
+        class: Class,
     ) -> Result<(Arc<Account>, Reservation), DialError> {
         let account = self.account(peer.site);
-        let Some(paid) = account.reserve(SESSION_BYTES) else {
-            let close = Close::Overloaded;
-            connection.close(close.code(), close.reason().as_bytes());
-            return Err(DialError::Overloaded);
-        };
-        Ok((account, paid))
+        let paid = account.reserve(class.held_bytes());
+        Ok((account, paid.ok_or_else(|| overloaded(connection))?))
     }
 
     /// One for all sessions with the routers of `site`.
@@ -402,7 +424,11 @@ impl Pool {
         let crypto = Arc::new(quic_server(&self.config.tls.session_server()));
         let mut config = quinn::ServerConfig::with_crypto(crypto);
         let path = fib.path(handle, pin);
-        config.migration(false).transport_config(transport::transport(Role::Responder, path));
+        config.migration(false).transport_config(transport::transport(
+            Role::Responder,
+            Class::Streams,
+            path,
+        ));
         let connecting = incoming.accept_with(Arc::new(config)).map_err(|e| failed(&e))?;
         let connection = connecting.await.map_err(|e| failed(&e))?;
         let peer = self.peer(&connection, handle, pin)?;
@@ -411,13 +437,17 @@ impl Pool {
                 .close(Close::Stale.code(), b"handle and certificate are of different routers");
             return Err(DialError::NoPath);
         }
-        let paid = self.pay(&connection, &peer)?;
+        let (account, mut paid) = self.pay(&connection, &peer, Class::Streams)?;
         let (mut writer, reader) = connection.accept_bi().await.map_err(|e| failed(&e))?;
         let mut reader = ControlReader::new(reader);
-        let hello = self.hello(&mut writer, &mut reader, pin);
-        let peer_credit_bytes = hello.await.map_err(|e| failed(&e))?;
-        let path_mtu = transport::mtu(path);
-        let terms = Terms { role: Role::Responder, path_mtu, peer_credit_bytes };
+        let hello = self.hello(&mut writer, &mut reader, pin, Class::Streams);
+        let hello = hello.await.map_err(|e| failed(&e))?;
+        let class = if hello.datagrams { Class::Datagrams } else { Class::Streams };
+        if !paid.try_grow(class.held_bytes() - SESSION_BYTES) {
+            return Err(overloaded(&connection));
+        }
+        let paid = (account, paid);
+        let terms = Terms::new(Role::Responder, class, transport::mtu(path), &hello);
         Ok((self.session_of(connection, peer, terms, paid), writer, reader))
     }
 
@@ -452,7 +482,7 @@ impl Pool {
     /// Whether new flows of the peer had better come in another session than `old`, whose packets have the wrong size, and it has none.
     pub(super) fn wants_another(&self, old: &Session, path_mtu: u16) -> bool {
         let same: Vec<_> =
-            self.accepted(old.peer.router).filter(|other| other.peer == old.peer).collect();
+            self.accepted(old.peer.router).filter(|other| is_same(other, old)).collect();
         let fits = |other: &Arc<Session>| other.is_usable() && !other.is_outgrown(path_mtu);
         same.len() < SIZES_MAX && !same.iter().any(fits)
     }
@@ -460,6 +490,17 @@ impl Pool {
     pub(super) fn sessions(&self) -> Vec<Arc<Session>> {
         self.running.lock().values().cloned().collect()
     }
+}
+
+fn overloaded(connection: &quinn::Connection) -> DialError {
+    let close = Close::Overloaded;
+    connection.close(close.code(), close.reason().as_bytes());
+    DialError::Overloaded
+}
+
+/// Whether the two are for the same flows.
+fn is_same(one: &Session, other: &Session) -> bool {
+    one.peer == other.peer && one.terms.class == other.terms.class
 }
 
 /// Whether the peer's handle is still that of the same router, and its site trusted.

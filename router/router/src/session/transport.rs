@@ -1,6 +1,6 @@
 //! Settings of the end-to-end endpoint and of each connection.
 
-use super::{congestion, credit::WINDOW_BYTES_MAX, inbound};
+use super::{congestion, credit::WINDOW_BYTES_MAX, datagrams, inbound, pool::Class};
 use aws_lc_rs::hmac;
 use quinn::{
     AsyncUdpSocket, Endpoint, EndpointConfig, IdleTimeout, TransportConfig, VarInt,
@@ -61,8 +61,8 @@ pub(super) fn mtu(path: Option<&Path>) -> u16 {
     })
 }
 
-/// Settings of one connection over `path`.
-pub(super) fn transport(role: Role, path: Option<&Path>) -> Arc<TransportConfig> {
+/// Settings of one connection of this class over `path`.
+pub(super) fn transport(role: Role, class: Class, path: Option<&Path>) -> Arc<TransportConfig> {
     let rtt = path.map_or(INITIAL_RTT_MAX, |path| Duration::from_micros(path.metric_us));
     let mut cubic = CubicConfig::default();
     cubic.initial_window(INITIAL_WINDOW_BYTES);
@@ -86,8 +86,12 @@ pub(super) fn transport(role: Role, path: Option<&Path>) -> Arc<TransportConfig>
             Role::Initiator => 0,
             Role::Responder => STREAMS_INITIAL,
         }))
-        // Sessions carry no datagrams yet; `None` refuses those of the peer instead of buffering them.
-        .datagram_receive_buffer_size(None);
+        .datagram_send_buffer_size(datagrams::SEND_BUFFER_BYTES)
+        // `None` refuses datagrams of the peer. Who answers hears only later what a session is for.
+        .datagram_receive_buffer_size(match (role, class) {
+            (Role::Initiator, Class::Streams) => None,
+            _ => Some(datagrams::RECEIVE_BUFFER_BYTES),
+        });
     Arc::new(transport)
 }
 

@@ -121,12 +121,14 @@ impl Site for SiteService {
     }
 
     async fn trace(&self, request: Request<TraceRequest>) -> Result<Response<Document>, Status> {
-        let TraceRequest { address, port } = request.into_inner();
+        let TraceRequest { address, port, protocol } = request.into_inner();
         address
             .parse::<skein_core::Address>()
             .map_err(|error| Status::invalid_argument(format!("{address:?}: {error}")))?;
-        let trace =
-            |id| to_router::Message::Trace(RouterTrace { id, address: address.clone(), port });
+        let trace = |id| {
+            let address = address.clone();
+            to_router::Message::Trace(RouterTrace { id, address, port, protocol })
+        };
         let answer = self.0.ask(trace, ASK_TIMEOUT).await.map_err(asked)?;
         let from_router::Message::Trace(reply) = answer else {
             return Err(Status::internal("the router answered something else"));

@@ -73,12 +73,11 @@ pub fn connector_status<'a>(
         .filter(|connector| connector.name == name)
         .collect();
     if found.iter().any(|connector| connector.advertised) {
-        return settled(
-            Phase::Ready,
-            "Advertised",
-            "Advertised",
-            "served to the network".to_owned(),
-        );
+        let message = match refusals(&found).as_str() {
+            "" => "served to the network".to_owned(),
+            refusals => format!("served to the network, but datagrams were refused by {refusals}"),
+        };
+        return settled(Phase::Ready, "Advertised", "Advertised", message);
     }
     let errors: Vec<String> = found
         .iter()
@@ -95,6 +94,14 @@ pub fn connector_status<'a>(
         "NoTarget",
         format!("no target answers: {}", errors.join(", ")),
     )
+}
+
+/// Targets of datagrams whose hosts said lately that nobody listens.
+fn refusals(connectors: &[&ConnectorStatus]) -> String {
+    let targets = connectors.iter().flat_map(|connector| &connector.targets);
+    let refusing = targets.filter(|target| target.healthy && !target.error.is_empty());
+    let texts = refusing.map(|target| format!("{}/udp: {}", target.target, target.error));
+    texts.collect::<Vec<_>>().join(", ")
 }
 
 fn settled(phase: Phase, kind: &str, reason: &str, message: String) -> ResourceStatus {
@@ -143,7 +150,11 @@ mod tests {
 
     #[test]
     fn a_connector_is_ready_when_it_is_advertised() {
-        let target = TargetStatus { target: "h:1".into(), healthy: false, error: "refused".into() };
+        let target = TargetStatus {
+            target: "h:1".into(),
+            error: "refused".into(),
+            ..TargetStatus::default()
+        };
         let mut status = RouterStatus::default();
         status.connectors.push(ConnectorStatus {
             name: "db".into(),

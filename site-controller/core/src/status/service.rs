@@ -169,6 +169,7 @@ fn add_local_provider(
     for status in seen.filter(|status| status.name == connector.metadata.name) {
         provider.targets.extend(status.targets.iter().map(|target| Target {
             target: target.target.clone(),
+            protocol: protocol(target.protocol),
             healthy: target.healthy,
             error: target.error.clone(),
         }));
@@ -203,9 +204,16 @@ fn endpoint(
 
 /// Says why a service that is ready cannot be reached from here.
 fn explain_left_out(row: &mut ServiceRow, ports: &BTreeSet<Port>) {
-    let open: BTreeSet<u16> = row.endpoints.iter().map(|endpoint| endpoint.port).collect();
-    let missing = ports.iter().filter(|port| !open.contains(&port.port));
-    let missing: Vec<String> = missing.map(|port| port.port.to_string()).collect();
+    let open: BTreeSet<_> = row
+        .endpoints
+        .iter()
+        .map(|endpoint| Port { port: endpoint.port, protocol: endpoint.protocol.into() })
+        .collect();
+    let text = |port: &Port| match port.protocol {
+        skein_core::Protocol::Tcp => port.port.to_string(),
+        skein_core::Protocol::Udp => format!("{}/udp", port.port),
+    };
+    let missing: Vec<String> = ports.difference(&open).map(text).collect();
     if missing.is_empty() {
         return;
     }
@@ -340,8 +348,11 @@ mod tests {
         let port = ConnectorPort { port: 80, target_port: None, protocol: Protocol::Tcp };
         let connector = Manifest::new("web", ConnectorSpec::new("web", vec![port]));
         resources.insert(Resource::Connector(connector)).unwrap();
-        let target =
-            TargetStatus { target: "127.0.0.1:80".into(), healthy: false, error: "refused".into() };
+        let target = TargetStatus {
+            target: "127.0.0.1:80".into(),
+            error: "refused".into(),
+            ..TargetStatus::default()
+        };
         let mut status = RouterStatus {
             connectors: vec![ConnectorStatus {
                 name: "web".into(),

@@ -13,7 +13,7 @@ use skein_trust::{
     verify_endorsement, verify_revocation, verify_statement,
 };
 use skein_wire::{
-    config, convert, datagram,
+    association, config, convert, datagram,
     frame::{Control, FragmentHead, Header, Key, Opener, Template, advance, reroute, seal},
     framing::{Decoder, MESSAGE_LEN_MAX, encode},
     proto,
@@ -23,10 +23,11 @@ use skein_wire::{
 pub type Target = fn(&[u8]);
 
 /// Targets by name, as corpus directories and libFuzzer binaries are called.
-pub const TARGETS: [(&str, Target); 10] = [
+pub const TARGETS: [(&str, Target); 11] = [
     ("frame", frame),
     ("framing", framing),
     ("datagram", datagram),
+    ("association", association),
     ("record", record),
     ("link_message", link_message),
     ("session", session),
@@ -126,6 +127,41 @@ pub fn datagram(data: &[u8]) {
         })
         .collect();
     assert!(stream.starts_with(&again));
+    assert_eq!(datagrams(usize::from(step).max(1)), whole);
+}
+
+/// A datagram of an association as a frame, and a stream cut into records: how its bytes arrive must not matter, and a record that is
+/// passed over takes nothing else along.
+pub fn association(data: &[u8]) {
+    if let Some(frame) = association::decode(bytes::Bytes::copy_from_slice(data)) {
+        let header_len = association::header_len(frame.flow, frame.piece);
+        assert!(header_len + frame.payload.len() <= data.len());
+        if frame.flow < 1 << 60 {
+            let again = association::encode(frame.flow, frame.piece, &frame.payload);
+            assert_eq!(association::decode(again), Some(frame));
+        }
+    }
+    let Some((&step, stream)) = data.split_first() else { return };
+    let datagrams = |step: usize| {
+        let mut records = association::Records::default();
+        let mut datagrams = Vec::new();
+        for piece in stream.chunks(step) {
+            records.push(piece);
+            loop {
+                match records.next_datagram() {
+                    Ok(Some(datagram)) => datagrams.push(datagram),
+                    Ok(None) => break,
+                    Err(error) => return (datagrams, Some(error)),
+                }
+            }
+            let held_max = records.held_len_max().expect("no error was found before");
+            assert!(held_max <= association::RECORD_PREFIX_LEN + association::PAYLOAD_LEN_MAX);
+        }
+        (datagrams, None)
+    };
+    let whole = datagrams(stream.len().max(1));
+    let again = whole.0.iter().filter_map(|datagram| association::record(datagram));
+    assert!(stream.starts_with(&again.collect::<Vec<_>>().concat()));
     assert_eq!(datagrams(usize::from(step).max(1)), whole);
 }
 

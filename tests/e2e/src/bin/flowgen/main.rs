@@ -3,6 +3,7 @@
 
 mod bulk;
 mod churn;
+mod datagrams;
 mod duplex;
 mod hold;
 mod net;
@@ -19,7 +20,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
-#[command(name = "flowgen", about = "Generates and verifies TCP flows")]
+#[command(name = "flowgen", about = "Generates and verifies flows")]
 struct Args {
     #[command(subcommand)]
     command: Command,
@@ -39,6 +40,12 @@ enum Command {
     Churn(churn::Args),
     /// Connections that do nothing, until SIGTERM.
     Hold(hold::Args),
+    /// The server of the two commands for datagrams.
+    UdpServe(datagrams::ServeArgs),
+    /// Streams of datagrams in both directions until SIGTERM; reports what was lost, late or wrong.
+    UdpDuplex(datagrams::StreamArgs),
+    /// Associations that have proved to work once, and prove it again after SIGTERM.
+    UdpHold(datagrams::HoldArgs),
     /// One conversation by script, reported step by step.
     Play(play::Args),
 }
@@ -66,6 +73,9 @@ fn main() -> Result<ExitCode> {
             Command::Bulk(args) => bulk::run(args).await,
             Command::Churn(args) => churn::run(args).await,
             Command::Hold(args) => hold::run(args).await,
+            Command::UdpServe(args) => datagrams::serve(args).await,
+            Command::UdpDuplex(args) => datagrams::stream(args).await,
+            Command::UdpHold(args) => datagrams::hold(args).await,
             Command::Play(args) => play::run(args).await,
         }
     })?;

@@ -1,0 +1,378 @@
+//! Associations: what happens to datagrams between a client and a target.
+#![allow(clippy::unwrap_used, reason = "a test stops at what it cannot unwrap")]
+
+mod edges;
+
+use edges::{
+    Network, SERVICE_PORT, accept, connect, connector, eventually, listen_on_loopback, listener,
+};
+use skein_router::{
+    flows::{DatagramDrop, Edge, Outcome, Way},
+    net,
+};
+use skein_wire::proto::{
+    control::{ConnectorConfig, ConnectorPort, ListenerConfig, ListenerPort},
+    routing::Protocol,
+};
+use std::{
+    collections::HashSet,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::UdpSocket,
+    time::timeout,
+};
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Ends a test that hangs.
+async fn within<T>(what: impl Future<Output = T>) -> T {
+    timeout(LIMIT, what).await.expect("the test hangs")
+}
+
+fn bind() -> UdpSocket {
+    net::udp_bind("127.0.0.1:0".parse().unwrap()).unwrap()
+}
+
+async fn client(of: SocketAddr) -> UdpSocket {
+    let client = bind();
+    client.connect(of).await.unwrap();
+    client
+}
+
+fn udp_connector(address: &str, target: SocketAddr) -> ConnectorConfig {
+    ConnectorConfig {
+        ports: vec![ConnectorPort {
+            port: SERVICE_PORT,
+            target_port: target.port().into(),
+            protocol: Protocol::Udp.into(),
+        }],
+        ..connector(address, target)
+    }
+}
+
+fn udp_listener(address: &str) -> ListenerConfig {
+    let port = ListenerPort {
+        port: SERVICE_PORT,
+        protocol: Protocol::Udp.into(),
+        ..ListenerPort::default()
+    };
+    ListenerConfig { ports: vec![port], ..listener(address) }
+}
+
+async fn listen(network: &Network, at: usize, address: &str) -> SocketAddr {
+    let ingress = &network.edges[at].ingress;
+    ingress.configure(vec![udp_listener(address)]);
+    loop {
+        let port = ingress.status()[0].ports[0].clone();
+        assert_eq!(port.error, "");
+        if !port.bound.is_empty() {
+            return port.bound.parse().unwrap();
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// Two routers, a target of datagrams behind the second, and where the first listens for it.
+async fn service() -> (Network, UdpSocket, SocketAddr) {
+    let mut network = Network::new(2);
+    let target = bind();
+    network.expose_with(1, udp_connector("echo", target.local_addr().unwrap())).await;
+    let entrance = listen(&network, 0, "echo").await;
+    (network, target, entrance)
+}
+
+/// Sends back what comes, for as long as it is polled.
+async fn echo(target: &UdpSocket) {
+    let mut buffer = vec![0; 65_536];
+    loop {
+        let (len, from) = target.recv_from(&mut buffer).await.unwrap();
+        target.send_to(&buffer[..len], from).await.unwrap();
+    }
+}
+
+/// Sends a datagram until there is an answer, which must be the same.
+async fn ask(client: &UdpSocket, payload: &[u8]) {
+    let mut buffer = vec![0; 65_536];
+    loop {
+        client.send(payload).await.unwrap();
+        // What the network says of a closed port is no answer.
+        if let Ok(Ok(len)) = timeout(Duration::from_millis(300), client.recv(&mut buffer)).await
+            && buffer[..len] == *payload
+        {
+            return;
+        }
+    }
+}
+
+fn payload(len: usize) -> Vec<u8> {
+    (0..len).map(|i| u8::try_from(i % 251).unwrap()).collect()
+}
+
+#[tokio::test]
+async fn datagrams_of_every_size_arrive_whole_both_ways() {
+    let (network, target, entrance) = service().await;
+    let client = client(entrance).await;
+    let serve = echo(&target);
+    let asks = async {
+        for len in [0, 1, 200, 1_200, 1_350, 1_420, 1_452, 1_472, 2_000, 3_000, 9_000, 65_507] {
+            ask(&client, &payload(len)).await;
+        }
+    };
+    within(async {
+        tokio::select! { () = asks => {} () = serve => {} }
+    })
+    .await;
+    for edge in &network.edges {
+        let counters = &edge.counters.datagrams;
+        assert_eq!(counters.associations(), 1);
+        for way in Way::ALL {
+            assert!(counters.sent(way) > 0, "{way:?}");
+        }
+        for why in DatagramDrop::ALL {
+            assert_eq!(counters.dropped(why), 0, "{why:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_first_datagram_of_any_size_goes_along_with_the_open() {
+    let (_network, target, entrance) = service().await;
+    for len in [0, 100, 65_507] {
+        let client = client(entrance).await;
+        client.send(&payload(len)).await.unwrap();
+        let mut buffer = vec![0; 65_536];
+        let (got, from) = within(target.recv_from(&mut buffer)).await.unwrap();
+        assert_eq!(buffer[..got], payload(len));
+        target.send_to(b"answer", from).await.unwrap();
+        let got = within(client.recv(&mut buffer)).await.unwrap();
+        assert_eq!(&buffer[..got], b"answer");
+    }
+}
+
+#[tokio::test]
+async fn an_address_that_is_served_here_needs_no_session() {
+    let mut network = Network::new(1);
+    let target = bind();
+    network.expose_with(0, udp_connector("echo", target.local_addr().unwrap())).await;
+    let entrance = listen(&network, 0, "echo").await;
+    let client = client(entrance).await;
+    let asks = async {
+        for len in [0, 1, 1_472, 65_507] {
+            ask(&client, &payload(len)).await;
+        }
+    };
+    within(async {
+        tokio::select! { () = asks => {} () = echo(&target) => {} }
+    })
+    .await;
+    assert_eq!(network.edges[0].sessions.count(), 0);
+    assert!(network.edges[0].holds_nothing());
+}
+
+#[tokio::test]
+async fn every_client_has_an_association_of_its_own() {
+    const CLIENTS: usize = 200;
+    let (network, target, entrance) = service().await;
+    let mut clients = Vec::new();
+    for _ in 0..CLIENTS {
+        clients.push(client(entrance).await);
+    }
+    let asks = async {
+        for (n, client) in clients.iter().enumerate() {
+            ask(client, &n.to_be_bytes()).await;
+        }
+    };
+    within(async {
+        tokio::select! { () = asks => {} () = echo(&target) => {} }
+    })
+    .await;
+    assert_eq!(network.edges[1].counters.datagrams.associations(), CLIENTS as u64);
+    // The target tells them apart, and their site from others.
+    let mut sources = HashSet::new();
+    for client in &clients {
+        client.send(b"who").await.unwrap();
+        let (_, from) = within(target.recv_from(&mut [0; 8])).await.unwrap();
+        assert_ne!(from.ip(), IpAddr::from([127, 0, 0, 1]));
+        sources.insert(from);
+    }
+    assert_eq!(sources.len(), CLIENTS);
+}
+
+#[tokio::test]
+async fn an_idle_association_ends_at_both_ends_and_begins_anew() {
+    let mut network = Network::new(2);
+    let target = bind();
+    let config = ConnectorConfig {
+        idle_timeout_ms: 200,
+        ..udp_connector("echo", target.local_addr().unwrap())
+    };
+    network.expose_with(1, config).await;
+    let entrance = listen(&network, 0, "echo").await;
+    let client = client(entrance).await;
+    let ends = async {
+        for round in 1..=2 {
+            ask(&client, b"x").await;
+            for (edge, side) in network.edges.iter().zip([Edge::Ingress, Edge::Egress]) {
+                eventually(|| edge.counters.ended(side, Outcome::Idle) >= round).await;
+                eventually(|| edge.counters.datagrams.associations() == 0).await;
+            }
+        }
+    };
+    within(async {
+        tokio::select! { () = ends => {} () = echo(&target) => {} }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_dead_egress_is_replaced_with_the_next_datagram() {
+    let mut network = Network::new(3);
+    let targets = [bind(), bind()];
+    for (at, target) in [(1, &targets[0]), (2, &targets[1])] {
+        let config = udp_connector("echo", target.local_addr().unwrap());
+        network.expose_with(at, config).await;
+    }
+    let entrance = listen(&network, 0, "echo").await;
+    let client = client(entrance).await;
+    let serve = async { tokio::join!(echo(&targets[0]), echo(&targets[1])) };
+    let moves = async {
+        ask(&client, b"first").await;
+        let first = network.edges[1].counters.datagrams.associations() == 1;
+        let (gone, left) = if first { (1, 2) } else { (2, 1) };
+        network.edges[gone].cut();
+        let router = network.edges[gone].local.router;
+        network.unreachable.insert(router);
+        network.publish();
+        ask(&client, b"second").await;
+        assert_eq!(network.edges[left].counters.datagrams.associations(), 1);
+    };
+    within(async {
+        tokio::select! { () = moves => {} _ = serve => {} }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_target_that_is_not_there_is_noted_and_may_come_back() {
+    let (network, target, entrance) = service().await;
+    let at = target.local_addr().unwrap();
+    let client = client(entrance).await;
+    within(async {
+        tokio::select! { () = ask(&client, b"up") => {} () = echo(&target) => {} }
+    })
+    .await;
+    drop(target);
+    let noted = || !network.edges[1].egress.status()[0].targets[0].error.is_empty();
+    // One is enough: nothing need be sent for it to be heard.
+    client.send(b"down").await.unwrap();
+    within(eventually(noted)).await;
+    let status = network.edges[1].egress.status();
+    assert!(status[0].advertised && status[0].targets[0].healthy);
+    let target = net::udp_bind(at).unwrap();
+    within(async {
+        tokio::select! { () = ask(&client, b"back") => {} () = echo(&target) => {} }
+    })
+    .await;
+    assert!(!noted());
+    assert_eq!(network.edges[1].counters.opened.total(), 1, "the same association");
+}
+
+#[tokio::test]
+async fn nobody_serves_it_any_more_and_running_associations_go_on() {
+    let (mut network, target, entrance) = service().await;
+    let known = client(entrance).await;
+    let serve = echo(&target);
+    let test = async {
+        ask(&known, b"before").await;
+        let mut config = udp_connector("echo", target.local_addr().unwrap());
+        config.draining = true;
+        network.edges[1].egress.configure(vec![config.clone()]);
+        network.publish();
+        ask(&known, b"after").await;
+        let late = client(entrance).await;
+        let unserved = || network.edges[0].counters.datagrams.dropped(DatagramDrop::Unserved);
+        while unserved() == 0 {
+            // Refused at once when the socket is closed, which it must not be.
+            late.send(b"late").await.unwrap();
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        ask(&known, b"still").await;
+        config.reset = true;
+        network.edges[1].egress.configure(vec![config]);
+        eventually(|| network.edges[0].counters.datagrams.associations() == 0).await;
+        eventually(|| network.edges[0].ingress.status()[0].ports[0].bound.is_empty()).await;
+    };
+    within(async {
+        tokio::select! { () = test => {} () = serve => {} }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_drain_does_not_wait_for_associations() {
+    let (network, target, entrance) = service().await;
+    let client = client(entrance).await;
+    within(async {
+        tokio::select! { () = ask(&client, b"x") => {} () = echo(&target) => {} }
+    })
+    .await;
+    let deadline = skein_router::clock::now() + LIMIT * 2;
+    within(network.edges[1].egress.drain(deadline)).await;
+    within(network.edges[0].ingress.drain(deadline)).await;
+}
+
+#[tokio::test]
+async fn a_flood_leaves_streams_of_the_same_pair_alone() {
+    let (mut network, target, entrance) = service().await;
+    let tcp = listen_on_loopback();
+    let datagrams = udp_connector("echo", target.local_addr().unwrap());
+    let streams = connector("stream", tcp.local_addr().unwrap());
+    network.edges[1].egress.configure(vec![datagrams, streams]);
+    network.edges[1].egress.entries().wait_for(|entries| entries.len() == 2).await.unwrap();
+    network.publish();
+    let ingress = &network.edges[0].ingress;
+    ingress.configure(vec![udp_listener("echo"), listener("stream")]);
+    eventually(|| ingress.status().iter().all(|l| !l.ports[0].bound.is_empty())).await;
+    let stream = ingress.status()[1].ports[0].bound.parse().unwrap();
+    let flooder = client(entrance).await;
+    let full = payload(1_200);
+    let flood = async {
+        loop {
+            for _ in 0..32 {
+                // A full socket is what a flood meets.
+                let _ = flooder.try_send(&full);
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    let drain = async {
+        let mut buffer = vec![0; 65_536];
+        loop {
+            target.recv_from(&mut buffer).await.unwrap();
+        }
+    };
+    let streams = async {
+        let mut client = connect(stream).await;
+        let mut server = accept(&tcp).await;
+        let (mut up, mut down) = (vec![0; 8 << 20], vec![0; 8 << 20]);
+        tokio::try_join!(
+            async { client.write_all(&payload(8 << 20)).await },
+            server.read_exact(&mut up)
+        )
+        .unwrap();
+        tokio::try_join!(
+            async { server.write_all(&payload(8 << 20)).await },
+            client.read_exact(&mut down)
+        )
+        .unwrap();
+        assert!(up == payload(8 << 20) && down == up);
+    };
+    within(async {
+        tokio::select! { () = streams => {} () = flood => {} () = drain => {} }
+    })
+    .await;
+    assert!(network.edges[0].counters.datagrams.sent(Way::Packet) > 100);
+}

@@ -1,0 +1,209 @@
+//! UDP services with real programs: directly linked and through a transit.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+use skein_e2e::topology::{Diamond, Hub};
+use skein_e2e::{Site, figure, flow, scaled, servers};
+use skein_lab::{Host, Signal, eventually};
+
+/// A TXT record of several kilobytes, which no DNS client takes over plain UDP.
+const BIG_LEN: usize = 3_000;
+
+/// What `dig` prints of a question.
+fn dig(host: &Host, at: SocketAddr, question: &[&str]) -> Result<String> {
+    let server = [format!("@{}", at.ip()), "-p".into(), at.port().to_string()];
+    let dig = host.command("dig").args(server).args(question);
+    Ok(dig.args(["+time=3", "+tries=3"]).check()?.stdout)
+}
+
+#[test]
+fn dns_over_both_protocols_of_one_port() -> Result<()> {
+    let net = Hub::new()?;
+    let _server = servers::dnsmasq(net.dc.host(), 5353, BIG_LEN)?;
+    net.dc
+        .skctl(&["expose", "dns", "--port", "53:5353/udp", "--port", "53:5353/tcp"])
+        .check()
+        .map(drop)?;
+    // The hub is linked to the service's site, the branch behind it is not.
+    for site in [&net.hub, &net.branch] {
+        let udp = site.endpoint_of("dns", 53, "udp")?;
+        ensure!(udp == site.endpoint_of("dns", 53, "tcp")?, "one number for both");
+        let host = site.host();
+        let short = dig(host, udp, &["host.example", "A", "+short"])?;
+        ensure!(short.trim() == "192.0.2.7", "{short}");
+        let cut = dig(host, udp, &["big.example", "TXT", "+noedns", "+ignore"])?;
+        ensure!(cut.lines().any(|line| line.contains("flags:") && line.contains(" tc")), "{cut}");
+        let whole = dig(host, udp, &["big.example", "TXT", "+noedns"])?;
+        ensure!(whole.contains("(TCP)") && whole.len() > BIG_LEN, "{whole}");
+        let large = dig(host, udp, &["big.example", "TXT", "+bufsize=4096", "+ignore"])?;
+        ensure!(large.contains("(UDP)") && large.len() > BIG_LEN, "{large}");
+        for _ in 0..scaled(20, 500) {
+            // Each from a port of its own.
+            let short = dig(host, udp, &["host.example", "A", "+short"])?;
+            ensure!(short.trim() == "192.0.2.7", "{short}");
+        }
+        let trace = site.skctl(&["trace", "dns:53/udp"]).check()?.stdout;
+        ensure!(trace.contains("dc"), "{trace}");
+    }
+    let services = net.branch.skctl(&["service", "list"]).check()?.stdout;
+    ensure!(services.contains("53/udp"), "{services}");
+    let doctor = net.dc.skctl(&["doctor"]).run()?.stdout;
+    ensure!(doctor.contains("cannot be checked"), "{doctor}");
+    Ok(())
+}
+
+#[test]
+fn http_3_over_a_client_and_server_of_others() -> Result<()> {
+    let net = Hub::new()?;
+    let (_server, root) = servers::gtlsserver(net.dc.host(), 4433)?;
+    let bytes: Vec<u8> = (0..8_u32 << 20).map(|i| i.to_be_bytes()[(i % 3) as usize + 1]).collect();
+    std::fs::write(root.join("large"), &bytes)?;
+    net.dc.expose("h3", 4433, &["--protocol", "udp"])?;
+    for site in [&net.hub, &net.branch] {
+        let to = site.endpoint_of("h3", 4433, "udp")?;
+        let into = site.host().dir().join("h3");
+        std::fs::create_dir_all(&into)?;
+        download(site.host(), to, &into)?;
+        ensure!(std::fs::read(into.join("large"))? == bytes, "damaged at {}", site.name());
+    }
+    Ok(())
+}
+
+fn download(host: &Host, from: SocketAddr, into: &Path) -> Result<()> {
+    let client = host
+        .command("gtlsclient")
+        .args(["-q", "--no-quic-dump", "--no-http-dump", "--exit-on-all-streams-close"])
+        .arg(format!("--download={}", into.display()))
+        .args([from.ip().to_string(), from.port().to_string()])
+        .arg(format!("https://{from}/large"));
+    client.timeout(Duration::from_secs(120)).check().map(drop)
+}
+
+/// What a stream of datagrams sees in a few seconds.
+fn stream(host: &Host, to: SocketAddr, args: &[&str]) -> Result<Value> {
+    let running = flow::start(host, "udp-duplex", to, args)?;
+    std::thread::sleep(Duration::from_secs(scaled(6, 60)));
+    flow::stop(running)
+}
+
+#[test]
+fn steady_streams_beside_the_same_without_skein() -> Result<()> {
+    let net = Hub::new()?;
+    let mut servers = Vec::new();
+    for site in [&net.hub, &net.dc] {
+        // On every address, so that the branch reaches the hub's without Skein.
+        servers.push(flow::serve_datagrams(site.host(), 7600)?);
+    }
+    net.hub.expose("direct", 7600, &["--protocol", "udp"])?;
+    net.dc.expose("transit", 7600, &["--protocol", "udp"])?;
+    let plain = SocketAddr::new(net.hub.host().address().into(), 7600);
+    let direct = net.branch.endpoint_of("direct", 7600, "udp")?;
+    let transit = net.branch.endpoint_of("transit", 7600, "udp")?;
+    let vpn = ["--rate", "500", "--sizes", "1420"];
+    let voice = ["--rate", "50", "--sizes", "200"];
+    for (kind, args) in [("like WireGuard", &vpn), ("like RTP", &voice)] {
+        for (way, to) in [("without Skein", plain), ("direct", direct), ("one transit", transit)] {
+            let seen = stream(net.branch.host(), to, args)?;
+            figure(&format!("datagrams {kind}, {way}"), &seen);
+            ensure!(seen["wrong"] == 0 && seen["duplicates"] == 0, "{seen}");
+            let (sent, lost) = (seen["sent"].as_u64(), seen["lost"].as_u64());
+            let (sent, lost) = sent.zip(lost).context("counts")?;
+            // A machine that is busy with other things drops some in its own sockets.
+            ensure!(sent > 100 && lost * 100 <= sent, "{kind}, {way}: {seen}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn the_largest_and_the_smallest_datagrams_arrive_whole() -> Result<()> {
+    let net = Hub::new()?;
+    let _server = flow::serve_datagrams(net.dc.host(), 7610)?;
+    net.dc.expose("sizes", 7610, &["--protocol", "udp"])?;
+    let to = net.branch.endpoint_of("sizes", 7610, "udp")?;
+    let sizes = "52,200,1200,1420,1472,3000,9000,65507";
+    let seen = stream(net.branch.host(), to, &["--rate", "40", "--sizes", sizes])?;
+    figure("datagrams of 52 to 65,507 bytes", &seen);
+    ensure!(seen["wrong"] == 0 && seen["received"].as_u64() > Some(100), "{seen}");
+    ensure!(seen["lost"].as_u64() <= Some(2), "{seen}");
+    Ok(())
+}
+
+#[test]
+fn ten_thousand_associations_are_held() -> Result<()> {
+    let net = Hub::new()?;
+    let _server = flow::serve_datagrams(net.dc.host(), 7620)?;
+    net.dc.expose("many", 7620, &["--protocol", "udp", "--idle-timeout", "10m"])?;
+    let to = net.branch.endpoint_of("many", 7620, "udp")?;
+    let router = net.dc.processes()?.router;
+    let before = net.dc.usage(router)?.rss_kib;
+    let holding = flow::start(net.branch.host(), "udp-hold", to, &["--flows", "10000"])?;
+    holding.wait_for("holding", Duration::from_secs(180))?;
+    ensure!(net.branch.metric("skein_associations")? >= 10_000.0);
+    let promised = net.dc.metric("skein_memory_used_bytes")?;
+    figure("budget of 10,000 associations at their egress, MiB", promised / 1_048_576.0);
+    let grown = net.dc.usage(router)?.rss_kib.saturating_sub(before) / 1024;
+    figure("memory of 10,000 associations at their egress, MiB", grown);
+    ensure!(grown < 400, "{grown} MiB");
+    let seen = flow::stop(holding)?;
+    figure("10,000 associations", &seen);
+    ensure!(seen["answered"] == 10_000, "{seen}");
+    Ok(())
+}
+
+/// Long enough for the flood of a router's restart to be over.
+const OUTAGE_MAX_MS: u64 = 3_000;
+
+#[test]
+fn streams_go_on_when_a_transit_dies() -> Result<()> {
+    let net = Diamond::new()?;
+    let _server = flow::serve_datagrams(net.b.host(), 7630)?;
+    net.b.expose("moved", 7630, &["--protocol", "udp"])?;
+    let to = net.a.endpoint_of("moved", 7630, "udp")?;
+    let args = ["--flows", "20", "--rate", "50", "--sizes", "200,1420,4000"];
+    let running = flow::start(net.a.host(), "udp-duplex", to, &args)?;
+    let opened = || net.b.metric("skein_flows_opened_total");
+    eventually("the streams run", Duration::from_secs(10), || Ok(opened()? >= 20.0))?;
+    let before = opened()?;
+    for transit in &net.transits {
+        kill(&net, transit)?;
+    }
+    std::thread::sleep(Duration::from_secs(2));
+    ensure!(opened()? <= before, "associations were opened anew");
+    let seen = flow::stop(running)?;
+    figure("20 streams while two transits die, one after the other", &seen);
+    ensure!(seen["wrong"] == 0 && seen["flows"] == 20, "{seen}");
+    ensure!(seen["gap_max_ms"].as_u64() < Some(OUTAGE_MAX_MS), "{seen}");
+    Ok(())
+}
+
+/// Kills a transit's router and waits until both leaves have their links to it again.
+fn kill(net: &Diamond, transit: &Site) -> Result<()> {
+    let router = transit.processes()?.router;
+    transit.host().signal(router, Signal::Kill)?;
+    eventually("a new router", Duration::from_secs(20), || {
+        Ok(transit.processes()?.router != router)
+    })?;
+    net.a.wait_links_up(2)?;
+    net.b.wait_links_up(2).map(drop)
+}
+
+#[test]
+fn what_does_not_fit_datagrams_is_refused() -> Result<()> {
+    let net = Hub::new()?;
+    let args = ["expose", "dns", "--port", "53/udp", "--proxy-protocol", "v2"];
+    net.hub.refuses(&args, 2, &["proxyProtocol", "udp"])?;
+    net.hub.refuses(&["expose", "dns", "--port", "53/sctp"], 2, &["tcp and udp"])?;
+    net.dc.expose("quiet", 7640, &["--protocol", "udp"])?;
+    let to = net.branch.endpoint_of("quiet", 7640, "udp")?;
+    // Nobody listens there: that is heard and told.
+    let server = [format!("@{}", to.ip()), "-p".into(), to.port().to_string()];
+    let asked = net.branch.host().command("dig").args(server).args(["x", "+time=1", "+tries=1"]);
+    ensure!(asked.run()?.code != Some(0), "nobody can have answered");
+    let told = || Ok(net.dc.skctl(&["doctor"]).run()?.stdout.contains("refused the last datagram"));
+    eventually("doctor tells of the refusal", Duration::from_secs(10), told).map(drop)
+}
