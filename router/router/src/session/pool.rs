@@ -443,7 +443,9 @@ impl Pool {
         let hello = self.hello(&mut writer, &mut reader, pin, Class::Streams);
         let hello = hello.await.map_err(|e| failed(&e))?;
         let class = if hello.datagrams { Class::Datagrams } else { Class::Streams };
-        if !paid.try_grow(class.held_bytes() - SESSION_BYTES) {
+        // Nothing more is no question of memory, even where there is none.
+        let more = class.held_bytes() - SESSION_BYTES;
+        if more > 0 && !paid.try_grow(more) {
             return Err(overloaded(&connection));
         }
         let paid = (account, paid);
