@@ -2,7 +2,7 @@
 
 mod service;
 
-pub(crate) use service::{Conversation, ServiceSocket, udp_connect, udp_take_error, udp_try_send};
+pub(crate) use service::{Conversation, ServiceSocket, TargetSocket};
 
 use crate::clock;
 use nix::sys::socket::{setsockopt, sockopt};

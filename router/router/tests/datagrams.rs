@@ -3,16 +3,22 @@
 
 mod edges;
 
+use bytes::Bytes;
 use edges::{
     Network, SERVICE_PORT, accept, connect, connector, eventually, listen_on_loopback, listener,
 };
+use prost::Message as _;
 use skein_router::{
     flows::{DatagramDrop, Edge, Outcome, Way},
     net,
 };
-use skein_wire::proto::{
-    control::{ConnectorConfig, ConnectorPort, ListenerConfig, ListenerPort},
-    routing::Protocol,
+use skein_wire::{
+    association::{self, Piece},
+    proto::{
+        control::{ConnectorConfig, ConnectorPort, ListenerConfig, ListenerPort},
+        routing::Protocol,
+        session::{FlowOpen, SessionHello},
+    },
 };
 use std::{
     collections::HashSet,
@@ -105,6 +111,35 @@ async fn ask(client: &UdpSocket, payload: &[u8]) {
             return;
         }
     }
+}
+
+/// Establishes a session for associations on a bare connection; to be kept, since the session ends with it.
+async fn say_hello_for_datagrams(
+    connection: &quinn::Connection,
+) -> (quinn::SendStream, quinn::RecvStream) {
+    let hello = SessionHello {
+        protocol_min: 1,
+        protocol_max: 1,
+        boot_epoch: 1,
+        initial_credit_bytes: 1 << 18,
+        datagrams: true,
+        ..SessionHello::default()
+    };
+    let (mut control, mut from_peer) = connection.open_bi().await.unwrap();
+    control.write_all(&hello.encode_length_delimited_to_vec()).await.unwrap();
+    assert!(from_peer.read_chunk(100, true).await.unwrap().is_some());
+    (control, from_peer)
+}
+
+fn udp_open(address: &str) -> Vec<u8> {
+    let open = FlowOpen {
+        address: address.into(),
+        port: SERVICE_PORT,
+        protocol: Protocol::Udp.into(),
+        flow_id: vec![7; 16],
+        ..FlowOpen::default()
+    };
+    open.encode_length_delimited_to_vec()
 }
 
 fn payload(len: usize) -> Vec<u8> {
@@ -322,6 +357,101 @@ async fn a_drain_does_not_wait_for_associations() {
     let deadline = skein_router::clock::now() + LIMIT * 2;
     within(network.edges[1].egress.drain(deadline)).await;
     within(network.edges[0].ingress.drain(deadline)).await;
+}
+
+#[tokio::test]
+async fn what_a_peer_makes_up_is_counted_and_harms_nothing() {
+    let mut network = Network::new(2);
+    let target = bind();
+    network.expose_with(1, udp_connector("echo", target.local_addr().unwrap())).await;
+    let dialler = network.rogue_dialler(0, 1);
+    let connection = within(dialler.connect()).await;
+    let _control = within(say_hello_for_datagrams(&connection)).await;
+    let counters = &network.edges[1].counters.datagrams;
+    // Of associations that are not there, and none at all.
+    for flow in [1, 7, 1 << 40] {
+        connection.send_datagram(association::encode(flow, Piece::Whole, b"x")).unwrap();
+    }
+    for malformed in [&b""[..], &[0xff], &[0x40], &[1], &[1, 0]] {
+        connection.send_datagram(Bytes::from_static(malformed)).unwrap();
+    }
+    within(eventually(|| counters.dropped(DatagramDrop::Unknown) == 3)).await;
+    within(eventually(|| counters.dropped(DatagramDrop::Malformed) == 5)).await;
+
+    // An association that is there: halves without their other one, each number anew.
+    let (mut send, mut recv) = connection.open_bi().await.unwrap();
+    send.write_all(&udp_open("echo")).await.unwrap();
+    assert!(within(recv.read_chunk(100, true)).await.unwrap().is_some(), "accepted");
+    let flow = send.id().index();
+    for number in 0..10 {
+        let half = Piece::Half { number, second: false };
+        connection.send_datagram(association::encode(flow, half, b"half")).unwrap();
+    }
+    within(eventually(|| counters.dropped(DatagramDrop::Half) == 6)).await;
+    let whole = association::encode(flow, Piece::Whole, b"whole");
+    connection.send_datagram(whole).unwrap();
+    let mut buffer = [0; 16];
+    assert_eq!(within(target.recv(&mut buffer)).await.unwrap(), 5, "goes on all the same");
+    // A length that no datagram has ends the association, not the session.
+    send.write_all(&65_508_u16.to_be_bytes()).await.unwrap();
+    within(eventually(|| counters.associations() == 0)).await;
+    assert_eq!(counters.dropped(DatagramDrop::Half), 10, "those that waited are counted, too");
+    assert!(connection.close_reason().is_none());
+}
+
+#[tokio::test]
+async fn a_client_that_is_early_and_fast_has_its_newest_datagrams_kept() {
+    let (network, target, entrance) = service().await;
+    let client = client(entrance).await;
+    // More than is held, before the ingress has looked once: all of this is one turn of this thread.
+    const SENT: u32 = 200;
+    client.writable().await.unwrap();
+    for n in 0..SENT {
+        client.try_send(&n.to_be_bytes()).unwrap();
+    }
+    let (mut got, mut buffer) = (Vec::new(), [0; 16]);
+    while got.last() != Some(&(SENT - 1)) {
+        within(target.recv(&mut buffer)).await.unwrap();
+        got.push(u32::from_be_bytes(*buffer.first_chunk().unwrap()));
+    }
+    let dropped = network.edges[0].counters.datagrams.dropped(DatagramDrop::Queue);
+    assert_eq!(got.len() as u64 + dropped, u64::from(SENT));
+    assert!(dropped > 0 && got.is_sorted());
+}
+
+#[tokio::test]
+async fn many_associations_hold_little_and_leave_nothing() {
+    const ASSOCIATIONS: u64 = 400;
+    const CREDIT: u64 = 4 << 10;
+    let mut network = Network::new(2);
+    let target = bind();
+    let config = udp_connector("echo", target.local_addr().unwrap());
+    network.expose_with(1, config.clone()).await;
+    let entrance = listen(&network, 0, "echo").await;
+    let mut clients = Vec::new();
+    let asks = async {
+        for _ in 0..ASSOCIATIONS {
+            let client = client(entrance).await;
+            ask(&client, b"x").await;
+            clients.push(client);
+        }
+    };
+    within(async {
+        tokio::select! { () = asks => {} () = echo(&target) => {} }
+    })
+    .await;
+    for edge in &network.edges {
+        assert_eq!(edge.counters.datagrams.associations(), ASSOCIATIONS);
+        let held = || edge.budget.used_bytes();
+        // What a session for associations holds, and four kibibytes each.
+        within(eventually(|| held() <= ASSOCIATIONS * CREDIT + (2 << 20))).await;
+    }
+    let end = ConnectorConfig { draining: true, reset: true, ..config };
+    network.edges[1].egress.configure(vec![end]);
+    for edge in &network.edges {
+        within(eventually(|| edge.counters.datagrams.associations() == 0)).await;
+        within(eventually(|| edge.budget.used_bytes() <= 2 << 20)).await;
+    }
 }
 
 #[tokio::test]

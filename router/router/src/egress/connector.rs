@@ -1,7 +1,7 @@
 //! One connector: an address, and the targets that serve it here.
 
 use super::target::{ConnectError, Place, Target};
-use crate::net;
+use crate::net::{self, TargetSocket};
 use parking_lot::Mutex;
 use skein_core::{Address, AddressEntry, Port, Protocol, SiteId, Strategy};
 use skein_wire::proto::{
@@ -16,7 +16,7 @@ use std::{
     },
     time::Duration,
 };
-use tokio::net::{TcpStream, UdpSocket};
+use tokio::net::TcpStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// Where the configuration does not say: long enough for a SYN to be sent again.
@@ -209,7 +209,7 @@ impl Connector {
         &self,
         port: Port,
         site: SiteId,
-    ) -> Result<(UdpSocket, Arc<Target>, FlowGuard), Option<ConnectError>> {
+    ) -> Result<(TargetSocket, Arc<Target>, FlowGuard), Option<ConnectError>> {
         let (order, counted) = self.in_turn(port).ok_or(None)?;
         let mut last = None;
         for target in order {

@@ -9,7 +9,7 @@ use super::{
 use crate::{
     association::{self, Outlet},
     flows::{DatagramDrop, FlowRecord, FlowSlot, Outcome, Progress, Surroundings, may_consume},
-    net,
+    net::TargetSocket,
     session::{Deliver, Flow},
     splice,
 };
@@ -22,7 +22,7 @@ use std::{
     },
     time::Duration,
 };
-use tokio::{io::Interest, net::UdpSocket, task::yield_now};
+use tokio::task::yield_now;
 use tokio_util::sync::CancellationToken;
 
 /// An association without a datagram for so long ends, where its connector does not say otherwise: longer than the 30 s after which
@@ -34,7 +34,7 @@ const TURN_DATAGRAMS: usize = 32;
 /// A socket towards a target, for one association.
 #[derive(Debug)]
 pub(crate) struct Exit {
-    socket: UdpSocket,
+    socket: TargetSocket,
     target: Arc<Target>,
     surroundings: Surroundings,
     progress: Progress,
@@ -46,19 +46,21 @@ impl Exit {
     /// Waits for datagrams of the target and passes them to `on`, for as long as it is polled.
     async fn receive(&self, on: impl Fn(&[u8])) {
         loop {
-            if let Err(error) = self.socket.ready(Interest::READABLE | Interest::ERROR).await {
+            if let Err(error) = self.socket.ready().await {
                 // Only a runtime that shuts down refuses to wait.
                 tracing::debug!(%error, "UDP socket is no longer polled");
                 return std::future::pending().await;
             }
-            if let Some(error) = net::udp_take_error(&self.socket) {
+            if let Some(error) = self.socket.take_error() {
                 self.target.refused(&error);
             }
             for _ in 0..TURN_DATAGRAMS {
                 let received = self.surroundings.buffer.with_datagram(|buffer| {
-                    let len = self.socket.try_recv(buffer)?;
-                    self.count(len, Progress::add_from_socket);
-                    on(&buffer[..len]);
+                    let arrival = self.socket.try_recv(buffer)?;
+                    let counters = &self.surroundings.counters.datagrams;
+                    counters.add_dropped(DatagramDrop::Kernel, arrival.dropped);
+                    self.count(arrival.len, Progress::add_from_socket);
+                    on(&buffer[..arrival.len]);
                     Ok(())
                 });
                 match received {
@@ -79,13 +81,13 @@ impl Exit {
 
 impl Deliver for Exit {
     fn deliver(&self, payload: &[u8]) {
-        let mut sent = net::udp_try_send(&self.socket, payload);
+        let mut sent = self.socket.try_send(payload);
         // What the network said of an earlier datagram is reported once, in place of sending this one.
         if let Err(error) = &sent
             && !is_would_block(error)
         {
             self.target.refused(error);
-            sent = net::udp_try_send(&self.socket, payload);
+            sent = self.socket.try_send(payload);
         }
         match sent {
             Ok(()) => self.count(payload.len(), Progress::add_to_socket),

@@ -1,7 +1,7 @@
 //! One place where flows can leave: `host:port`.
 
 use super::{health::Health, name::Name};
-use crate::net;
+use crate::net::{self, TargetSocket};
 use parking_lot::Mutex;
 use siphasher::sip::SipHasher24;
 use skein_core::{Protocol, SiteId};
@@ -13,11 +13,7 @@ use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
-use tokio::{
-    net::{TcpStream, UdpSocket},
-    sync::Notify,
-    time::timeout,
-};
+use tokio::{net::TcpStream, sync::Notify, time::timeout};
 
 /// Addresses of a name that are tried for one flow.
 const ADDRESSES_MAX: usize = 8;
@@ -215,17 +211,20 @@ impl Target {
     pub(super) async fn open_datagrams(
         &self,
         source: Option<SiteId>,
-    ) -> Result<UdpSocket, ConnectError> {
+    ) -> Result<TargetSocket, ConnectError> {
         let outcome = self.try_open_datagrams(source).await;
         self.observe(outcome.as_ref().err());
         outcome
     }
 
-    async fn try_open_datagrams(&self, source: Option<SiteId>) -> Result<UdpSocket, ConnectError> {
+    async fn try_open_datagrams(
+        &self,
+        source: Option<SiteId>,
+    ) -> Result<TargetSocket, ConnectError> {
         let mut last = io::Error::from(io::ErrorKind::NotFound);
         for &address in self.resolve().await?.iter().take(ADDRESSES_MAX) {
             let from = source.filter(|_| is_loopback_v4(address)).map(source_address);
-            match net::udp_connect(address, from) {
+            match TargetSocket::connect(address, from) {
                 Ok(socket) => return Ok(socket),
                 Err(error) => last = error,
             }

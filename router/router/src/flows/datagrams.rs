@@ -56,11 +56,13 @@ pub enum DatagramDrop {
     Path,
     /// Its association ended while it waited.
     Ended,
+    /// The kernel's buffer of the local socket was full: this router did not read in time.
+    Kernel,
 }
 
 impl DatagramDrop {
     /// All of them, for tables.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Queue,
         Self::Refused,
         Self::Overloaded,
@@ -73,6 +75,7 @@ impl DatagramDrop {
         Self::Buffer,
         Self::Path,
         Self::Ended,
+        Self::Kernel,
     ];
 
     /// The label in metrics.
@@ -91,6 +94,7 @@ impl DatagramDrop {
             Self::Buffer => "buffer",
             Self::Path => "path",
             Self::Ended => "ended",
+            Self::Kernel => "kernel",
         }
     }
 }

@@ -114,8 +114,10 @@ impl Open {
         let surroundings = &self.entrance.ingress.0.config.surroundings;
         for _ in 0..TURN_DATAGRAMS {
             let received = surroundings.buffer.with_datagram(|buffer| {
-                let (len, with) = self.entrance.socket.try_recv(buffer)?;
-                self.entrance.take(&buffer[..len], with, newcomers);
+                let arrival = self.entrance.socket.try_recv(buffer)?;
+                let counters = &surroundings.counters.datagrams;
+                counters.add_dropped(DatagramDrop::Kernel, arrival.dropped);
+                self.entrance.take(&buffer[..arrival.len], arrival.with, newcomers);
                 Ok::<_, io::Error>(())
             });
             match received {
