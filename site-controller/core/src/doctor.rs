@@ -263,8 +263,8 @@ fn targets(seen: &Observations<'_>) -> Vec<DoctorFinding> {
     for connector in wanted {
         for target in &connector.targets {
             let is_udp = target.protocol() == routing::Protocol::Udp;
-            let protocol = if is_udp { "/udp" } else { "" };
-            let name = format!("target {}{protocol} of {}", target.target, connector.address);
+            let suffix = suffix(if is_udp { Protocol::Udp } else { Protocol::Tcp });
+            let name = format!("target {}{suffix} of {}", target.target, connector.address);
             out.push(if target.healthy && is_udp && !target.error.is_empty() {
                 bad(
                     name,
@@ -287,15 +287,32 @@ fn targets(seen: &Observations<'_>) -> Vec<DoctorFinding> {
     out
 }
 
+/// What is written behind a port.
+fn suffix(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::Tcp => "",
+        Protocol::Udp => "/udp",
+    }
+}
+
+fn number((port, protocol): &(u16, Protocol)) -> String {
+    format!("{port}{}", suffix(*protocol))
+}
+
 /// Local endpoints: what cannot be bound, and whom an endpoint keeps from binding the wildcard.
 fn listeners(seen: &Observations<'_>) -> Vec<DoctorFinding> {
     let all = seen.routers.iter().flat_map(|status| &status.listeners);
     let wanted = all.filter(|l| seen.address.is_empty() || l.address == seen.address);
     let mut out = Vec::new();
-    let mut blocking: BTreeSet<u16> = BTreeSet::new();
+    let mut blocking: BTreeSet<(u16, Protocol)> = BTreeSet::new();
     for listener in wanted {
         for port in &listener.ports {
-            let name = format!("endpoint of {} port {}", listener.address, port.port);
+            let protocol = match port.protocol() {
+                routing::Protocol::Udp => Protocol::Udp,
+                routing::Protocol::Tcp | routing::Protocol::Unspecified => Protocol::Tcp,
+            };
+            let suffix = suffix(protocol);
+            let name = format!("endpoint of {} port {}{suffix}", listener.address, port.port);
             if !port.error.is_empty() {
                 out.push(bad(
                     name,
@@ -304,14 +321,12 @@ fn listeners(seen: &Observations<'_>) -> Vec<DoctorFinding> {
                 ));
             }
             let bound = port.bound.parse::<std::net::SocketAddr>().ok();
-            blocking.extend(bound.filter(|b| b.ip().is_loopback()).map(|bound| bound.port()));
+            let bound = bound.filter(|b| b.ip().is_loopback());
+            blocking.extend(bound.map(|bound| (bound.port(), protocol)));
         }
     }
-    let held: Vec<String> = blocking
-        .iter()
-        .filter(|port| seen.host.wildcard.contains(&(**port, Protocol::Tcp)))
-        .map(u16::to_string)
-        .collect();
+    let held: Vec<String> =
+        blocking.iter().filter(|port| seen.host.wildcard.contains(*port)).map(number).collect();
     if !held.is_empty() {
         let detail =
             format!("another program holds port {} on all addresses as well", held.join(", "));
@@ -321,7 +336,7 @@ fn listeners(seen: &Observations<'_>) -> Vec<DoctorFinding> {
             "give that program an address of its own, or `skctl init --auto-listen none`",
         ));
     } else if !blocking.is_empty() && seen.address.is_empty() {
-        let ports: Vec<String> = blocking.iter().map(u16::to_string).collect();
+        let ports: Vec<String> = blocking.iter().map(number).collect();
         out.push(good(
             "wildcard binds",
             format!(
