@@ -192,6 +192,49 @@ fn kill(net: &Diamond, transit: &Site) -> Result<()> {
     net.b.wait_links_up(2).map(drop)
 }
 
+/// Bytes of one flow that sends as fast as it goes.
+fn bulk(host: &Host, to: SocketAddr) -> Result<u64> {
+    let seen = flow::run(host, "bulk", to, &["--flows", "1", "--seconds", "5"])?;
+    ensure!(seen["wrong"] == 0 && seen["failed"] == 0, "{seen}");
+    seen["bytes"].as_u64().with_context(|| seen.to_string())
+}
+
+#[test]
+fn a_flood_over_a_narrow_path_leaves_room_for_the_rest() -> Result<()> {
+    let net = Hub::new()?;
+    let host = net.branch.host();
+    let gateway = host.gateway().context("behind a NAT")?;
+    gateway.limit(&net.internet, 20)?;
+    let _datagrams = flow::serve_datagrams(net.hub.host(), 7650)?;
+    let _streams = flow::serve(net.hub.host(), 7651, &[])?;
+    net.hub.expose("flooded", 7650, &["--protocol", "udp"])?;
+    net.hub.expose("stream", 7651, &[])?;
+    let to = net.branch.endpoint_of("flooded", 7650, "udp")?;
+    let stream_to = net.branch.endpoint("stream", 7651)?;
+    let alone = bulk(host, stream_to)?;
+    // Almost three times what the path takes.
+    let flood = flow::start(host, "udp-duplex", to, &["--rate", "5000", "--sizes", "1300"])?;
+    std::thread::sleep(Duration::from_secs(3));
+    let beside = bulk(host, stream_to)?;
+    figure("a stream beside a flood of datagrams, KB of KB alone", {
+        format!("{} of {}", beside / 1_000, alone / 1_000)
+    });
+    ensure!(beside * 8 > alone, "{beside} of {alone}");
+    // Associations of the same session, one after the other: each needs its open to get through.
+    let holding = flow::start(host, "udp-hold", to, &["--flows", "20", "--seed", "2"])?;
+    holding.wait_for("holding", Duration::from_secs(60))?;
+    figure("20 associations beside a flood", flow::stop(holding)?);
+    let args = ["--rate", "50", "--sizes", "200", "--seed", "3"];
+    let voice = stream(host, to, &args)?;
+    figure("datagrams like RTP beside a flood", &voice);
+    ensure!(voice["wrong"] == 0 && voice["received"].as_u64() > Some(100), "{voice}");
+    let seen = flow::stop(flood)?;
+    figure("the flood itself", &seen);
+    ensure!(seen["wrong"] == 0 && seen["lost"].as_u64() > Some(0), "no flood: {seen}");
+    ensure!(net.branch.metric("skein_datagrams_dropped_total")? > 0.0, "every drop is counted");
+    Ok(())
+}
+
 #[test]
 fn what_does_not_fit_datagrams_is_refused() -> Result<()> {
     let net = Hub::new()?;
