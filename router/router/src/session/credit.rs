@@ -72,6 +72,14 @@ impl ReceiveWindow {
         self.reservation.bytes()
     }
 
+    /// Checks a byte that arrived before its turn: `end_bytes` are those up to it.
+    ///
+    /// # Errors
+    /// When it is beyond what was granted.
+    pub(super) fn reaches(&self, end_bytes: u64) -> Result<(), CreditViolation> {
+        if end_bytes > self.granted_bytes { Err(CreditViolation::Exceeded) } else { Ok(()) }
+    }
+
     /// Counts bytes that arrived.
     ///
     /// # Errors

@@ -4,19 +4,18 @@
 //! ended cleanly.
 
 use super::{
-    CreditViolation, IDLE_CREDIT_BYTES, ReceiveWindow, Reservation, SendCredit,
+    CreditViolation, IDLE_CREDIT_BYTES, ReceiveWindow, SendCredit,
     connection::{OpenStream, Session, Turn},
     datagrams::{Arrivals, Deliver},
     incoming,
-    queue::{CHUNKS_MAX, ChunkQueue},
+    receive::FlowRecv,
 };
-use crate::clock;
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use prost::Message;
 use quinn::VarInt;
 use skein_wire::{
-    framing::{self, Decoder, FramingError},
+    framing,
     proto::session::{
         Accepted, FlowOpen, FlowReply, Refused, flow_reply::Outcome as Reply, refused::Reason,
     },
@@ -79,14 +78,14 @@ impl From<quinn::WriteError> for FlowError {
 /// What both halves and the session's control stream share.
 #[derive(Debug)]
 pub(super) struct FlowState {
-    session: Arc<Session>,
-    index: u64,
+    pub(super) session: Arc<Session>,
+    pub(super) index: u64,
     credit: SendCredit,
-    window: Mutex<ReceiveWindow>,
+    pub(super) window: Mutex<ReceiveWindow>,
     /// The peer has returned credit.
     returned: Notify,
     /// The peer's socket was reset after it had sent so many bytes.
-    aborted_after: SetOnce<u64>,
+    pub(super) aborted_after: SetOnce<u64>,
     /// Where its datagrams go, if it is an association.
     arrivals: OnceLock<Arrivals>,
     /// For the limit of streams, where the peer opened it.
@@ -160,13 +159,7 @@ impl Flow {
         let state = session.register(send.id().index(), window, counted);
         Self {
             send: FlowSend { state: Arc::clone(&state), stream: send, sent_bytes: 0, ended: false },
-            recv: FlowRecv {
-                state,
-                stream: recv,
-                queue: ChunkQueue::default(),
-                received_bytes: 0,
-                finished: false,
-            },
+            recv: FlowRecv::new(state, recv),
         }
     }
 
@@ -267,7 +260,7 @@ impl Flow {
             tokio::select! {
                 biased;
                 written = &mut written => return written,
-                held = recv.hold(), if !recv.finished => held?, // cancel-safe
+                held = recv.hold(), if !recv.is_finished() => held?, // cancel-safe
             }
         }
     }
@@ -306,7 +299,7 @@ impl Flow {
             tokio::select! {
                 biased;
                 done = &mut until => return Ok(done),
-                held = self.recv.hold(), if !self.recv.finished => held?, // cancel-safe
+                held = self.recv.hold(), if !self.recv.is_finished() => held?, // cancel-safe
                 () = &mut patience, if is_patient => { // cancel-safe
                     is_patient = false;
                     self.send.give_back();
@@ -419,149 +412,5 @@ impl Drop for FlowSend {
             // Fails when the peer has already stopped the stream.
             let _ = self.stream.reset(CODE_ABORTED);
         }
-    }
-}
-
-/// The receiving half: everything that arrived is taken from quinn at once, and held here until the socket takes it.
-#[derive(Debug)]
-pub(crate) struct FlowRecv {
-    state: Arc<FlowState>,
-    stream: quinn::RecvStream,
-    queue: ChunkQueue,
-    received_bytes: u64,
-    finished: bool,
-}
-
-impl FlowRecv {
-    /// Takes what has arrived, or waits for it. Must not be called again once [`FlowRecv::is_finished`].
-    ///
-    /// # Errors
-    /// The flow or the session is gone.
-    ///
-    /// # Cancel safety
-    /// Cancel-safe.
-    pub(crate) async fn fill(&mut self) -> Result<(), FlowError> {
-        let mut chunks: [Bytes; CHUNKS_MAX] = Default::default();
-        match self.stream.read_chunks(&mut chunks).await? {
-            Some(count) => {
-                let taken_bytes = chunks[..count].iter().map(|c| c.len() as u64).sum();
-                self.state.session.took(taken_bytes);
-                chunks[..count].iter_mut().try_for_each(|c| self.push(std::mem::take(c)))
-            }
-            None => {
-                self.finished = true;
-                self.state.window.lock().finished();
-                Ok(())
-            }
-        }
-    }
-
-    /// As [`FlowRecv::fill`], where what arrives has to wait.
-    async fn hold(&mut self) -> Result<(), FlowError> {
-        self.fill().await?;
-        self.compact();
-        Ok(())
-    }
-
-    /// Whether the peer has ended its half; what it sent before may still be held.
-    pub(crate) fn is_finished(&self) -> bool {
-        self.finished
-    }
-
-    /// What is held.
-    pub(crate) fn queue(&self) -> &ChunkQueue {
-        &self.queue
-    }
-
-    /// Drops the first `len` bytes held: the socket took them. Grants credit when it is due.
-    pub(crate) fn consume(&mut self, len: usize) {
-        self.queue.advance(len);
-        let session = &self.state.session;
-        let measure = || (clock::now(), session.rtt());
-        let grant = self.state.window.lock().consumed(len as u64, measure);
-        if let Some(bytes) = grant {
-            session.outbox.grant(self.state.index, bytes);
-        }
-    }
-
-    /// Pays for memory that the peer makes us hold; `None` at the ceiling.
-    pub(crate) fn reserve(&self, bytes: u64) -> Option<Reservation> {
-        self.state.session.account.reserve(bytes)
-    }
-
-    /// Copies small chunks together that have to wait.
-    pub(crate) fn compact(&mut self) {
-        self.queue.compact();
-    }
-
-    /// Completes when the peer has aborted the flow, with the number of bytes to deliver before.
-    ///
-    /// # Cancel safety
-    /// Cancel-safe.
-    pub(crate) fn aborted(&self) -> impl Future<Output = u64> + Send + 'static {
-        let state = Arc::clone(&self.state);
-        async move { *state.aborted_after.wait().await }
-    }
-
-    /// Whether the peer has aborted the flow and everything before that has been delivered.
-    pub(crate) fn is_aborted(&self) -> bool {
-        let delivered = self.received_bytes - self.queue.len_bytes() as u64;
-        self.state.aborted_after.get().is_some_and(|&after| delivered >= after)
-    }
-
-    fn stop(&mut self, code: VarInt) {
-        if !self.finished {
-            self.finished = true;
-            // Fails when the peer has already reset the stream.
-            let _ = self.stream.stop(code);
-        }
-    }
-
-    fn push(&mut self, chunk: Bytes) -> Result<(), FlowError> {
-        self.received_bytes += chunk.len() as u64;
-        let received = self.state.window.lock().received(chunk.len() as u64);
-        if let Err(violation) = received {
-            self.state.session.violated(&violation);
-            return Err(FlowError::SessionLost);
-        }
-        self.queue.push(chunk);
-        Ok(())
-    }
-
-    /// Reads one message; what comes after it is payload.
-    pub(super) async fn message<M: Message + Default>(
-        &mut self,
-        len_max: usize,
-    ) -> Result<M, FlowError> {
-        let mut decoder = Decoder::new(len_max);
-        loop {
-            let next = decoder.next_message().map_err(|error| match error {
-                FramingError::TooLong { .. } => FlowError::Malformed("too long a message"),
-                FramingError::Length | FramingError::Truncated => {
-                    FlowError::Malformed("a malformed message length")
-                }
-            })?;
-            if let Some(message) = next {
-                let rest = decoder.into_rest().freeze();
-                if !rest.is_empty() {
-                    self.push(rest)?;
-                }
-                return M::decode(message)
-                    .map_err(|_| FlowError::Malformed("an unreadable message"));
-            }
-            match self.stream.read_chunk(len_max, true).await? {
-                Some(chunk) => {
-                    self.state.session.took(chunk.bytes.len() as u64);
-                    decoder.push(&chunk.bytes);
-                }
-                None => return Err(FlowError::Reset),
-            }
-        }
-    }
-}
-
-impl Drop for FlowRecv {
-    fn drop(&mut self) {
-        self.stop(CODE_ABORTED);
     }
 }

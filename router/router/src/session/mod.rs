@@ -5,6 +5,7 @@
 //! network's view, and after a while when no path is left or nothing uses it.
 
 mod admission;
+mod ahead;
 mod budget;
 mod congestion;
 mod connection;
@@ -18,6 +19,7 @@ mod inbound;
 mod incoming;
 mod pool;
 mod queue;
+mod receive;
 mod transport;
 mod upkeep;
 mod window;
@@ -31,9 +33,10 @@ pub use transport::{SESSION_BYTES, endpoint};
 
 pub(crate) use connection::{Session, Turn};
 pub(crate) use datagrams::Deliver;
-pub(crate) use flow::{Flow, FlowError, FlowRecv, FlowSend};
+pub(crate) use flow::{Flow, FlowError, FlowSend};
 pub(crate) use incoming::IncomingFlow;
 pub(crate) use pool::Class;
+pub(crate) use receive::FlowRecv;
 
 use crate::{egress::Egress, flows::Surroundings};
 use connection::Close;
