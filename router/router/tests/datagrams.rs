@@ -283,6 +283,9 @@ async fn a_dead_egress_is_replaced_with_the_next_datagram() {
         network.publish();
         ask(&client, b"second").await;
         assert_eq!(network.edges[left].counters.datagrams.associations(), 1);
+        let ingress = &network.edges[0].counters;
+        assert_eq!(ingress.ended(Edge::Ingress, Outcome::SessionLost), 1);
+        assert_eq!(ingress.datagrams.dropped(DatagramDrop::Refused), 0, "not kept waiting");
     };
     within(async {
         tokio::select! { () = moves => {} _ = serve => {} }

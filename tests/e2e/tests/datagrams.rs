@@ -49,6 +49,11 @@ fn dns_over_both_protocols_of_one_port() -> Result<()> {
         let trace = site.skctl(&["trace", "dns:53/udp"]).check()?.stdout;
         ensure!(trace.contains("dc"), "{trace}");
     }
+    // Listening on every address, it answers from the one that was asked: dig takes no other answer.
+    net.branch.skctl(&["listen", "dns", "--host", "0.0.0.0", "--port", "53:5300/udp"]).check()?;
+    let at = SocketAddr::new(net.branch.host().address().into(), 5300);
+    let short = dig(net.branch.host(), at, &["host.example", "A", "+short"])?;
+    ensure!(short.trim() == "192.0.2.7", "{short}");
     let services = net.branch.skctl(&["service", "list"]).check()?.stdout;
     ensure!(services.contains("53/udp"), "{services}");
     let doctor = net.dc.skctl(&["doctor"]).run()?.stdout;

@@ -196,7 +196,7 @@ async fn serve(
     association: Arc<Association>,
     opening: Opening,
     mut record: FlowRecord,
-    slot: FlowSlot,
+    _slot: FlowSlot,
 ) {
     let ingress = &known.entrance.ingress;
     let turn = ingress.turn(&opening);
@@ -211,6 +211,10 @@ async fn serve(
         },
     };
     drop(opening_counted);
+    let is_refused = matches!(
+        opened,
+        Err(Outcome::Refused | Outcome::Unreachable | Outcome::Overloaded | Outcome::SessionLost)
+    );
     let outcome = match opened {
         Ok((Opened::Remote(flow, _), counted)) => {
             let router = counted.router();
@@ -222,9 +226,9 @@ async fn serve(
         Err(outcome) => outcome,
     };
     record.outcome = outcome;
-    // The line in the access log is of now.
-    drop((record, slot));
-    if matches!(outcome, Outcome::Refused | Outcome::Unreachable | Outcome::Overloaded) {
+    // The line in the access log is of now. The slot is kept: it bounds those that are not heard as well.
+    drop(record);
+    if is_refused {
         association.refuse();
         tokio::select! {
             () = sleep(REFUSED_FOR) => {} // cancel-safe
@@ -299,7 +303,7 @@ impl Association {
         let over = async {
             tokio::select! {
                 outcome = entrance.over() => outcome,
-                () = entrance.moved(opening, router) => Outcome::Unreachable,
+                () = entrance.moved(opening, router) => Outcome::SessionLost,
                 () = surroundings.revoked(allowed) => Outcome::Aborted,
             }
         };
