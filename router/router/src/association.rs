@@ -11,7 +11,14 @@ use crate::{
 use bytes::Bytes;
 use parking_lot::Mutex;
 use skein_wire::association::{self, Piece, Records};
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 use tokio::{sync::Notify, time::timeout};
 
 /// Datagrams that wait for the stream: the four largest, or a burst of those that just do not fit two packets.
@@ -28,7 +35,7 @@ pub(crate) struct Outlet {
     flow: u64,
     counters: Arc<DatagramCounters>,
     /// Of the next datagram that is split.
-    number: Mutex<u8>,
+    number: AtomicU64,
     waiting: Mutex<Waiting>,
     filled: Notify,
 }
@@ -46,7 +53,7 @@ impl Outlet {
             session: Arc::clone(flow.session()),
             flow: flow.index(),
             counters,
-            number: Mutex::default(),
+            number: AtomicU64::default(),
             waiting: Mutex::default(),
             filled: Notify::new(),
         })
@@ -56,18 +63,19 @@ impl Outlet {
     pub(crate) fn send(&self, payload: &[u8]) {
         // Unknown where the peer takes no datagrams: then they all go by stream.
         let frame_len_max = self.session.frame_len_max().unwrap_or(0);
-        let half = |second| Piece::Half { number: *self.number.lock(), second };
+        let number = self.number.load(Ordering::Relaxed);
+        let half = |second| Piece::Half { number, second };
         let room = |piece| frame_len_max.checked_sub(association::header_len(self.flow, piece));
         if room(Piece::Whole).is_some_and(|room| payload.len() <= room) {
             self.counters.add_sent(Way::Packet);
             self.send_piece(Piece::Whole, payload);
         } else if room(half(false)).is_some_and(|room| payload.len() <= 2 * room) {
+            let number = self.number.fetch_add(1, Ordering::Relaxed);
+            let half = |second| Piece::Half { number, second };
             let (first, second) = payload.split_at(payload.len() / 2);
             self.counters.add_sent(Way::Halves);
             self.send_piece(half(false), first);
             self.send_piece(half(true), second);
-            let mut number = self.number.lock();
-            *number = association::next_number(*number);
         } else if let Some(record) = association::record(payload) {
             self.counters.add_sent(Way::Stream);
             self.send_record(record);

@@ -1,7 +1,8 @@
 //! Datagrams of an association: how each travels in a QUIC DATAGRAM frame, or as a record on the association's stream.
 //!
 //! A frame begins with a QUIC varint (RFC 9000, section 16): twice the index of the association's stream, plus 1 if a half of a datagram
-//! follows and not all of it. A half has one more byte: the number of the datagram, modulo 128, times two, plus 1 for the second half.
+//! follows and not all of it. A half has one more varint: the number of the datagram, times two, plus 1 for the second half. Numbers are never
+//! used twice: halves of two datagrams put together would be a datagram that nobody sent, and UDP has no way to tell.
 //! A record on the stream is a length of two bytes and so many bytes.
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
@@ -10,8 +11,6 @@ use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 pub const PAYLOAD_LEN_MAX: usize = 65_507;
 /// Bytes in front of each record.
 pub const RECORD_PREFIX_LEN: usize = 2;
-/// Numbers of split datagrams repeat after so many.
-const NUMBERS: u8 = 128;
 /// What a QUIC varint can hold.
 const VARINT_MAX: u64 = (1 << 62) - 1;
 
@@ -20,10 +19,10 @@ const VARINT_MAX: u64 = (1 << 62) - 1;
 pub enum Piece {
     /// All of it.
     Whole,
-    /// A half of the datagram with this number, which is below 128.
+    /// A half of the datagram with this number.
     Half {
         /// Which datagram.
-        number: u8,
+        number: u64,
         /// Whether it is the second half.
         second: bool,
     },
@@ -43,27 +42,30 @@ pub struct Frame {
 /// Length of what stands in front of the payload.
 #[must_use]
 pub fn header_len(flow: u64, piece: Piece) -> usize {
-    let varint = match flow.saturating_mul(2) {
+    let varint_len = |half: u64| match half.saturating_mul(2) {
         0..0x40 => 1,
         0x40..0x4000 => 2,
         0x4000..0x4000_0000 => 4,
         _ => 8,
     };
-    varint + usize::from(piece != Piece::Whole)
+    match piece {
+        Piece::Whole => varint_len(flow),
+        Piece::Half { number, .. } => varint_len(flow) + varint_len(number),
+    }
 }
 
 /// Puts a frame together.
 ///
 /// # Panics
-/// When `flow` is no index of a stream, i.e. not below 2^60, or a number not below 128.
+/// When `flow` is no index of a stream, i.e. not below 2^60, or a number not below 2^61.
 #[must_use]
 pub fn encode(flow: u64, piece: Piece, payload: &[u8]) -> Bytes {
     assert!(flow < 1 << 60, "invariant: QUIC has no such stream");
     let mut out = BytesMut::with_capacity(header_len(flow, piece) + payload.len());
     put_varint(&mut out, flow * 2 + u64::from(piece != Piece::Whole));
     if let Piece::Half { number, second } = piece {
-        assert!(number < NUMBERS, "invariant: numbers are counted modulo 128");
-        out.put_u8(number * 2 + u8::from(second));
+        assert!(number < 1 << 61, "invariant: nobody lives to send so many");
+        put_varint(&mut out, number * 2 + u64::from(second));
     }
     out.put_slice(payload);
     out.freeze()
@@ -76,7 +78,7 @@ pub fn decode(mut frame: Bytes) -> Option<Frame> {
     let piece = if first % 2 == 0 {
         Piece::Whole
     } else {
-        let half = frame.try_get_u8().ok()?;
+        let half = take_varint(&mut frame)?;
         Piece::Half { number: half / 2, second: half % 2 == 1 }
     };
     // Both halves have something, so that no datagram is longer than two packets or shorter than one byte more than one.
@@ -110,12 +112,6 @@ fn take_varint(from: &mut Bytes) -> Option<u64> {
     }
     from.advance(len);
     Some(value)
-}
-
-/// The next number after `number`.
-#[must_use]
-pub fn next_number(number: u8) -> u8 {
-    (number + 1) % NUMBERS
 }
 
 /// A record: the datagram behind its length. `None` if it is longer than a datagram can be.
@@ -201,7 +197,8 @@ mod tests {
     fn piece() -> impl Strategy<Value = Piece> {
         prop_oneof![
             Just(Piece::Whole),
-            (0..NUMBERS, any::<bool>()).prop_map(|(number, second)| Piece::Half { number, second }),
+            (prop_oneof![0_u64..100, Just(8_191), Just(8_192), 0..1_u64 << 60], any::<bool>())
+                .prop_map(|(number, second)| Piece::Half { number, second }),
         ]
     }
 

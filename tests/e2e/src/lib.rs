@@ -1,6 +1,7 @@
 //! End-to-end tests of the real binaries: sites in a lab, driven through `skctl` alone.
 
 pub mod clients;
+pub mod faults;
 pub mod flow;
 pub mod servers;
 mod site;

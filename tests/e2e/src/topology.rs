@@ -2,8 +2,8 @@
 
 use std::net::Ipv4Addr;
 
-use anyhow::Result;
-use skein_lab::{Lab, Lan};
+use anyhow::{Context as _, Result};
+use skein_lab::{Host, Lab, Lan, Wan};
 
 use crate::Site;
 
@@ -65,6 +65,25 @@ impl Diamond {
     /// # Errors
     /// When anything fails.
     pub fn new() -> Result<Self> {
+        Self::of(|lab, internet, name| lab.host_behind_nat(name, internet))
+    }
+
+    /// The same with a WAN box instead of a NAT before each leaf, passing everything at first.
+    ///
+    /// # Errors
+    /// When anything fails.
+    pub fn behind_wans(seed: u64) -> Result<(Self, [Wan; 2])> {
+        let mut wans = Vec::new();
+        let net = Self::of(|lab, internet, name| {
+            let host = lab.host(name)?;
+            wans.push(host.join_through_wan(internet, seed.wrapping_add(wans.len() as u64))?);
+            Ok(host)
+        })?;
+        let wans = <[Wan; 2]>::try_from(wans).ok().context("invariant: a box for each leaf")?;
+        Ok((net, wans))
+    }
+
+    fn of(mut leaf: impl FnMut(&Lab, &Lan, &str) -> Result<Host>) -> Result<Self> {
         let lab = Lab::new()?;
         let internet = lab.lan("internet", PUBLIC)?;
         let transit = |name: &str| {
@@ -73,8 +92,8 @@ impl Diamond {
             Site::init(&host, &["--advertise", &address])
         };
         let transits = [transit("t1")?, transit("t2")?];
-        let leaf = |name: &str| {
-            let site = Site::init(&lab.host_behind_nat(name, &internet)?, &["--no-listen"])?;
+        let mut leaf = |name: &str| {
+            let site = Site::init(&leaf(&lab, &internet, name)?, &["--no-listen"])?;
             site.link_to(&transits[0], &[])?;
             Ok::<_, anyhow::Error>(site)
         };

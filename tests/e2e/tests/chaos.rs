@@ -8,31 +8,14 @@ use rand::rngs::StdRng;
 use rand::seq::IndexedRandom as _;
 use rand::{Rng as _, SeedableRng as _};
 use serde_json::Value;
+use skein_e2e::faults::{FAULTS, fail, recovered};
 use skein_e2e::topology::Diamond;
-use skein_e2e::{Site, figure, flow, scaled};
-use skein_lab::{Host, Signal, eventually};
-
-/// How a transit fails.
-#[derive(Clone, Copy, Debug)]
-enum Fault {
-    Kill,
-    Reboot,
-    Freeze,
-    Cut,
-    CutTowards,
-    CutFrom,
-}
-
-const FAULTS: [Fault; 6] =
-    [Fault::Kill, Fault::Reboot, Fault::Freeze, Fault::Cut, Fault::CutTowards, Fault::CutFrom];
+use skein_e2e::{Site, Usage, figure, flow, scaled};
+use skein_lab::{Deadline, Mtu, Profile, Wan};
 
 #[test]
 fn flows_survive_transits_failing_one_at_a_time() -> Result<()> {
-    let seed = match std::env::var("SKEIN_SEED") {
-        Ok(seed) => seed.parse().context("SKEIN_SEED")?,
-        Err(_) => StdRng::from_os_rng().random(),
-    };
-    figure("chaos seed (SKEIN_SEED repeats it)", seed);
+    let seed = seed()?;
     let net = Diamond::new()?;
     let _server = flow::serve(net.b.host(), 7500, &[])?;
     net.b.expose("chaos", 7500, &[])?;
@@ -53,56 +36,14 @@ fn flows_survive_transits_failing_one_at_a_time() -> Result<()> {
     Ok(())
 }
 
-/// Lets a transit fail for as long as everybody needs to notice, and undoes it.
-fn fail(net: &Diamond, transit: &Site, fault: Fault) -> Result<()> {
-    let outage = Duration::from_millis(1500);
-    let host = transit.host();
-    let cut = |from: &Host, to: &Host| -> Result<()> {
-        net.lab.cut_one_way(from, to)?;
-        std::thread::sleep(outage);
-        net.lab.heal(from, to)
+/// Of everything that is drawn.
+fn seed() -> Result<u64> {
+    let seed = match std::env::var("SKEIN_SEED") {
+        Ok(seed) => seed.parse().context("SKEIN_SEED")?,
+        Err(_) => StdRng::from_os_rng().random(),
     };
-    match fault {
-        Fault::Kill => {
-            let before = transit.processes()?.router;
-            host.signal(before, Signal::Kill)?;
-            // Until then everybody may still believe in the old one.
-            eventually("a new router", Duration::from_secs(20), || {
-                Ok(transit.processes()?.router != before)
-            })
-            .map(drop)
-        }
-        Fault::Reboot => {
-            host.power_cut()?;
-            transit.skctl(&["start"]).check().map(drop)
-        }
-        Fault::Freeze => {
-            transit.signal_router(Signal::Freeze)?;
-            std::thread::sleep(outage);
-            let listing = host.command("sh").args(["-c", "kill -CONT -1"]).run()?;
-            ensure!(listing.code == Some(0), "{listing}");
-            Ok(())
-        }
-        Fault::Cut => {
-            net.lab.cut(net.a.host(), host)?;
-            net.lab.cut(net.b.host(), host)?;
-            std::thread::sleep(outage);
-            net.lab.heal(net.a.host(), host)?;
-            net.lab.heal(net.b.host(), host)
-        }
-        Fault::CutTowards => cut(net.a.host(), host),
-        Fault::CutFrom => cut(host, net.b.host()),
-    }
-}
-
-/// The next transit may fail only when the last one carries again.
-fn recovered(net: &Diamond) -> Result<()> {
-    net.a.wait_links_up(2)?;
-    net.b.wait_links_up(2)?;
-    for transit in &net.transits {
-        transit.wait_links_up(3)?;
-    }
-    Ok(())
+    figure("chaos seed (SKEIN_SEED repeats it)", seed);
+    Ok(seed)
 }
 
 fn report(flows: &Value, probes: &Value) {
@@ -117,6 +58,109 @@ fn report(flows: &Value, probes: &Value) {
     for name in ["probes", "ok", "errors", "outage_max_ms", "p50_ms", "p99_ms", "max_ms"] {
         figure(&format!("new connections, {name}"), &probes[name]);
     }
+}
+
+/// What befalls the network in a storm, besides the faults of its transits.
+#[derive(Clone, Copy, Debug)]
+enum Weather {
+    /// A transit fails.
+    Fault,
+    /// Links of a leaf have to go over TLS, and back.
+    WithoutUdp,
+    /// Packets are delayed and some lost.
+    Lossy,
+    /// Packets get smaller, and senders may not be told.
+    Narrow,
+}
+
+const WEATHERS: [Weather; 4] =
+    [Weather::Fault, Weather::WithoutUdp, Weather::Lossy, Weather::Narrow];
+/// A link that has lost UDP is up over TLS long before, as is one whose packets shrank.
+const WEATHER_LASTS: Duration = Duration::from_secs(5);
+
+#[test]
+fn flows_and_datagrams_survive_a_storm() -> Result<()> {
+    let seed = seed()?;
+    let (net, wans) = Diamond::behind_wans(seed)?;
+    let _servers =
+        (flow::serve(net.b.host(), 7550, &[])?, flow::serve_datagrams(net.b.host(), 7551)?);
+    net.b.expose("storm", 7550, &[])?;
+    net.b.expose("spray", 7551, &["--protocol", "udp"])?;
+    let to = net.a.endpoint("storm", 7550)?;
+    let args = ["--flows", "100", "--rate", "5000"];
+    let flows = flow::start(net.a.host(), "duplex", to, &args)?;
+    let to = net.a.endpoint_of("spray", 7551, "udp")?;
+    let args = ["--flows", "20", "--rate", "50", "--sizes", "200,1420,4000"];
+    let datagrams = flow::start(net.a.host(), "udp-duplex", to, &args)?;
+    let mut rng = StdRng::seed_from_u64(seed);
+    // Buffers and tables reach their size first.
+    let mut before = None;
+    let end = Deadline::after(Duration::from_secs(scaled(40, 1_800)));
+    let grown = Deadline::after(Duration::from_secs(scaled(10, 120)));
+    let mut rounds = 0;
+    while !end.passed() {
+        let weather = *WEATHERS.choose(&mut rng).context("invariant: there is weather")?;
+        let what = format!("round {rounds}: {weather:?}");
+        blow(&net, &wans[rng.random_range(0..2)], weather, &mut rng)
+            .with_context(|| what.clone())?;
+        recovered(&net).with_context(|| format!("after {what}"))?;
+        rounds += 1;
+        if before.is_none() && grown.passed() {
+            before = Some(usages(&net)?);
+        }
+    }
+    let after = usages(&net)?;
+    figure("rounds of the storm", rounds);
+    let (flows, datagrams) = (flow::stop(flows)?, flow::stop(datagrams)?);
+    figure("flows", &flows["flows"]);
+    figure("datagrams", &datagrams);
+    for ((name, before), (_, after)) in before.context("too short")?.into_iter().zip(after) {
+        figure(&format!("{name} before and after"), format!("{before:?} {after:?}"));
+        ensure!(after.descriptors <= before.descriptors + 8, "{name}: {before:?} {after:?}");
+        ensure!(after.rss_kib <= before.rss_kib * 5 / 4 + 8_192, "{name}: {before:?} {after:?}");
+    }
+    ensure!(flows["failed"] == 0 && flows["wrong"] == 0 && flows["truncated"] == 0, "{flows}");
+    ensure!(flows["flows"] == 100 && datagrams["flows"] == 20, "{flows} {datagrams}");
+    ensure!(datagrams["wrong"] == 0, "{datagrams}");
+    Ok(())
+}
+
+/// Lets the weather last, and be fair again.
+fn blow(net: &Diamond, wan: &Wan, weather: Weather, rng: &mut StdRng) -> Result<()> {
+    let profile = match weather {
+        Weather::Fault => {
+            let transit = &net.transits[rng.random_range(0..2)];
+            let fault = *FAULTS.choose(rng).context("invariant: there are faults")?;
+            return fail(net, transit, fault).with_context(|| format!("{fault:?}"));
+        }
+        Weather::WithoutUdp => Profile { block_udp: true, ..Profile::default() },
+        Weather::Lossy => Profile {
+            jitter: Duration::from_millis(rng.random_range(0..10)),
+            ..Profile::lossy(
+                Duration::from_millis(rng.random_range(1..60)),
+                rng.random_range(0.0..0.03),
+            )
+        },
+        Weather::Narrow => {
+            let mtu = Mtu { bytes: rng.random_range(1_280..1_500), is_told: rng.random() };
+            Profile { mtu: Some(mtu), ..Profile::default() }
+        }
+    };
+    wan.set(&profile);
+    std::thread::sleep(WEATHER_LASTS);
+    wan.set(&Profile::default());
+    Ok(())
+}
+
+/// What the routers of the leaves hold: those of the transits are others after a fault.
+fn usages(net: &Diamond) -> Result<Vec<(String, Usage)>> {
+    [&net.a, &net.b]
+        .into_iter()
+        .map(|site| {
+            let name = format!("router of {}", site.name());
+            Ok((name, site.usage(site.processes()?.router)?))
+        })
+        .collect()
 }
 
 #[test]

@@ -14,7 +14,7 @@ pub(super) struct Halves<P> {
 
 #[derive(Debug)]
 struct Half<P> {
-    number: u8,
+    number: u64,
     second: bool,
     payload: Bytes,
     _paid: P,
@@ -41,7 +41,7 @@ impl<P> Halves<P> {
     /// Takes a half; `pay` is asked for the memory of one that has to wait.
     pub(super) fn join(
         &mut self,
-        number: u8,
+        number: u64,
         second: bool,
         payload: &Bytes,
         pay: impl FnOnce(u64) -> Option<P>,
@@ -54,8 +54,8 @@ impl<P> Halves<P> {
                     if second { (&other.payload, payload) } else { (payload, &other.payload) };
                 return Joined::Whole([&first[..], last].concat());
             }
-            // The same half of an older datagram whose number has come round.
-            Some(_older) => match self.wait(number, second, payload, pay) {
+            // Sent twice by a peer that makes numbers up, or by the network: the later one waits on.
+            Some(_same) => match self.wait(number, second, payload, pay) {
                 Joined::Waits(dropped) => return Joined::Waits(dropped + 1),
                 other => return other,
             },
@@ -66,7 +66,7 @@ impl<P> Halves<P> {
 
     fn wait(
         &mut self,
-        number: u8,
+        number: u64,
         second: bool,
         payload: &Bytes,
         pay: impl FnOnce(u64) -> Option<P>,
@@ -90,7 +90,7 @@ impl<P> Halves<P> {
 mod tests {
     use super::*;
 
-    fn join(halves: &mut Halves<()>, number: u8, second: bool) -> Joined {
+    fn join(halves: &mut Halves<()>, number: u64, second: bool) -> Joined {
         let payload = if second { Bytes::from_static(b"two") } else { Bytes::from_static(b"one") };
         halves.join(number, second, &payload, |_| Some(()))
     }
@@ -114,7 +114,22 @@ mod tests {
         assert_eq!(join(&mut halves, 4, false), Joined::Waits(1));
         assert_eq!(join(&mut halves, 0, true), Joined::Waits(1), "its first half is gone");
         assert_eq!(join(&mut halves, 4, true), Joined::Whole(b"onetwo".to_vec()));
-        assert_eq!(join(&mut halves, 0, true), Joined::Waits(1), "a number that came round");
+        assert_eq!(join(&mut halves, 0, true), Joined::Waits(1), "nothing is left of it");
+    }
+
+    /// A first half waits for long; the second half of any later datagram is not its.
+    #[test]
+    fn halves_of_two_datagrams_are_never_one() {
+        let mut halves = Halves::default();
+        assert_eq!(join(&mut halves, 5, false), Joined::Waits(0));
+        for later in 1..10_000 {
+            let number = 5 + later;
+            assert_eq!(join(&mut halves, number, false), Joined::Waits(0));
+            assert_eq!(join(&mut halves, number, true), Joined::Whole(b"onetwo".to_vec()));
+        }
+        assert_eq!(join(&mut halves, 5 + 128, true), Joined::Waits(0), "of one that is lost");
+        assert_eq!(join(&mut halves, 5 + (1 << 32), true), Joined::Waits(0));
+        assert_eq!(join(&mut halves, 5, true), Joined::Whole(b"onetwo".to_vec()));
     }
 
     #[test]
