@@ -5,6 +5,7 @@
 //! behind each other.
 
 use crate::{
+    clock,
     flows::{DatagramCounters, DatagramDrop, Outcome, Way},
     session::{Deliver, Flow, FlowError, FlowRecv, FlowSend, Reservation, Session, TURN_BYTES},
 };
@@ -17,12 +18,14 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tokio::{sync::Notify, time::timeout};
 
 /// Datagrams that wait for the stream: the four largest, or a burst of those that just do not fit two packets.
 const STREAM_WAITING_BYTES_MAX: usize = 256 << 10;
+/// Datagrams that waited longer are of no use to anybody who sends datagrams: on a slow path the newest would only come late after them.
+const STREAM_WAIT_MAX: Duration = Duration::from_secs(1);
 /// Credit that an association keeps whose stream is idle. Most never use it after they were opened.
 const IDLE_CREDIT_BYTES: u64 = 4 << 10;
 /// A stream that was not used for so long gives its credit back.
@@ -43,7 +46,7 @@ pub(crate) struct Outlet {
 /// Records for the stream, paid for.
 #[derive(Debug, Default)]
 struct Waiting {
-    records: VecDeque<(Bytes, Reservation)>,
+    records: VecDeque<(Instant, Bytes, Reservation)>,
     len_bytes: usize,
 }
 
@@ -94,7 +97,7 @@ impl Outlet {
     fn send_record(&self, record: Bytes) {
         let mut waiting = self.waiting.lock();
         while waiting.len_bytes + record.len() > STREAM_WAITING_BYTES_MAX {
-            let Some((oldest, _)) = waiting.records.pop_front() else { break };
+            let Some((_, oldest, _)) = waiting.records.pop_front() else { break };
             waiting.len_bytes -= oldest.len();
             self.counters.add_dropped(DatagramDrop::Queue, 1);
         }
@@ -102,15 +105,21 @@ impl Outlet {
             return self.counters.add_dropped(DatagramDrop::Memory, 1);
         };
         waiting.len_bytes += record.len();
-        waiting.records.push_back((record, paid));
+        waiting.records.push_back((clock::now(), record, paid));
         self.filled.notify_one();
     }
 
     fn next_record(&self) -> Option<(Bytes, Reservation)> {
+        let now = clock::now();
         let mut waiting = self.waiting.lock();
-        let (record, paid) = waiting.records.pop_front()?;
-        waiting.len_bytes -= record.len();
-        Some((record, paid))
+        loop {
+            let (since, record, paid) = waiting.records.pop_front()?;
+            waiting.len_bytes -= record.len();
+            if now.saturating_duration_since(since) <= STREAM_WAIT_MAX {
+                return Some((record, paid));
+            }
+            self.counters.add_dropped(DatagramDrop::Queue, 1);
+        }
     }
 
     /// Writes records to the stream as credit and turns come.

@@ -213,18 +213,24 @@ impl Site {
     /// # Errors
     /// When the metrics cannot be read.
     pub fn metric(&self, name: &str) -> Result<f64> {
+        let mut sum = 0.0;
+        for line in self.metrics(name)? {
+            sum += line.rsplit(' ').next().unwrap_or_default().parse::<f64>()?;
+        }
+        Ok(sum)
+    }
+
+    /// Labels and number of a metric of the router, for all its labels.
+    ///
+    /// # Errors
+    /// When the metrics cannot be read.
+    pub fn metrics(&self, name: &str) -> Result<Vec<String>> {
         let status = self.status()?;
         let address = status["routers"][0]["metrics"].as_str().context("the metrics address")?;
         let url = format!("http://{address}/metrics");
         let text = self.host.command("curl").args(["-sf", &url]).check()?.stdout;
-        let values = text.lines().filter(|line| {
-            line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{']))
-        });
-        let mut sum = 0.0;
-        for line in values {
-            sum += line.rsplit(' ').next().unwrap_or_default().parse::<f64>()?;
-        }
-        Ok(sum)
+        let values = text.lines().filter_map(|line| line.strip_prefix(name));
+        Ok(values.filter(|rest| rest.starts_with([' ', '{'])).map(str::to_owned).collect())
     }
 
     /// Asserts that a command fails with an exit code and all of the words on stderr.

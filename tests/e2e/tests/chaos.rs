@@ -110,6 +110,10 @@ fn flows_and_datagrams_survive_a_storm() -> Result<()> {
         }
     }
     let after = usages(&net)?;
+    for site in [&net.a, &net.b] {
+        let dropped = site.metrics("skein_datagrams_dropped_total")?;
+        figure(&format!("datagrams dropped at {}", site.name()), dropped.join(" "));
+    }
     figure("rounds of the storm", rounds);
     let (flows, datagrams) = (flow::stop(flows)?, flow::stop(datagrams)?);
     figure("flows", &flows["flows"]);
