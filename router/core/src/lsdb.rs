@@ -163,6 +163,12 @@ impl Lsdb {
         }
     }
 
+    /// What differs whenever the database has changed.
+    #[must_use]
+    pub fn edition(&self) -> (u64, usize) {
+        (self.last_serial, self.entries.len())
+    }
+
     /// The record accepted as number `serial`, if it is still the newest of its name.
     pub(crate) fn by_serial(&self, serial: u64) -> Option<&Entry> {
         self.entries.get(self.by_serial.get(&serial)?)

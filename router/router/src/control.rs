@@ -122,6 +122,8 @@ struct Control {
     problems: Vec<String>,
     network: status::Network,
     network_stale: bool,
+    /// The database of which that is the view.
+    network_edition: (u64, usize),
     status_due: Option<Instant>,
     draining: bool,
     /// When a certificate was asked for that has not come.
@@ -183,6 +185,7 @@ impl Control {
             problems: Vec::new(),
             network: status::Network::default(),
             network_stale: true,
+            network_edition: (0, 0),
             status_due: None,
             draining: false,
             certificate_asked: None,

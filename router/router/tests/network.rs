@@ -141,6 +141,13 @@ async fn converse(stream: &mut TcpStream, rounds: u32) {
 async fn links_come_up_and_routers_learn_of_each_other() {
     let mut network = Network::start(&["hub"]).await;
     network.hubs[0].until("two links", |s| (links_up(s) == 2).then_some(())).await;
+    let hub = network.hubs[0].id();
+    network.hubs[0]
+        .until("itself with two links", |status| {
+            let itself = status.routers.iter().find(|router| router.site_id == hub.0)?;
+            (itself.links.len() == 2).then_some(())
+        })
+        .await;
     let b = network.b.id();
     network
         .a

@@ -90,7 +90,10 @@ impl Control {
     /// Compares the status with what the controller was told last, and tells it when it differs.
     pub(super) fn report_status(&mut self) {
         self.status_due = None;
-        if self.network_stale {
+        // Not everything that is shown changes where frames go.
+        let edition = self.engine.lsdb().edition();
+        if self.network_stale || self.network_edition != edition {
+            self.network_edition = edition;
             self.network = self.network();
             self.network_stale = false;
         }
