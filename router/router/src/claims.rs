@@ -86,7 +86,7 @@ fn is_expected(error: &io::Error) -> bool {
 async fn join(
     from_redeemer: impl AsyncRead + Unpin,
     to_redeemer: impl AsyncWrite + Unpin,
-    controller: tokio::net::UnixStream,
+    controller: net::UnixStream,
 ) -> io::Result<()> {
     let (from_controller, to_controller) = controller.into_split();
     tokio::try_join!(
@@ -119,7 +119,7 @@ mod tests {
     use std::path::Path;
     use tokio::{net::UnixListener, task::JoinSet};
 
-    async fn redeemer(socket: &Path, tasks: &mut JoinSet<()>) -> tokio::net::TcpStream {
+    async fn redeemer(socket: &Path, tasks: &mut JoinSet<()>) -> net::TcpStream {
         let listener = net::tcp_listen("127.0.0.1:0".parse().unwrap()).unwrap();
         let redeemer = net::tcp_connect(listener.local_addr().unwrap(), None).await.unwrap();
         let (stream, remote) = listener.accept().await.unwrap();

@@ -1,6 +1,8 @@
 //! The only reader of time. Everything else takes it as an argument or asks here.
 
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
+#[cfg(not(feature = "sim"))]
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// The monotonic time; follows the runtime's clock where a test has paused that.
 #[must_use]
@@ -17,6 +19,14 @@ pub fn unix_s() -> i64 {
 /// Milliseconds since the Unix epoch, for people and documents; never for measuring durations.
 #[must_use]
 pub fn unix_ms() -> i64 {
+    #[cfg(feature = "sim")]
+    return skein_netsim::unix_ms();
+    #[cfg(not(feature = "sim"))]
+    os_unix_ms()
+}
+
+#[cfg(not(feature = "sim"))]
+fn os_unix_ms() -> i64 {
     #[allow(clippy::disallowed_methods, reason = "this is the one place that reads the clock")]
     let now = SystemTime::now();
     match now.duration_since(UNIX_EPOCH) {

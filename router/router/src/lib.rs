@@ -20,6 +20,10 @@ pub mod ingress;
 mod key;
 pub mod link;
 mod metrics;
+#[cfg(not(feature = "sim"))]
+pub mod net;
+#[cfg(feature = "sim")]
+#[path = "net/sim.rs"]
 pub mod net;
 mod panic;
 mod respawn;

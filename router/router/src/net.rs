@@ -6,16 +6,19 @@ pub(crate) use service::{Conversation, ServiceSocket, TargetSocket};
 
 use crate::clock;
 use nix::sys::socket::{setsockopt, sockopt};
+use quinn::udp::{RecvMeta, Transmit, UdpSocketState};
 use rustix::event::{self, PollFd, PollFlags, Timespec};
 use skein_core::share_out_files;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use std::{
-    io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs as _},
+    io::{self, IoSliceMut},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, ToSocketAddrs as _},
     path::Path,
     time::{Duration, Instant},
 };
-use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket, UnixStream};
+use tokio::{io::Interest, net::TcpSocket};
+
+pub use tokio::net::{TcpListener, TcpStream, UdpSocket, UnixStream};
 
 /// Asked for in each direction: at 1 Gbit/s it covers 32 ms in which the process does not run.
 const UDP_BUFFER_BYTES: usize = 4 << 20;
@@ -199,6 +202,81 @@ pub async fn look_up(endpoint: String) -> (Instant, io::Result<Vec<SocketAddr>>)
     };
     let resolved = tokio::task::spawn_blocking(resolve).await;
     resolved.unwrap_or_else(|ended| (clock::now(), Err(io::Error::other(ended))))
+}
+
+/// Ends the stream in our direction; the peer reads on to the end.
+///
+/// # Errors
+/// Only when the connection is already over.
+pub fn tcp_finish(stream: &TcpStream) -> io::Result<()> {
+    SockRef::from(stream).shutdown(Shutdown::Write)
+}
+
+/// A UDP socket that takes and gives datagrams in batches, with ECN and the address they came to.
+#[derive(Debug)]
+pub(crate) struct BatchSocket {
+    socket: UdpSocket,
+    state: UdpSocketState,
+}
+
+impl BatchSocket {
+    /// Takes over a socket.
+    ///
+    /// # Errors
+    /// When the operating system refuses an option it must have.
+    pub(crate) fn new(socket: UdpSocket) -> io::Result<Self> {
+        let state = UdpSocketState::new((&socket).into())?;
+        Ok(Self { socket, state })
+    }
+
+    /// Waits until there may be something to receive.
+    ///
+    /// # Errors
+    /// Only when the runtime shuts down.
+    ///
+    /// # Cancel safety
+    /// Cancel-safe.
+    pub(crate) async fn readable(&self) -> io::Result<()> {
+        self.socket.readable().await
+    }
+
+    /// Waits until there may be room to send.
+    ///
+    /// # Errors
+    /// Only when the runtime shuts down.
+    ///
+    /// # Cancel safety
+    /// Cancel-safe.
+    pub(crate) async fn writable(&self) -> io::Result<()> {
+        self.socket.writable().await
+    }
+
+    /// Fills buffers and returns how many; `WouldBlock` when there is nothing.
+    pub(crate) fn recv(
+        &self,
+        buffers: &mut [IoSliceMut<'_>],
+        metas: &mut [RecvMeta],
+    ) -> io::Result<usize> {
+        self.socket
+            .try_io(Interest::READABLE, || self.state.recv((&self.socket).into(), buffers, metas))
+    }
+
+    /// Sends; `WouldBlock` when there is no room.
+    pub(crate) fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        self.socket.try_io(Interest::WRITABLE, || self.state.send((&self.socket).into(), transmit))
+    }
+
+    pub(crate) fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.socket.local_addr()
+    }
+
+    pub(crate) fn segments_max(&self) -> usize {
+        self.state.max_gso_segments()
+    }
+
+    pub(crate) fn may_fragment(&self) -> bool {
+        self.state.may_fragment()
+    }
 }
 
 /// Descriptors that flows may take, of those that this process may have.

@@ -5,7 +5,7 @@
 
 use crate::{
     flows::{Outcome, Progress},
-    net,
+    net::{self, TcpStream},
     session::{Flow, FlowError, FlowRecv, FlowSend, TURN_BYTES, Turn},
 };
 use bytes::{BufMut as _, Bytes, BytesMut};
@@ -13,7 +13,6 @@ use parking_lot::Mutex;
 use std::{io, time::Duration};
 use tokio::{
     io::Interest,
-    net::TcpStream,
     sync::SetOnce,
     time::{sleep, timeout},
 };
@@ -338,7 +337,7 @@ async fn flow_to_socket(
         }
         if recv.is_finished() && recv.queue().is_empty() {
             // Fails when the peer has reset the connection, which the next read or write tells.
-            let _ = socket2::SockRef::from(socket).shutdown(std::net::Shutdown::Write);
+            let _ = net::tcp_finish(socket);
             // The only setter; nobody else could have.
             let _ = delivered.set(());
             return Ok(());
@@ -444,7 +443,7 @@ async fn socket_to_socket(
     // The only setter; nobody else could have.
     let _ = eof.set(());
     // Fails when the peer has reset the connection, which the next read or write tells.
-    let _ = socket2::SockRef::from(to).shutdown(std::net::Shutdown::Write);
+    let _ = net::tcp_finish(to);
     Ok(())
 }
 

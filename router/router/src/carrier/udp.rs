@@ -8,9 +8,10 @@ use super::{Port, hop::HopQueue};
 use crate::{
     clock,
     fabric::{Fabric, FrameLink},
+    net::{BatchSocket, UdpSocket},
 };
 use parking_lot::{Mutex, RwLock};
-use quinn::udp::{RecvMeta, Transmit, UdpSocketState};
+use quinn::udp::{RecvMeta, Transmit};
 use skein_core::LinkId;
 use std::{
     collections::HashMap,
@@ -19,7 +20,6 @@ use std::{
     sync::{Arc, Weak},
     time::{Duration, Instant},
 };
-use tokio::{io::Interest, net::UdpSocket};
 
 /// Received buffers handled until other tasks of the thread get their turn.
 const BUFFERS_PER_TURN: usize = 64;
@@ -34,8 +34,7 @@ const TRIAL_PERIOD: Duration = Duration::from_millis(100);
 /// A UDP socket with the links whose frames it carries.
 #[derive(Debug)]
 pub(crate) struct UdpPort {
-    socket: UdpSocket,
-    state: UdpSocketState,
+    socket: BatchSocket,
     hop: HopQueue,
     links: RwLock<PortLinks>,
     trials: Mutex<Trials>,
@@ -65,10 +64,8 @@ impl UdpPort {
     /// # Errors
     /// When the operating system refuses an option it must have.
     pub(crate) fn new(socket: UdpSocket) -> io::Result<Arc<Self>> {
-        let state = UdpSocketState::new((&socket).into())?;
         Ok(Arc::new(Self {
-            socket,
-            state,
+            socket: BatchSocket::new(socket)?,
             hop: HopQueue::new(HOP_PACKETS_MAX),
             links: RwLock::default(),
             trials: Mutex::new(Trials { since: clock::now(), left: TRIALS_MAX }),
@@ -126,13 +123,11 @@ impl UdpPort {
         let mut slices: [IoSliceMut<'_>; BATCH] = std::array::from_fn(|_| {
             IoSliceMut::new(slices.next().expect("invariant: the pool gives BATCH buffers"))
         });
-        self.socket.try_io(Interest::READABLE, || {
-            self.state.recv((&self.socket).into(), &mut slices, metas)
-        })
+        self.socket.recv(&mut slices, metas)
     }
 
     pub(super) fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        self.socket.try_io(Interest::WRITABLE, || self.state.send((&self.socket).into(), transmit))
+        self.socket.try_send(transmit)
     }
 
     pub(crate) async fn writable(&self) {
@@ -146,11 +141,11 @@ impl UdpPort {
     }
 
     pub(crate) fn segments_max(&self) -> usize {
-        self.state.max_gso_segments()
+        self.socket.segments_max()
     }
 
     pub(super) fn may_fragment(&self) -> bool {
-        self.state.may_fragment()
+        self.socket.may_fragment()
     }
 
     pub(super) fn hop_queue(&self) -> &HopQueue {

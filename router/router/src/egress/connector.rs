@@ -1,7 +1,7 @@
 //! One connector: an address, and the targets that serve it here.
 
 use super::target::{ConnectError, Place, Target};
-use crate::net::{self, TargetSocket};
+use crate::net::{self, TargetSocket, TcpStream};
 use parking_lot::Mutex;
 use skein_core::{Address, AddressEntry, Port, Protocol, SiteId, Strategy};
 use skein_wire::proto::{
@@ -16,7 +16,6 @@ use std::{
     },
     time::Duration,
 };
-use tokio::net::TcpStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// Where the configuration does not say: long enough for a SYN to be sent again.

@@ -7,6 +7,7 @@ use super::{
 };
 use crate::{
     flows::{Edge, FlowRecord, FlowSlot, Outcome, Progress, may_consume},
+    net::TcpStream,
     session::{Flow, IncomingFlow},
     splice::{self, Terms},
 };
@@ -17,7 +18,7 @@ use skein_wire::proto::{
     session::{FlowOpen, refused::Reason},
 };
 use std::{net::SocketAddr, sync::Arc, time::Duration};
-use tokio::{io::AsyncWriteExt as _, net::TcpStream};
+use tokio::io::AsyncWriteExt as _;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 

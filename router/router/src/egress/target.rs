@@ -1,7 +1,7 @@
 //! One place where flows can leave: `host:port`.
 
 use super::{health::Health, name::Name};
-use crate::net::{self, TargetSocket};
+use crate::net::{self, TargetSocket, TcpStream};
 use parking_lot::Mutex;
 use siphasher::sip::SipHasher24;
 use skein_core::{Protocol, SiteId};
@@ -13,7 +13,7 @@ use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
-use tokio::{net::TcpStream, sync::Notify, time::timeout};
+use tokio::{sync::Notify, time::timeout};
 
 /// Addresses of a name that are tried for one flow.
 const ADDRESSES_MAX: usize = 8;

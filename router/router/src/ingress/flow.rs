@@ -7,13 +7,12 @@ use super::{
 use crate::{
     egress::{Egress, Local, LocalFlow, Refusal},
     flows::{FlowRecord, Outcome, may_provide},
-    net,
+    net::{self, TcpStream},
     session::{Class, Flow},
     splice::{self, Terms},
 };
 use bytes::Bytes;
 use std::io;
-use tokio::net::TcpStream;
 
 /// Of what a client says first, so much is read before an egress has accepted: a request, and what a flow that waits may hold.
 const FIRST_LEN_MAX: usize = 16 << 10;

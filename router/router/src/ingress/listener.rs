@@ -6,7 +6,7 @@ use super::{
     datagrams::{Newcomers, Open},
     holder,
 };
-use crate::net::{self, ServiceSocket};
+use crate::net::{self, ServiceSocket, TcpListener};
 use parking_lot::Mutex;
 use skein_core::{Address, Fib, Port, Protocol, RouterId};
 use skein_wire::proto::{
@@ -22,7 +22,7 @@ use std::{
     },
     time::Duration,
 };
-use tokio::{net::TcpListener, sync::watch, time::sleep};
+use tokio::{sync::watch, time::sleep};
 
 /// Between attempts to bind a port that somebody else holds.
 const BIND_RETRY: Duration = Duration::from_secs(5);

@@ -10,6 +10,7 @@ mod listener;
 use crate::{
     egress::Egress,
     flows::{Edge, FlowCounters, FlowRecord, Outcome, Surroundings},
+    net::TcpStream,
     session::Sessions,
     splice,
 };
@@ -24,7 +25,7 @@ use std::{
     sync::Arc,
     time::Instant,
 };
-use tokio::{net::TcpStream, time::timeout_at};
+use tokio::time::timeout_at;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument as _;
 

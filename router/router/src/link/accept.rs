@@ -10,13 +10,13 @@ use super::{
 use crate::{
     clock,
     gate::{Gate, Slot},
-    net,
+    net::{self, TcpListener},
 };
 use parking_lot::Mutex;
 use quinn::{Connection, ConnectionError, Incoming};
 use skein_trust::Admitted;
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
-use tokio::{net::TcpListener, time};
+use tokio::time;
 use tokio_util::sync::CancellationToken;
 
 /// Between attempts to bind an address that is taken or not there yet.

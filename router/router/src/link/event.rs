@@ -1,12 +1,10 @@
 //! What links report.
 
+use crate::net::TcpStream;
 use skein_core::{LinkId, RouterId, SiteId};
 use skein_wire::proto::routing::{LinkHello, LinkMessage};
 use std::{net::SocketAddr, sync::Arc, time::Duration};
-use tokio::{
-    net::TcpStream,
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
-};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 /// The verified owner of a certificate.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -1,12 +1,12 @@
 //! A port together with the task that serves it.
 
 use super::Inner;
-use crate::carrier::{Port, Through, TlsPort, UdpPort};
-use std::{io, net::SocketAddr, sync::Arc};
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
+use crate::{
+    carrier::{Port, Through, TlsPort, UdpPort},
     net::UdpSocket,
 };
+use std::{io, net::SocketAddr, sync::Arc};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
     task::AbortOnDropHandle,

@@ -8,16 +8,15 @@ use super::{
     hello::{self, HelloError, REFUSED},
     tls, transport,
 };
-use crate::gate::Gate;
+use crate::{
+    gate::Gate,
+    net::{TcpListener, TcpStream},
+};
 use quinn::{ConnectionError, crypto::rustls::NoInitialCipherSuite};
 use rustls::server::Accepted;
 use skein_trust::{ALPN_CARRIER, ALPN_CLAIM};
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
-use tokio::{
-    io::AsyncReadExt as _,
-    net::{TcpListener, TcpStream},
-    time,
-};
+use tokio::{io::AsyncReadExt as _, time};
 use tokio_util::sync::CancellationToken;
 
 /// Connections at a time that have not shown what they want, or not completed the handshake of a link.

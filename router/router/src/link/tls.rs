@@ -1,7 +1,10 @@
 //! The outer TLS connection of a link over TCP, at both ends.
 
 use super::{Inner, port::ServedPort};
-use crate::{carrier::Through, net};
+use crate::{
+    carrier::Through,
+    net::{self, TcpStream},
+};
 use rustls::{AlertDescription, ServerConfig, server::Accepted};
 use rustls_pki_types::ServerName;
 use skein_core::SiteId;
@@ -10,7 +13,6 @@ use skein_trust::{ALPN_CARRIER, Dial, PeerError, SERVER_NAME};
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{
     io::{AsyncRead, AsyncWrite, BufReader},
-    net::TcpStream,
     time,
 };
 use tokio_rustls::{TlsConnector, TlsStream, server::StartHandshake};

@@ -1,13 +1,14 @@
 //! Serves `/metrics` and `/healthz` over plain HTTP on loopback.
 
 use super::Page;
+use crate::net::TcpListener;
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header::CONTENT_TYPE};
 use http_body_util::Full;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::{convert::Infallible, sync::Arc, time::Duration};
-use tokio::{net::TcpListener, task::JoinSet, time};
+use tokio::{task::JoinSet, time};
 use tokio_util::sync::CancellationToken;
 
 /// Scrapers and people with a browser; more connections at once wait.

@@ -1,0 +1,17 @@
+//! Whole networks of production routers in virtual time, from one seed: faults, oracles, replay, shrinking.
+//!
+//! See `docs/simulation.md`.
+#![allow(clippy::cast_possible_truncation, reason = "numbers of a scenario are small")]
+
+mod controller;
+mod entropy;
+mod flow;
+mod oracle;
+mod run;
+mod scenario;
+mod shrink;
+mod site;
+
+pub use run::{Outcome, VirtualTime, run};
+pub use scenario::{Fault, FlowPlan, LinkPlan, Scenario, Script, ServicePlan, SitePlan, What};
+pub use shrink::{kind, shrink};
