@@ -751,7 +751,7 @@ async fn an_answer_is_delivered_to_a_slow_client_before_the_reset_after_it() {
     const LEN: usize = 200 << 10;
     let (network, target, entrance) = Network::service().await;
     let client = tokio::net::TcpSocket::new_v4().unwrap();
-    client.set_recv_buffer_size(4 << 10).unwrap();
+    client.set_recv_buffer_size(32 << 10).unwrap();
     let mut client = client.connect(entrance).await.unwrap();
     let mut server = accept(&target).await;
     server.write_all(&vec![7; LEN]).await.unwrap();
