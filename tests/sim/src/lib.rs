@@ -3,6 +3,7 @@
 //! See `docs/simulation.md`.
 #![allow(clippy::cast_possible_truncation, reason = "numbers of a scenario are small")]
 
+mod apart;
 mod controller;
 mod entropy;
 mod flow;
@@ -12,6 +13,7 @@ mod scenario;
 mod shrink;
 mod site;
 
+pub use apart::run_apart;
 pub use run::{Outcome, VirtualTime, run};
 pub use scenario::{Fault, FlowPlan, LinkPlan, Scenario, Script, ServicePlan, SitePlan, What};
 pub use shrink::{kind, shrink};

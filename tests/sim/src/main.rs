@@ -3,7 +3,7 @@
 
 use anyhow::{Context as _, Result, bail};
 use clap::Parser;
-use skein_sim::{Outcome, Scenario, kind, run, shrink};
+use skein_sim::{Outcome, Scenario, kind, run, run_apart, shrink};
 use std::{
     collections::BTreeMap,
     ops::Range,
@@ -28,7 +28,7 @@ struct Args {
     /// Run these seeds: A..B
     #[arg(long, value_name = "A..B")]
     seeds: Option<String>,
-    /// Run the scenario in this file
+    /// Run the scenario in this file; - is standard input
     #[arg(long, value_name = "FILE")]
     scenario: Option<PathBuf>,
     /// Make this failing seed's scenario smaller, and save it
@@ -40,6 +40,9 @@ struct Args {
     /// Run all seeds, however many fail, and say only how many did
     #[arg(long)]
     count: bool,
+    /// Print the outcome as JSON
+    #[arg(long)]
+    report: bool,
     /// Show the scenario and the logs of all routers; SKEIN_LOG is their filter
     #[arg(long)]
     verbose: bool,
@@ -67,12 +70,15 @@ fn start(args: &Args) -> Result<bool> {
         return save_smaller(seed);
     }
     if let Some(path) = &args.scenario {
-        let text = std::fs::read_to_string(path).context("the scenario")?;
-        let scenario = serde_json::from_str(&text).context("the scenario")?;
-        return one(&scenario, args.verbose);
+        let text = match path.to_str() {
+            Some("-") => std::io::read_to_string(std::io::stdin()),
+            _ => std::fs::read_to_string(path),
+        };
+        let scenario = serde_json::from_str(&text.context("the scenario")?);
+        return one(&scenario.context("the scenario")?, args);
     }
     if let Some(seed) = args.seed {
-        return one(&Scenario::generate(seed), args.verbose);
+        return one(&Scenario::generate(seed), args);
     }
     let Some((from, to)) = args.seeds.as_deref().and_then(|text| text.split_once("..")) else {
         bail!("nothing to do: --seed N, --seeds A..B, --scenario FILE or --shrink N");
@@ -85,8 +91,12 @@ fn now() -> Instant {
     Instant::now()
 }
 
-fn one(scenario: &Scenario, verbose: bool) -> Result<bool> {
-    if verbose {
+fn one(scenario: &Scenario, args: &Args) -> Result<bool> {
+    if args.report {
+        println!("{}", serde_json::to_string(&run(scenario)?)?);
+        return Ok(true);
+    }
+    if args.verbose {
         println!("{}", serde_json::to_string(scenario)?);
     }
     let began = now();
@@ -114,6 +124,7 @@ fn many(seeds: Range<u64>, jobs: usize, count: bool) -> Result<bool> {
     let began = now();
     let (next, failed) = (AtomicU64::new(seeds.start), AtomicUsize::new(0));
     let kinds = Mutex::new(BTreeMap::<String, u64>::new());
+    let program = std::env::current_exe()?;
     let work = || -> Result<()> {
         loop {
             let seed = next.fetch_add(1, Ordering::Relaxed);
@@ -121,7 +132,8 @@ fn many(seeds: Range<u64>, jobs: usize, count: bool) -> Result<bool> {
             if seed >= seeds.end || enough {
                 return Ok(());
             }
-            let outcome = run(&Scenario::generate(seed)).with_context(|| format!("seed {seed}"))?;
+            let outcome = run_apart(&program, &Scenario::generate(seed))
+                .with_context(|| format!("seed {seed}"))?;
             let Some(first) = outcome.failures.first() else { continue };
             failed.fetch_add(1, Ordering::Relaxed);
             let mut kinds = kinds.lock().unwrap_or_else(PoisonError::into_inner);
@@ -159,7 +171,8 @@ fn many(seeds: Range<u64>, jobs: usize, count: bool) -> Result<bool> {
 
 fn save_smaller(seed: u64) -> Result<bool> {
     let scenario = Scenario::generate(seed);
-    let smaller = shrink(&scenario)?;
+    let program = std::env::current_exe()?;
+    let smaller = shrink(&scenario, |scenario| run_apart(&program, scenario))?;
     let path = PathBuf::from(format!("scenario-{seed}.json"));
     std::fs::write(&path, serde_json::to_string_pretty(&smaller)?)?;
     println!(

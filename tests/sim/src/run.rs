@@ -9,6 +9,7 @@ use crate::{
     site::Site,
 };
 use anyhow::{Context as _, Result};
+use serde::{Deserialize, Serialize};
 use skein_api::{
     AutoListen, ConnectorPort, ConnectorSpec, LinkSpec, ListenerPort, ListenerSpec, Manifest,
     Protocol, SiteSpec,
@@ -40,7 +41,7 @@ const LOOK_MS: u64 = 1_000;
 const STACK_BYTES: usize = 8 << 20;
 
 /// How a run went.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Outcome {
     /// What the oracles object to; empty is good.
     pub failures: Vec<String>,
@@ -76,7 +77,7 @@ impl FormatTime for VirtualTime {
     }
 }
 
-/// Runs a scenario on a thread of its own.
+/// Runs a scenario on a thread of its own. Only the first run of a process can be repeated: see [`run_apart`](crate::run_apart).
 ///
 /// # Errors
 /// The scenario cannot be set up. What goes wrong in it is in the outcome, panics included.

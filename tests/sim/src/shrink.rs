@@ -1,7 +1,7 @@
 //! Makes a failing scenario smaller while it fails in the same way.
 
 use crate::{
-    run::run,
+    run::Outcome,
     scenario::{Fault, Scenario, What},
 };
 use anyhow::Result;
@@ -13,11 +13,14 @@ pub fn kind(failure: &str) -> String {
     words.take(8).collect::<Vec<_>>().join(" ")
 }
 
-/// Removes faults, flows, services, links and sites as long as what is left fails like before.
+/// Removes faults, flows, services, links and sites as long as what is left fails like before in `run`.
 ///
 /// # Errors
 /// A scenario cannot be set up.
-pub fn shrink(scenario: &Scenario) -> Result<Scenario> {
+pub fn shrink(scenario: &Scenario, run: impl Fn(&Scenario) -> Result<Outcome>) -> Result<Scenario> {
+    let failure = |scenario: &Scenario| -> Result<Option<String>> {
+        Ok(run(scenario)?.failures.first().map(|failure| kind(failure)))
+    };
     let Some(kind) = failure(scenario)? else { return Ok(scenario.clone()) };
     let mut smallest = scenario.clone();
     loop {
@@ -33,10 +36,6 @@ pub fn shrink(scenario: &Scenario) -> Result<Scenario> {
             return Ok(smallest);
         }
     }
-}
-
-fn failure(scenario: &Scenario) -> Result<Option<String>> {
-    Ok(run(scenario)?.failures.first().map(|failure| kind(failure)))
 }
 
 /// Everything that is smaller by one step, the largest steps first.

@@ -15,7 +15,7 @@ use skein_core::{Fib, Handle, Pin, RouterId, SiteId, TrustView, parse_vaddr, vad
 use skein_trust::{PeerError, SERVER_NAME, peer_identity};
 use skein_wire::proto::session::SessionHello;
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::{Arc, Weak, atomic::Ordering},
     time::Duration,
 };
@@ -92,8 +92,9 @@ type Dialled = Option<Result<Arc<Session>, DialError>>;
 pub(super) struct Pool {
     pub(super) config: SessionsConfig,
     dialled: Mutex<HashMap<Key, watch::Receiver<Dialled>>>,
-    /// Every session, dialled or accepted, that runs.
-    running: Mutex<HashMap<usize, Arc<Session>>>,
+    /// Every session, dialled or accepted, that runs: in the order in which they began, so that what is done to all of them is done in the
+    /// same order in every run of a simulation.
+    running: Mutex<BTreeMap<u64, Arc<Session>>>,
     accounts: Mutex<HashMap<SiteId, Weak<Account>>>,
     handshakes: Arc<Admission>,
     pub(super) tasks: TaskTracker,
@@ -455,8 +456,12 @@ impl Pool {
 
     async fn run(&self, session: Arc<Session>, writer: quinn::SendStream, reader: ControlReader) {
         self.config.surroundings.counters.sessions_opened.add(1);
-        let id = session.connection.stable_id();
-        self.running.lock().insert(id, Arc::clone(&session));
+        let id = {
+            let mut running = self.running.lock();
+            let id = running.last_key_value().map_or(0, |(last, _)| last + 1);
+            running.insert(id, Arc::clone(&session));
+            id
+        };
         if !is_current(&session.peer, &self.fib(), &self.trust()) {
             // The view changed during the handshake.
             session.close(Close::Stale);
