@@ -189,7 +189,10 @@ impl Liveness {
 
     fn dead_after(&self, now: Instant) -> Duration {
         let silence = self.srtt + 4 * self.rttvar + 2 * self.interval(now);
-        silence.max(self.silence_min).max(2 * self.silences.longest())
+        // No more than half as much again: on a quick link what was silent for longer was a busy machine, and says nothing of the next
+        // death.
+        let remembered = (2 * self.silences.longest()).min(silence + silence / 2);
+        silence.max(self.silence_min).max(remembered)
     }
 
     fn deadline(&self, now: Instant) -> Instant {
@@ -273,14 +276,23 @@ mod tests {
     }
 
     #[test]
-    fn a_link_that_was_silent_before_gets_twice_that_for_a_while() {
+    fn a_link_that_was_silent_before_gets_half_as_much_again_for_a_while() {
         let t = start();
-        let mut link = Liveness::new(t, MS, DEAD_AFTER_MIN);
-        link.data_moved(t);
-        link.frame_received(t + 290 * MS);
-        let (after, _) = until_dead(&mut link, t + 290 * MS, true);
-        assert_eq!(after, 580 * MS);
         let mut now = t + 290 * MS;
+        for (rtt, most) in [(MS, 310 * MS), (400 * MS, 2_000 * MS)] {
+            let dead_after = |was_silent: bool| {
+                let mut link = Liveness::new(t, rtt, DEAD_AFTER_MIN);
+                link.data_moved(t);
+                let heard = if was_silent { 1_200 * MS } else { MS };
+                link.frame_received(t + heard);
+                until_dead(&mut link, t + heard, true).0
+            };
+            let (before, after) = (dead_after(false), dead_after(true));
+            assert!(
+                before <= after && after <= before.max(before * 3 / 2) && after <= most,
+                "{before:?} {after:?}"
+            );
+        }
         let mut link = Liveness::new(t, MS, DEAD_AFTER_MIN);
         link.data_moved(t);
         link.frame_received(now);
