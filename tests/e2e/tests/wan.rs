@@ -298,10 +298,13 @@ fn sites_on_one_host_use_jumbo_frames() -> Result<()> {
 #[test]
 fn a_path_too_small_for_frames_is_named() -> Result<()> {
     let net = Away::new(7)?;
-    let mtu = Mtu { bytes: 1_250, is_told: true };
-    net.wan.set(&Profile { mtu: Some(mtu), ..Profile::default() });
     let _server = flow::serve(net.hub.host(), 8450, &[])?;
     net.hub.expose("squeezed", 8450, &[])?;
+    // An idle link looks at its size twice a minute only.
+    let to = net.branch.endpoint("squeezed", 8450)?;
+    let traffic = flow::start(net.branch.host(), "probe", to, &["--interval-ms", "50"])?;
+    let mtu = Mtu { bytes: 1_250, is_told: true };
+    net.wan.set(&Profile { mtu: Some(mtu), ..Profile::default() });
     let took =
         net.wait_link("over TCP", |link| link["state"] == "up" && link["carrier"] == "tls")?;
     figure("a path of 1,250 bytes is left for TCP after", format!("{took:?}"));
@@ -310,7 +313,7 @@ fn a_path_too_small_for_frames_is_named() -> Result<()> {
     ensure!(doctor.contains(named) && doctor.contains("raise the MTU"), "{doctor}");
     let link = net.link()?;
     ensure!(link["carrierReason"].as_str().is_some_and(|why| why.contains(named)), "{link}");
-    let to = net.branch.endpoint("squeezed", 8450)?;
+    drop(traffic);
     let bulk = flow::run(net.branch.host(), "bulk", to, &["--flows", "2", "--seconds", "2"])?;
     clean(&bulk)
 }
