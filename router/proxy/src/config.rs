@@ -143,6 +143,9 @@ pub enum ConfigError {
     /// It contains something else.
     #[error("{} must have one line, USER:PASSWORD", .0.display())]
     Malformed(PathBuf),
+    /// A directory, a pipe or a device.
+    #[error("{} is not a file", .0.display())]
+    NotAFile(PathBuf),
     /// Other users may read it.
     #[error("{} can be read by others: chmod 600 it", .0.display())]
     Exposed(PathBuf),
@@ -170,7 +173,7 @@ impl Proxy {
     /// What the proxy asks for.
     ///
     /// # Errors
-    /// When the file is not there, exposed, or something else.
+    /// When the file is not there, exposed, or something else. May take as long as the file system does.
     pub fn credentials(&self) -> Result<Option<Credentials>, ConfigError> {
         self.credentials_file.as_deref().map(read_credentials).transpose()
     }
@@ -180,6 +183,11 @@ impl Proxy {
 fn read_credentials(path: &Path) -> Result<Credentials, ConfigError> {
     use std::{io::Read as _, os::unix::fs::PermissionsExt as _};
     let failed = |error| ConfigError::Credentials { path: path.to_owned(), error };
+    // Before it is opened, which takes for ever where a pipe has no writer.
+    let metadata = fs::metadata(path).map_err(failed)?;
+    if !metadata.is_file() {
+        return Err(ConfigError::NotAFile(path.to_owned()));
+    }
     let file = fs::File::open(path).map_err(failed)?;
     if file.metadata().map_err(failed)?.permissions().mode() & 0o077 != 0 {
         return Err(ConfigError::Exposed(path.to_owned()));
@@ -298,6 +306,8 @@ mod tests {
         assert_eq!(proxy.credentials().unwrap().unwrap().expose(), "user:secret");
         fs::write(&path, "no colon").unwrap();
         assert!(matches!(proxy.credentials(), Err(ConfigError::Malformed(_))));
+        let directory = Proxy { credentials_file: Some(dir.path().to_owned()), ..proxy };
+        assert!(matches!(directory.credentials(), Err(ConfigError::NotAFile(_))));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The tunnel: a connection to the proxy becomes one to the target.
 
-use crate::{ConfigError, Proxy, config::endpoint};
+use crate::{ConfigError, Credentials, Proxy, config::endpoint};
 use http::{Method, Request, StatusCode, Version, header};
 use http_body_util::Empty;
 use hyper::client::conn::http1;
@@ -16,7 +16,8 @@ use std::{
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    time,
+    sync::Semaphore,
+    task, time,
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
@@ -32,6 +33,9 @@ pub enum TunnelError {
     /// The credentials cannot be used.
     #[error("{0}")]
     Config(#[from] ConfigError),
+    /// The credentials or the certificates of this host are on a file system that does not answer.
+    #[error("this host does not read a file within {} s: the proxy's credentials or its own CA certificates", ANSWER_TIMEOUT.as_secs())]
+    Unread,
     /// TLS with the proxy fails.
     #[error("TLS with the proxy fails: {0}")]
     Tls(io::Error),
@@ -96,15 +100,20 @@ impl Proxy {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
+        let proxy = self.clone();
+        let credentials = match self.credentials_file {
+            Some(_) => off_thread(move || proxy.credentials()).await??,
+            None => None,
+        };
+        let request = request(target, credentials)?;
         let stream = if self.url.is_tls {
-            let config = platform_config().ok_or(TunnelError::NoRoots)?;
+            let config = off_thread(platform_config).await?.ok_or(TunnelError::NoRoots)?;
             let secured = secure(stream, &self.url.host, config);
             let secured = time::timeout(ANSWER_TIMEOUT, secured).await;
             Tunnel::Tls(Box::new(secured.map_err(|_| TunnelError::Timeout)??))
         } else {
             Tunnel::Plain(stream)
         };
-        let request = self.request(target)?;
         let has_credentials = request.headers().contains_key(header::PROXY_AUTHORIZATION);
         match time::timeout(ANSWER_TIMEOUT, ask(stream, request, target)).await {
             Ok(Err(TunnelError::WantsCredentials)) if has_credentials => {
@@ -114,23 +123,44 @@ impl Proxy {
             Err(_) => Err(TunnelError::Timeout),
         }
     }
+}
 
-    fn request(&self, target: &str) -> Result<Request<Empty<&'static [u8]>>, TunnelError> {
-        let wrong = || TunnelError::Target(target.to_owned());
-        let mut request = Request::builder()
-            .method(Method::CONNECT)
-            .uri(target)
-            .version(Version::HTTP_11)
-            .header(header::HOST, target);
-        if let Some(credentials) = self.credentials()? {
-            request = request.header(header::PROXY_AUTHORIZATION, credentials.header());
-        }
-        let request = request.body(Empty::new()).map_err(|_| wrong())?;
-        let authority = request.uri().authority().ok_or_else(wrong)?;
-        let port = authority.port_u16().ok_or_else(wrong)?;
-        let host = authority.host().trim_matches(['[', ']']);
-        if endpoint(host, port) == target { Ok(request) } else { Err(wrong()) }
+/// Reads files elsewhere: the caller's thread moves packets, and file systems may hang. One at a time, so that one that does costs one
+/// thread, not another with every attempt.
+async fn off_thread<T: Send + 'static>(
+    read: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, TunnelError> {
+    static ONE: Semaphore = Semaphore::const_new(1);
+    let reading = async {
+        let one = ONE.acquire().await.expect("invariant: never closed");
+        let read = task::spawn_blocking(move || {
+            let read = read();
+            drop(one);
+            read
+        });
+        read.await.map_err(|_panicked| TunnelError::Unread)
+    };
+    time::timeout(ANSWER_TIMEOUT, reading).await.map_err(|_| TunnelError::Unread)?
+}
+
+fn request(
+    target: &str,
+    credentials: Option<Credentials>,
+) -> Result<Request<Empty<&'static [u8]>>, TunnelError> {
+    let wrong = || TunnelError::Target(target.to_owned());
+    let mut request = Request::builder()
+        .method(Method::CONNECT)
+        .uri(target)
+        .version(Version::HTTP_11)
+        .header(header::HOST, target);
+    if let Some(credentials) = credentials {
+        request = request.header(header::PROXY_AUTHORIZATION, credentials.header());
     }
+    let request = request.body(Empty::new()).map_err(|_| wrong())?;
+    let authority = request.uri().authority().ok_or_else(wrong)?;
+    let port = authority.port_u16().ok_or_else(wrong)?;
+    let host = authority.host().trim_matches(['[', ']']);
+    if endpoint(host, port) == target { Ok(request) } else { Err(wrong()) }
 }
 
 /// The exchange of one request; the answer is bounded by hyper, the time by the caller.
@@ -403,7 +433,7 @@ mod tests {
                 accepted.flush().await.unwrap();
                 (request, accepted)
             };
-            let request = proxy(None).request("hub:1").unwrap();
+            let request = request("hub:1", None).unwrap();
             let stream = Tunnel::Tls(Box::new(secured));
             let (tunnel, (seen, _accepted)) = tokio::join!(ask(stream, request, "hub:1"), answer);
             assert!(tunnel.is_ok() && &seen == b"CONNECT", "{tunnel:?}");

@@ -282,6 +282,35 @@ async fn who_answers_instead_of_a_router_is_named() {
     }
 }
 
+/// A QUIC server that is no router and answers whoever comes.
+fn foreign_quic() -> Endpoint {
+    let cert = rcgen::generate_simple_self_signed(vec!["www.example".into()]).unwrap();
+    let key = rustls_pki_types::PrivatePkcs8KeyDer::from(cert.signing_key.serialize_der());
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![cert.cert.der().clone()], key.into())
+        .unwrap();
+    config.alpn_protocols = vec![b"h3".to_vec()];
+    let crypto = quinn::crypto::rustls::QuicServerConfig::try_from(config).unwrap();
+    let config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
+    Endpoint::server(config, SocketAddr::from(([127, 0, 0, 1], 0))).unwrap()
+}
+
+#[tokio::test]
+async fn a_web_server_on_the_udp_port_does_not_keep_a_link_from_tls() {
+    let mut nodes = nodes(2).await;
+    let web = foreign_quic();
+    let relay = Relay::to_both(web.local_addr().unwrap(), nodes[1].address().await);
+    let refusal = async { assert!(web.accept().await.unwrap().await.is_err()) };
+    tokio::join!(refusal, join(&mut nodes, 0, 1, Some(relay.addr)));
+    assert_eq!(status(&nodes[0]).carrier, "tls");
+    let reason = status(&nodes[0]).carrier_reason;
+    assert!(reason.starts_with(&format!("UDP to {}: ", relay.addr)), "{reason}");
+}
+
 #[tokio::test]
 async fn balancers_see_the_name_of_the_endpoint() {
     let nodes = nodes(1).await;

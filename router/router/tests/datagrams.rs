@@ -113,16 +113,17 @@ async fn ask(client: &UdpSocket, payload: &[u8]) {
     }
 }
 
-/// Establishes a session for associations on a bare connection; to be kept, since the session ends with it.
-async fn say_hello_for_datagrams(
+/// Establishes a session on a bare connection, for associations or not; to be kept, since the session ends with it.
+async fn say_hello(
     connection: &quinn::Connection,
+    datagrams: bool,
 ) -> (quinn::SendStream, quinn::RecvStream) {
     let hello = SessionHello {
         protocol_min: 1,
         protocol_max: 1,
         boot_epoch: 1,
         initial_credit_bytes: 1 << 18,
-        datagrams: true,
+        datagrams,
         ..SessionHello::default()
     };
     let (mut control, mut from_peer) = connection.open_bi().await.unwrap();
@@ -131,11 +132,11 @@ async fn say_hello_for_datagrams(
     (control, from_peer)
 }
 
-fn udp_open(address: &str) -> Vec<u8> {
+fn open(address: &str, protocol: Protocol) -> Vec<u8> {
     let open = FlowOpen {
         address: address.into(),
         port: SERVICE_PORT,
-        protocol: Protocol::Udp.into(),
+        protocol: protocol.into(),
         flow_id: vec![7; 16],
         ..FlowOpen::default()
     };
@@ -369,7 +370,7 @@ async fn what_a_peer_makes_up_is_counted_and_harms_nothing() {
     network.expose_with(1, udp_connector("echo", target.local_addr().unwrap())).await;
     let dialler = network.rogue_dialler(0, 1);
     let connection = within(dialler.connect()).await;
-    let _control = within(say_hello_for_datagrams(&connection)).await;
+    let _control = within(say_hello(&connection, true)).await;
     let counters = &network.edges[1].counters.datagrams;
     // Of associations that are not there, and none at all.
     for flow in [1, 7, 1 << 40] {
@@ -383,7 +384,7 @@ async fn what_a_peer_makes_up_is_counted_and_harms_nothing() {
 
     // An association that is there: halves without their other one, each number anew.
     let (mut send, mut recv) = connection.open_bi().await.unwrap();
-    send.write_all(&udp_open("echo")).await.unwrap();
+    send.write_all(&open("echo", Protocol::Udp)).await.unwrap();
     assert!(within(recv.read_chunk(100, true)).await.unwrap().is_some(), "accepted");
     let flow = send.id().index();
     for number in 0..10 {
@@ -400,6 +401,28 @@ async fn what_a_peer_makes_up_is_counted_and_harms_nothing() {
     within(eventually(|| counters.associations() == 0)).await;
     assert_eq!(counters.dropped(DatagramDrop::Half), 10, "those that waited are counted, too");
     assert!(connection.close_reason().is_none());
+}
+
+#[tokio::test]
+async fn who_uses_a_session_for_what_it_is_not_loses_it() {
+    let mut network = Network::new(2);
+    let target = bind();
+    network.expose_with(1, udp_connector("echo", target.local_addr().unwrap())).await;
+    let dialler = network.rogue_dialler(0, 1);
+    for (is_for_datagrams, misplaced) in
+        [(true, Some(Protocol::Tcp)), (false, Some(Protocol::Udp)), (false, None)]
+    {
+        let connection = within(dialler.connect()).await;
+        let _control = within(say_hello(&connection, is_for_datagrams)).await;
+        let (mut send, _recv) = connection.open_bi().await.unwrap();
+        match misplaced {
+            Some(protocol) => send.write_all(&open("echo", protocol)).await.unwrap(),
+            None => connection.send_datagram(Bytes::from_static(b"x")).unwrap(),
+        }
+        let reason = within(connection.closed()).await.to_string();
+        assert!(reason.contains("broke the protocol"), "{misplaced:?}: {reason}");
+    }
+    assert_eq!(network.edges[1].counters.datagrams.associations(), 0);
 }
 
 #[tokio::test]

@@ -196,7 +196,7 @@ impl Carrier {
     pub(crate) fn send_control(&self, frame: &[u8]) -> io::Result<usize> {
         match self {
             Self::Udp(carrier) => carrier.send(frame, frame.len(), None),
-            Self::Tls(port) => port.send_first(frame),
+            Self::Tls(port) => port.send_control(frame),
         }
     }
 
@@ -207,7 +207,7 @@ impl Carrier {
     pub(crate) async fn writable(&self) {
         match self {
             Self::Udp(carrier) => carrier.port().writable().await,
-            Self::Tls(port) => port.writable().await,
+            Self::Tls(port) => port.writable_data().await,
         }
     }
 

@@ -28,7 +28,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// QUIC packets waiting for the one hop connection: two flights of a handshake, or a window of control messages' worth.
+/// QUIC packets waiting for the one hop connection: two flights of a handshake, or twice what the other end has room for at a time.
 const HOP_PACKETS_MAX: usize = 128;
 /// Read from the connection at a time: a TLS record.
 const READ_BYTES: usize = 16 << 10;
@@ -202,14 +202,8 @@ impl TlsPort {
         Ok(taken)
     }
 
-    pub(super) fn send_first(&self, datagram: &[u8]) -> io::Result<usize> {
-        if !self.ended.is_cancelled() {
-            if !self.queue.lock().push_first(datagram) {
-                return Err(io::ErrorKind::WouldBlock.into());
-            }
-            self.queued.notify_one();
-        }
-        Ok(datagram.len())
+    pub(super) fn send_control(&self, frame: &[u8]) -> io::Result<usize> {
+        self.push(frame, SendQueue::push_control)
     }
 
     /// Sends the packets of a hop connection, whatever address they are for: there is one neighbour. Once one has been taken,
@@ -217,19 +211,42 @@ impl TlsPort {
     pub(super) fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
         let stride = transmit.segment_size.unwrap_or(transmit.contents.len()).max(1);
         let mut packets = transmit.contents.chunks(stride);
-        packets.next().map_or(Ok(0), |first| self.send_first(first))?;
-        let lost = packets.filter(|packet| self.send_first(packet).is_err()).count();
-        self.counters.dropped_handshake.add(lost as u64);
+        packets.next().map_or(Ok(0), |first| self.push(first, SendQueue::push_packet))?;
+        let lost = packets.filter(|packet| self.push(packet, SendQueue::push_packet).is_err());
+        self.counters.dropped_handshake.add(lost.count() as u64);
         Ok(())
     }
 
-    /// Waits until sending may work again or never will.
+    fn push(
+        &self,
+        datagram: &[u8],
+        push: impl FnOnce(&mut SendQueue, &[u8]) -> bool,
+    ) -> io::Result<usize> {
+        if !self.ended.is_cancelled() {
+            if !push(&mut self.queue.lock(), datagram) {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            self.queued.notify_one();
+        }
+        Ok(datagram.len())
+    }
+
+    /// Waits until sending QUIC packets may work again or never will.
     pub(super) async fn writable(&self) {
+        self.until_not(SendQueue::is_refusing_packets).await;
+    }
+
+    /// Waits until sending data may work again or never will.
+    pub(super) async fn writable_data(&self) {
+        self.until_not(SendQueue::is_refusing_data).await;
+    }
+
+    async fn until_not(&self, is_refusing: fn(&SendQueue) -> bool) {
         loop {
             let room = self.room.notified();
             tokio::pin!(room);
             room.as_mut().enable();
-            if self.ended.is_cancelled() || !self.queue.lock().is_refusing() {
+            if self.ended.is_cancelled() || !is_refusing(&self.queue.lock()) {
                 return;
             }
             room.await;

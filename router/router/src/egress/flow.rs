@@ -100,6 +100,10 @@ async fn serve_opened(
         Ok(asked) => asked,
         Err(refusal) => return refuse(flow, &mut record, refusal).await,
     };
+    if !flow.is_in_place(asked.port.protocol) {
+        record.outcome = Outcome::SessionLost;
+        return;
+    }
     record.address = Some(asked.address.clone());
     if asked.port.protocol == Protocol::Udp {
         record.set_association();
@@ -167,7 +171,8 @@ pub(super) fn admit(egress: &Egress, asked: &Asked) -> Result<FlowSlot, Refusal>
     if !may_consume(&egress.0.surroundings.trust.borrow(), asked.site, &asked.address) {
         return Err(Refusal::new(Reason::NotAllowed, "the site may not reach this address"));
     }
-    let slot = egress.0.surroundings.limit.enter(Edge::Egress, asked.site);
+    let limit = &egress.0.surroundings.limit;
+    let slot = limit.enter(Edge::Egress, asked.port.protocol, asked.site);
     let detail = "the egress router has as many flows as it may, or as the site may";
     slot.ok_or_else(|| Refusal::new(Reason::Overloaded, detail))
 }

@@ -10,7 +10,7 @@ use skein_core::{Handle, Pin, parse_vaddr};
 use skein_wire::frame::{FRAGMENT_HEAD_LEN, FRAGMENTS_MAX, FragmentHead};
 use std::{
     cell::RefCell,
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, VecDeque},
     io,
     sync::Arc,
     time::{Duration, Instant},
@@ -48,7 +48,7 @@ struct Destination {
 
 /// Destinations in use.
 #[derive(Debug, Default)]
-pub(super) struct Destinations(HashMap<(Handle, Pin), Destination>);
+pub(super) struct Destinations(BTreeMap<(Handle, Pin), Destination>);
 
 thread_local! {
     static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
@@ -228,7 +228,6 @@ impl Destinations {
         let now = clock::now();
         self.0.retain(|(handle, _), _| table.fib.handles.contains_key(handle));
         let mut kicks = Vec::new();
-        #[allow(clippy::iter_over_hash_type, reason = "destinations do not depend on each other")]
         for ((handle, pin), destination) in &mut self.0 {
             let old = destination.way.take();
             destination.way = table.way(fabric.source(), *handle, *pin);

@@ -2,7 +2,7 @@
 
 use super::Edge;
 use parking_lot::Mutex;
-use skein_core::SiteId;
+use skein_core::{Protocol, SiteId};
 use std::{
     collections::HashMap,
     sync::{
@@ -13,6 +13,9 @@ use std::{
 
 /// One site may have so many times what is left for everybody else, as with memory.
 const SHARE: usize = 3;
+
+/// Associations may be one flow in so many: a datagram from a forged address begins one, which then lasts for a minute.
+const ASSOCIATIONS_SHARE: usize = 2;
 
 /// Room for flows at both edges of a router.
 #[derive(Debug)]
@@ -27,6 +30,8 @@ pub struct FlowLimit {
 struct Taken {
     /// By edge.
     flows: [usize; 2],
+    /// Those of them that are associations.
+    associations: [usize; 2],
     /// Those of other sites that leave here.
     by_site: HashMap<SiteId, usize>,
 }
@@ -36,6 +41,7 @@ struct Taken {
 pub(crate) struct FlowSlot {
     limit: Arc<FlowLimit>,
     edge: Edge,
+    protocol: Protocol,
     site: SiteId,
 }
 
@@ -57,11 +63,21 @@ impl FlowLimit {
     }
 
     /// Room for one more flow that comes from `site`; `None` when there is none, or none for that site.
-    pub(crate) fn enter(self: &Arc<Self>, edge: Edge, site: SiteId) -> Option<FlowSlot> {
+    pub(crate) fn enter(
+        self: &Arc<Self>,
+        edge: Edge,
+        protocol: Protocol,
+        site: SiteId,
+    ) -> Option<FlowSlot> {
         let mut taken = self.taken.lock();
         let all: usize = taken.flows.iter().sum();
-        let flows_left =
-            self.flows_max.load(Ordering::Relaxed).saturating_sub(taken.flows[edge as usize]);
+        let flows_max = self.flows_max.load(Ordering::Relaxed);
+        if protocol == Protocol::Udp
+            && taken.associations[edge as usize] >= flows_max / ASSOCIATIONS_SHARE
+        {
+            return None;
+        }
+        let flows_left = flows_max.saturating_sub(taken.flows[edge as usize]);
         let left = flows_left.min(self.descriptors_max.saturating_sub(all)).checked_sub(1)?;
         if site != self.local {
             let used = taken.by_site.get(&site).copied().unwrap_or(0);
@@ -72,7 +88,8 @@ impl FlowLimit {
             taken.by_site.insert(site, used + 1);
         }
         taken.flows[edge as usize] += 1;
-        Some(FlowSlot { limit: Arc::clone(self), edge, site })
+        taken.associations[edge as usize] += usize::from(protocol == Protocol::Udp);
+        Some(FlowSlot { limit: Arc::clone(self), edge, protocol, site })
     }
 }
 
@@ -80,6 +97,7 @@ impl Drop for FlowSlot {
     fn drop(&mut self) {
         let mut taken = self.limit.taken.lock();
         taken.flows[self.edge as usize] -= 1;
+        taken.associations[self.edge as usize] -= usize::from(self.protocol == Protocol::Udp);
         if let Some(used) = taken.by_site.get_mut(&self.site) {
             *used -= 1;
             if *used == 0 {
@@ -100,7 +118,7 @@ mod tests {
     #[test]
     fn a_site_leaves_room_for_others_and_gives_it_back() {
         let limit = FlowLimit::new(site(0), 100, usize::MAX);
-        let leave = |n: u8| limit.enter(Edge::Egress, site(n));
+        let leave = |n: u8| limit.enter(Edge::Egress, Protocol::Tcp, site(n));
         let greedy: Vec<_> = std::iter::from_fn(|| leave(1)).collect();
         assert_eq!(greedy.len(), 75);
         let late: Vec<_> = std::iter::from_fn(|| leave(2)).collect();
@@ -114,24 +132,37 @@ mod tests {
     #[test]
     fn both_edges_share_the_descriptors() {
         let limit = FlowLimit::new(site(0), 100, 120);
-        let entering: Vec<_> = std::iter::from_fn(|| limit.enter(Edge::Ingress, site(0))).collect();
+        let entering: Vec<_> =
+            std::iter::from_fn(|| limit.enter(Edge::Ingress, Protocol::Tcp, site(0))).collect();
         assert_eq!(entering.len(), 100, "its own clients may have all of it");
-        let leaving: Vec<_> = std::iter::from_fn(|| limit.enter(Edge::Egress, site(1))).collect();
+        let leaving: Vec<_> =
+            std::iter::from_fn(|| limit.enter(Edge::Egress, Protocol::Tcp, site(1))).collect();
         assert_eq!(leaving.len(), 15);
         drop(entering);
         limit.set_flows_max(15);
-        assert!(limit.enter(Edge::Egress, site(0)).is_none());
+        assert!(limit.enter(Edge::Egress, Protocol::Tcp, site(0)).is_none());
     }
 
     #[test]
     fn a_refusal_leaves_nothing_behind() {
         let limit = FlowLimit::new(site(0), 0, usize::MAX);
-        assert!(limit.enter(Edge::Egress, site(1)).is_none());
+        assert!(limit.enter(Edge::Egress, Protocol::Tcp, site(1)).is_none());
         limit.set_flows_max(1);
-        let held = limit.enter(Edge::Egress, site(1)).unwrap();
-        assert!(limit.enter(Edge::Egress, site(2)).is_none());
+        let held = limit.enter(Edge::Egress, Protocol::Tcp, site(1)).unwrap();
+        assert!(limit.enter(Edge::Egress, Protocol::Tcp, site(2)).is_none());
         drop(held);
         let taken = limit.taken.lock();
         assert!(taken.flows == [0, 0] && taken.by_site.is_empty());
+    }
+
+    #[test]
+    fn associations_leave_half_of_the_room() {
+        let limit = FlowLimit::new(site(0), 100, usize::MAX);
+        let enter = |protocol| limit.enter(Edge::Ingress, protocol, site(0));
+        let associations: Vec<_> = std::iter::from_fn(|| enter(Protocol::Udp)).collect();
+        let streams: Vec<_> = std::iter::from_fn(|| enter(Protocol::Tcp)).collect();
+        assert_eq!((associations.len(), streams.len()), (50, 50));
+        drop(associations);
+        assert!(enter(Protocol::Udp).is_some());
     }
 }

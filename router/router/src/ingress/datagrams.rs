@@ -16,7 +16,7 @@ use crate::{
 };
 use bytes::Bytes;
 use parking_lot::Mutex;
-use skein_core::{Fib, RouterId};
+use skein_core::{Fib, Protocol, RouterId};
 use std::{
     collections::HashMap,
     io,
@@ -156,7 +156,8 @@ impl Entrance {
     /// Begins an association, if there is room for one more.
     fn begin(self: &Arc<Self>, with: Conversation, opening: Opening) -> Option<Arc<Association>> {
         let surroundings = &self.ingress.0.config.surroundings;
-        let slot = surroundings.limit.enter(Edge::Ingress, surroundings.local.site)?;
+        let limit = &surroundings.limit;
+        let slot = limit.enter(Edge::Ingress, Protocol::Udp, surroundings.local.site)?;
         let record = self.ingress.record(&opening, &surroundings.counters);
         let association = Arc::new_cyclic(|this| Association {
             with,

@@ -18,6 +18,7 @@ pub(super) struct Held {
     /// So many of the first went along with the last open.
     sent: usize,
     budget: Arc<Budget>,
+    /// Within half of the budget: what anybody can send without a handshake must not stop flows.
     paid: Option<Reservation>,
 }
 
@@ -51,7 +52,7 @@ impl Held {
         if let Some(paid) = &mut self.paid {
             return paid.try_grow(bytes);
         }
-        self.paid = self.budget.reserve(bytes);
+        self.paid = self.budget.reserve_half(bytes);
         self.paid.is_some()
     }
 
@@ -124,7 +125,7 @@ mod tests {
 
     #[test]
     fn without_memory_nothing_is_held() {
-        let mut held = Held::new(Budget::new(10));
+        let mut held = Held::new(Budget::new(20));
         assert_eq!(held.push(&[0; 100]), 1);
         assert_eq!((held.push(b"short"), held.len()), (0, 1));
     }

@@ -29,7 +29,8 @@ use tokio::time::timeout_at;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument as _;
 
-/// Flows of one address that may wait for an egress. At 16 KiB of credit each, a dead address takes a quarter of the default budget at most.
+/// Flows of one address that may wait for an egress. At 16 KiB of credit each, a dead address takes a quarter of the default budget at most;
+/// what associations hold meanwhile is paid within half of it.
 const OPENING_MAX: usize = 4_096;
 
 /// What [`Ingress::start`] needs.
@@ -93,7 +94,8 @@ impl Ingress {
         }))
     }
 
-    /// Makes the listeners these; what stays the same is not touched, flows that run are never touched.
+    /// Makes the listeners these; what stays the same is not touched. Streams that run are never touched; associations end with their
+    /// listener, whose socket they share.
     pub fn configure(&self, configs: Vec<ListenerConfig>) {
         let mut listeners = self.0.listeners.lock();
         let mut before: Vec<(Arc<Listener>, CancellationToken)> =
@@ -168,7 +170,9 @@ impl Ingress {
         let surroundings = &self.0.config.surroundings;
         let turn = self.turn(&opening);
         let mut record = self.record(&opening, &surroundings.counters);
-        let Some(slot) = surroundings.limit.enter(Edge::Ingress, surroundings.local.site) else {
+        let Some(slot) =
+            surroundings.limit.enter(Edge::Ingress, Protocol::Tcp, surroundings.local.site)
+        else {
             record.outcome = Outcome::Overloaded;
             splice::reset(client);
             return;

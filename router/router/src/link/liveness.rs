@@ -111,8 +111,11 @@ impl Liveness {
         let first = !self.is_active(now);
         self.last_data = Some(now);
         if first {
-            // Idle probes are a second apart: their silence says nothing about the link under traffic.
-            self.grace = now;
+            // Idle probes are a second apart: their silence says nothing about the link under traffic. Once: somebody who says a word
+            // every other second must not keep a dead link alive.
+            if self.last_received >= self.grace {
+                self.grace = now;
+            }
             self.next_probe = now;
         }
         first
@@ -279,19 +282,17 @@ mod tests {
     fn a_link_that_was_silent_before_gets_half_as_much_again_for_a_while() {
         let t = start();
         let mut now = t + 290 * MS;
-        for (rtt, most) in [(MS, 310 * MS), (400 * MS, 2_000 * MS)] {
-            let dead_after = |was_silent: bool| {
+        for (rtt, expected) in [(MS, 304 * MS + MS / 2), (400 * MS, 2_100 * MS)] {
+            let dead_after = |heard: Duration| {
                 let mut link = Liveness::new(t, rtt, DEAD_AFTER_MIN);
-                link.data_moved(t);
-                let heard = if was_silent { 1_200 * MS } else { MS };
+                for moved in (0..).map(|n| 500 * n * MS).take_while(|moved| *moved < heard) {
+                    link.data_moved(t + moved);
+                }
                 link.frame_received(t + heard);
                 until_dead(&mut link, t + heard, true).0
             };
-            let (before, after) = (dead_after(false), dead_after(true));
-            assert!(
-                before <= after && after <= before.max(before * 3 / 2) && after <= most,
-                "{before:?} {after:?}"
-            );
+            let (before, after) = (dead_after(MS), dead_after(1_200 * MS));
+            assert!(before < after && after == expected, "{before:?} {after:?}");
         }
         let mut link = Liveness::new(t, MS, DEAD_AFTER_MIN);
         link.data_moved(t);
@@ -302,6 +303,26 @@ mod tests {
             link.frame_received(now);
         }
         assert_eq!(until_dead(&mut link, now, true).0, DEAD_AFTER_MIN, "forgotten");
+    }
+
+    #[test]
+    fn a_word_now_and_then_does_not_keep_a_dead_link_alive() {
+        let t = start();
+        let mut link = Liveness::new(t, 100 * MS, Duration::from_secs(1));
+        let (mut now, mut word) = (t, t);
+        let dead = loop {
+            now = now.max(link.poll_timeout(now)).min(word);
+            if now == word {
+                link.data_moved(now);
+                word += 1_100 * MS;
+            }
+            match link.handle_timeout(now) {
+                Some(Due::Dead(_)) => break now - t,
+                _ if now - t > Duration::from_secs(20) => panic!("still alive"),
+                _ => {}
+            }
+        };
+        assert!(dead < Duration::from_secs(4), "{dead:?}");
     }
 
     #[test]

@@ -46,7 +46,7 @@ pub(crate) struct FrameSize {
     current: u16,
     rounds_left: u8,
     unanswered: u8,
-    /// Answers to smaller probes since a check was answered.
+    /// Answers to smaller probes since a check was not.
     small_answers: u8,
     next: Instant,
     /// When the next check is due if the last one is answered.
@@ -153,6 +153,10 @@ impl FrameSize {
         }
         self.next = now + (2 * rtt).max(RECHECK_INTERVAL);
         self.if_answered = now + if active { CHECK_INTERVAL } else { IDLE_CHECK_INTERVAL };
+        if self.unanswered == 0 {
+            // Those before say nothing of a path that has just died.
+            self.small_answers = 0;
+        }
         self.unanswered = self.unanswered.saturating_add(1);
         vec![self.current]
     }
@@ -161,6 +165,9 @@ impl FrameSize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Between the probes of an idle link.
+    const IDLE_INTERVAL: Duration = Duration::from_secs(1);
 
     /// Runs for `duration` over a path that carries frames up to `limit`; returns the probes sent.
     fn run(size: &mut FrameSize, now: &mut Instant, duration: Duration, limit: u16) -> usize {
@@ -221,6 +228,30 @@ mod tests {
             size.reply_received(FRAME_LEN_MIN);
             assert!(!size.is_too_small());
         }
+    }
+
+    #[test]
+    fn an_idle_link_over_the_smallest_path_outlives_an_outage() {
+        let mut now = crate::clock::now();
+        let mut size = FrameSize::new(now, false);
+        for limit in [1_240, 0] {
+            let end = now + if limit > 0 { 40 * IDLE_INTERVAL } else { 2 * IDLE_INTERVAL };
+            while now < end {
+                for probe in size.handle_timeout(now, Duration::from_millis(1), false) {
+                    if probe <= limit {
+                        size.reply_received(probe);
+                    }
+                }
+                assert!(!size.is_too_small());
+                // Liveness probes are answered as long as the path is there.
+                if limit > 0 {
+                    size.reply_received(48);
+                }
+                now = size.poll_timeout().min(now + IDLE_INTERVAL);
+            }
+            size.resume(now);
+        }
+        assert!(size.unanswered >= LOST_SMALLEST_MAX, "the outage was seen");
     }
 
     #[test]

@@ -61,14 +61,15 @@ pub(super) enum DialError {
     Stuck(SocketAddr),
     #[error("TLS to {0}: {1}")]
     Ended(SocketAddr, String),
-    #[error("{udp}; {tls}")]
+    #[error("{}", both(udp, tls))]
     Neither { udp: Box<Self>, tls: Box<Self> },
 }
 
 impl DialError {
-    /// Whether a router said no, so that it need not be asked in another way.
+    /// Whether the router that was meant has said no, so that it need not be asked in another way. Before it says hello it may
+    /// be anybody: another program may listen on the same port over UDP, and whatever ends a handshake can be forged.
     fn is_an_answer(&self) -> bool {
-        matches!(self, Self::Certificate(_) | Self::Connection(_) | Self::Hello(_))
+        matches!(self, Self::Hello(_))
     }
 
     /// Why a link to `endpoint` does not use UDP.
@@ -78,6 +79,11 @@ impl DialError {
             other => format!("UDP to {endpoint}: {other}"),
         }
     }
+}
+
+fn both(udp: &DialError, tls: &DialError) -> String {
+    let (udp, tls) = (udp.to_string(), tls.to_string());
+    if udp == tls { udp } else { format!("{udp}; {tls}") }
 }
 
 fn unanswered(endpoint: &str) -> String {

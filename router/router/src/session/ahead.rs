@@ -7,8 +7,11 @@ use bytes::{Bytes, BytesMut};
 use std::collections::BTreeMap;
 
 /// Pieces that are apart from each other. The largest window of a flow is 56,000 packets of the smallest size, of which at most every other
-/// one makes a piece.
+/// one makes a piece; what is put together makes none.
 const PIECES_MAX: usize = 32 << 10;
+/// Pieces that join are put together up to this. Longer ones would be held until their last byte has been consumed, while the credit for
+/// the first has long been granted again.
+const PIECE_BYTES_MAX: usize = 32 << 10;
 
 /// The peer sends in smaller pieces, and leaves out more, than any network does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -46,6 +49,7 @@ impl Ahead {
         let before = self.pieces.range_mut(..offset).next_back();
         if let Some((start, before)) = before
             && start + before.len() as u64 == offset
+            && before.len() + piece.len() <= PIECE_BYTES_MAX
         {
             before.extend_from_slice(&piece);
         } else if self.pieces.len() >= PIECES_MAX {

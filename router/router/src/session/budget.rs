@@ -44,11 +44,17 @@ impl Budget {
     /// Reserves `bytes` until the reservation is dropped; `None` at the ceiling.
     #[must_use]
     pub fn reserve(self: &Arc<Self>, bytes: u64) -> Option<Reservation> {
-        Reservation { budget: Arc::clone(self), account: None, bytes: 0 }.grown(bytes)
+        Reservation { budget: Arc::clone(self), account: None, bytes: 0, half: false }.grown(bytes)
     }
 
-    fn try_take(&self, bytes: u64) -> bool {
-        let ceiling_bytes = self.ceiling_bytes();
+    /// As [`Budget::reserve`], but only while no more than half is used; nor does the reservation grow beyond that.
+    #[must_use]
+    pub fn reserve_half(self: &Arc<Self>, bytes: u64) -> Option<Reservation> {
+        Reservation { budget: Arc::clone(self), account: None, bytes: 0, half: true }.grown(bytes)
+    }
+
+    fn try_take(&self, bytes: u64, half: bool) -> bool {
+        let ceiling_bytes = self.ceiling_bytes() / if half { 2 } else { 1 };
         self.used_bytes
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
                 used.checked_add(bytes).filter(|&used| used <= ceiling_bytes)
@@ -81,11 +87,19 @@ impl Account {
         self.nothing().grown(bytes)
     }
 
+    /// As [`Account::reserve`], but only while no more than half of the budget is used; nor does the reservation grow beyond that.
+    #[must_use]
+    pub fn reserve_half(self: &Arc<Self>, bytes: u64) -> Option<Reservation> {
+        let mut reservation = self.nothing();
+        reservation.half = true;
+        reservation.grown(bytes)
+    }
+
     /// A reservation that may grow. There is always room for it, also where the site holds more than its share has become.
     #[must_use]
     pub fn nothing(self: &Arc<Self>) -> Reservation {
         let budget = Arc::clone(&self.budget);
-        Reservation { budget, account: Some(Arc::clone(self)), bytes: 0 }
+        Reservation { budget, account: Some(Arc::clone(self)), bytes: 0, half: false }
     }
 
     /// Counts `bytes` that the budget has just given; `false` when they are too much for one site.
@@ -105,6 +119,8 @@ pub struct Reservation {
     budget: Arc<Budget>,
     account: Option<Arc<Account>>,
     bytes: u64,
+    /// Grows only while no more than half of the budget is used.
+    half: bool,
 }
 
 impl Reservation {
@@ -120,7 +136,16 @@ impl Reservation {
 
     /// Reserves `bytes` more, or nothing and `false` at the ceiling.
     pub fn try_grow(&mut self, bytes: u64) -> bool {
-        if !self.budget.try_take(bytes) {
+        self.try_grow_in(bytes, self.half)
+    }
+
+    /// As [`Reservation::try_grow`], but only if no more than half of the budget is used then.
+    pub(super) fn try_grow_within_half(&mut self, bytes: u64) -> bool {
+        self.try_grow_in(bytes, true)
+    }
+
+    fn try_grow_in(&mut self, bytes: u64, half: bool) -> bool {
+        if !self.budget.try_take(bytes, half) {
             return false;
         }
         if self.account.as_ref().is_some_and(|account| !account.try_take(bytes)) {
@@ -129,12 +154,6 @@ impl Reservation {
         }
         self.bytes += bytes;
         true
-    }
-
-    /// As [`Reservation::try_grow`], but only if no more than half of the budget is used then.
-    pub(super) fn try_grow_within_half(&mut self, bytes: u64) -> bool {
-        let used = self.budget.used_bytes().saturating_add(bytes);
-        used <= self.budget.ceiling_bytes() / 2 && self.try_grow(bytes)
     }
 
     /// Gives back `bytes`, at most what is reserved.
@@ -185,6 +204,16 @@ mod tests {
         assert!(greedy.reserve(512).is_some());
         drop(others);
         assert_eq!((budget.used_bytes(), greedy.used_bytes.load(Ordering::Relaxed)), (0, 0));
+    }
+
+    #[test]
+    fn who_comes_second_leaves_half() {
+        let budget = Budget::new(100);
+        let account = Account::new(Arc::clone(&budget));
+        let mut second = account.reserve_half(40).unwrap();
+        assert!(!second.try_grow(11) && second.try_grow(10));
+        assert!(budget.reserve_half(1).is_none());
+        assert!(budget.reserve(50).is_some());
     }
 
     #[test]

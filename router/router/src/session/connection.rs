@@ -388,9 +388,14 @@ impl Session {
         }
     }
 
-    /// Pays for the window of a new flow; `None` at the ceiling of memory.
+    /// Pays for the window of a new flow; `None` at the ceiling of memory, of which associations take no more than half: anybody can
+    /// begin any number of them.
     pub(crate) fn window(&self) -> Option<ReceiveWindow> {
-        let reservation = self.account.reserve(self.terms.own_credit_bytes())?;
+        let bytes = self.terms.own_credit_bytes();
+        let reservation = match self.terms.class {
+            Class::Streams => self.account.reserve(bytes)?,
+            Class::Datagrams => self.account.reserve_half(bytes)?,
+        };
         Some(ReceiveWindow::new(reservation, clock::now()))
     }
 

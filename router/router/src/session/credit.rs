@@ -43,6 +43,8 @@ pub enum CreditViolation {
 pub struct ReceiveWindow {
     /// The window and its price are the same number.
     reservation: Reservation,
+    /// What it goes back to after a pause.
+    initial_bytes: u64,
     granted_bytes: u64,
     received_bytes: u64,
     consumed_bytes: u64,
@@ -57,6 +59,7 @@ impl ReceiveWindow {
     pub fn new(reservation: Reservation, now: Instant) -> Self {
         Self {
             granted_bytes: reservation.bytes(),
+            initial_bytes: reservation.bytes(),
             reservation,
             received_bytes: 0,
             consumed_bytes: 0,
@@ -121,13 +124,13 @@ impl ReceiveWindow {
 
     fn grow(&mut self, measure: impl FnOnce() -> (Instant, Duration)) {
         let window = self.window_bytes();
-        if (INITIAL_CREDIT_BYTES..).contains(&window) && self.sample_bytes < window {
+        if window >= self.initial_bytes && self.sample_bytes < window {
             return;
         }
         let (now, rtt) = measure();
-        if window < INITIAL_CREDIT_BYTES {
+        if window < self.initial_bytes {
             // The flow was idle and is not any more. At the ceiling it goes on with what it kept.
-            self.reservation.try_grow(INITIAL_CREDIT_BYTES - window);
+            self.reservation.try_grow(self.initial_bytes - window);
         } else if now.saturating_duration_since(self.sample_started) < 2 * rtt.max(GROWTH_RTT_MIN) {
             self.reservation.try_grow(window.min(WINDOW_BYTES_MAX - window));
         }

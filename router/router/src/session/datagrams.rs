@@ -8,6 +8,7 @@ use super::{
     connection::Session,
     fair::{FairQueue, WAITING_BYTES_TOTAL_MAX},
     halves::{Halves, Joined},
+    pool::{Class, Misplaced},
 };
 use crate::{
     clock,
@@ -144,6 +145,12 @@ async fn breathe(connection: &quinn::Connection) {
 /// Hands datagrams that arrive to their associations for as long as it is polled.
 pub(super) async fn receive(session: &Session) {
     let connection = &session.connection;
+    if session.terms.class == Class::Streams {
+        if connection.read_datagram().await.is_ok() {
+            session.violated(&Misplaced::Datagram);
+        }
+        return;
+    }
     let (mut taken, mut lost) = (0_u64, 0_u64);
     loop {
         let arrived = connection.stats().frame_rx.datagram;

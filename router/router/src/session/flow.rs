@@ -14,6 +14,7 @@ use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use prost::Message;
 use quinn::VarInt;
+use skein_core::Protocol;
 use skein_wire::{
     framing,
     proto::session::{
@@ -58,9 +59,8 @@ impl From<quinn::ReadError> for FlowError {
         match error {
             quinn::ReadError::Reset(_) | quinn::ReadError::ClosedStream => Self::Reset,
             quinn::ReadError::ConnectionLost(_) => Self::SessionLost,
-            quinn::ReadError::IllegalOrderedRead | quinn::ReadError::ZeroRttRejected => {
-                unreachable!("invariant: reads are ordered and there is no 0-RTT")
-            }
+            // Who reads as it comes goes on so, and there is no 0-RTT.
+            quinn::ReadError::IllegalOrderedRead | quinn::ReadError::ZeroRttRejected => Self::Reset,
         }
     }
 }
@@ -166,6 +166,13 @@ impl Flow {
     /// The session it belongs to.
     pub(crate) fn session(&self) -> &Arc<Session> {
         &self.recv.state.session
+    }
+
+    /// Whether flows of this protocol belong into its session, which is closed if they do not.
+    pub(crate) fn is_in_place(&self, protocol: Protocol) -> bool {
+        let session = self.session();
+        let checked = session.terms.class.check(protocol);
+        checked.inspect_err(|misplaced| session.violated(misplaced)).is_ok()
     }
 
     /// What names it there.

@@ -11,7 +11,7 @@ use super::{
 use parking_lot::Mutex;
 use quinn::crypto::rustls::{NoInitialCipherSuite, QuicClientConfig, QuicServerConfig};
 use rustls_pki_types::CertificateDer;
-use skein_core::{Fib, Handle, Pin, RouterId, SiteId, TrustView, parse_vaddr, vaddr};
+use skein_core::{Fib, Handle, Pin, Protocol, RouterId, SiteId, TrustView, parse_vaddr, vaddr};
 use skein_trust::{PeerError, SERVER_NAME, peer_identity};
 use skein_wire::proto::session::SessionHello;
 use std::{
@@ -67,7 +67,27 @@ pub(crate) enum Class {
     Datagrams,
 }
 
+/// The peer uses a session for what it has not said it is for, and what nobody has paid for.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+pub(super) enum Misplaced {
+    #[error("a datagram in a session for byte streams")]
+    Datagram,
+    #[error("an association in a session for byte streams")]
+    Association,
+    #[error("a byte stream in a session for associations")]
+    Stream,
+}
+
 impl Class {
+    /// Checks that flows of this protocol belong into such a session.
+    pub(super) fn check(self, protocol: Protocol) -> Result<(), Misplaced> {
+        match (self, protocol) {
+            (Self::Streams, Protocol::Tcp) | (Self::Datagrams, Protocol::Udp) => Ok(()),
+            (Self::Streams, Protocol::Udp) => Err(Misplaced::Association),
+            (Self::Datagrams, Protocol::Tcp) => Err(Misplaced::Stream),
+        }
+    }
+
     /// What such a session may make us hold whatever its flows are granted.
     fn held_bytes(self) -> u64 {
         match self {
@@ -86,6 +106,13 @@ pub(super) struct Key {
     pub(super) class: Class,
 }
 
+/// Sessions by the order in which they began. No number is used again.
+#[derive(Debug, Default)]
+struct Running {
+    begun: u64,
+    sessions: BTreeMap<u64, Arc<Session>>,
+}
+
 type Dialled = Option<Result<Arc<Session>, DialError>>;
 
 #[derive(Debug)]
@@ -94,7 +121,7 @@ pub(super) struct Pool {
     dialled: Mutex<HashMap<Key, watch::Receiver<Dialled>>>,
     /// Every session, dialled or accepted, that runs: in the order in which they began, so that what is done to all of them is done in the
     /// same order in every run of a simulation.
-    running: Mutex<BTreeMap<u64, Arc<Session>>>,
+    running: Mutex<Running>,
     accounts: Mutex<HashMap<SiteId, Weak<Account>>>,
     handshakes: Arc<Admission>,
     pub(super) tasks: TaskTracker,
@@ -458,8 +485,9 @@ impl Pool {
         self.config.surroundings.counters.sessions_opened.add(1);
         let id = {
             let mut running = self.running.lock();
-            let id = running.last_key_value().map_or(0, |(last, _)| last + 1);
-            running.insert(id, Arc::clone(&session));
+            running.begun += 1;
+            let id = running.begun;
+            running.sessions.insert(id, Arc::clone(&session));
             id
         };
         if !is_current(&session.peer, &self.fib(), &self.trust()) {
@@ -476,7 +504,7 @@ impl Pool {
             tracing::info_span!("session", peer = %session.peer.router, pin = session.peer.pin.0);
         let run = session.run(writer, reader, |flow| self.config.egress.serve(flow));
         run.instrument(span).await;
-        self.running.lock().remove(&id);
+        self.running.lock().sessions.remove(&id);
     }
 
     fn accepted(&self, from: RouterId) -> impl Iterator<Item = Arc<Session>> {
@@ -495,7 +523,13 @@ impl Pool {
     }
 
     pub(super) fn sessions(&self) -> Vec<Arc<Session>> {
-        self.running.lock().values().cloned().collect()
+        self.running.lock().sessions.values().cloned().collect()
+    }
+
+    /// The same with what names each of them.
+    pub(super) fn numbered_sessions(&self) -> Vec<(u64, Arc<Session>)> {
+        let running = self.running.lock();
+        running.sessions.iter().map(|(id, session)| (*id, Arc::clone(session))).collect()
     }
 }
 

@@ -29,6 +29,8 @@ pub(crate) struct FlowRecv {
     read_bytes: u64,
     /// The window when it was last decided how to read.
     seen_window_bytes: u64,
+    /// After so many bytes that is decided again: the path may have become a longer one.
+    look_at_bytes: u64,
     /// What is ahead of its turn, once the flow reads what arrives as it arrives.
     ahead: Option<Ahead>,
     finished: bool,
@@ -43,6 +45,7 @@ impl FlowRecv {
             received_bytes: 0,
             read_bytes: 0,
             seen_window_bytes: 0,
+            look_at_bytes: 0,
             ahead: None,
             finished: false,
         }
@@ -81,10 +84,13 @@ impl FlowRecv {
     /// Whether from now on to read what arrives as it arrives, and to bring it into order here.
     fn is_to_scatter(&mut self) -> bool {
         let window_bytes = self.state.window.lock().window_bytes();
-        if self.ahead.is_some() || window_bytes == self.seen_window_bytes {
+        let is_seen =
+            window_bytes == self.seen_window_bytes && self.read_bytes < self.look_at_bytes;
+        if self.ahead.is_some() || is_seen {
             return false;
         }
         self.seen_window_bytes = window_bytes;
+        self.look_at_bytes = self.read_bytes + window_bytes;
         window_bytes >= SCATTERED_WINDOW_BYTES_MIN && self.state.session.rtt() >= SCATTERED_RTT_MIN
     }
 

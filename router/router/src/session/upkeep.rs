@@ -9,7 +9,7 @@ use super::{
 use crate::clock;
 use skein_core::{Label, LinkId, Path};
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -77,8 +77,8 @@ impl Seen {
         } else if is_heard {
             self.say = None;
         }
-        let Some((said, due)) = self.say.filter(|(_, due)| *due <= now) else { return false };
-        let again = (said + 1 < SAY_MAX).then_some((said + 1, due + SAY_AGAIN_MIN * (1 << said)));
+        let Some((said, _)) = self.say.filter(|(_, due)| *due <= now) else { return false };
+        let again = (said + 1 < SAY_MAX).then_some((said + 1, now + SAY_AGAIN_MIN * (1 << said)));
         self.say = again;
         true
     }
@@ -111,7 +111,7 @@ impl Pool {
     pub(super) async fn upkeep(self: Arc<Self>) {
         let mut fib = self.config.surroundings.fib.clone();
         let mut trust = self.config.surroundings.trust.clone();
-        let mut seen = HashMap::new();
+        let mut seen = BTreeMap::new();
         loop {
             let due = self.round(&mut seen);
             tokio::select! {
@@ -124,13 +124,13 @@ impl Pool {
     }
 
     /// Returns when the next round is due at the latest.
-    fn round(self: &Arc<Self>, seen: &mut HashMap<usize, Seen>) -> Instant {
+    fn round(self: &Arc<Self>, seen: &mut BTreeMap<u64, Seen>) -> Instant {
         let (fib, trust, now) = (self.fib(), self.trust(), clock::now());
-        let sessions = self.sessions();
-        seen.retain(|id, _| sessions.iter().any(|s| s.connection.stable_id() == *id));
+        let sessions = self.numbered_sessions();
+        seen.retain(|id, _| sessions.iter().any(|(running, _)| running == id));
         let mut due = now + ROUND_MAX;
-        for session in sessions {
-            let seen = seen.entry(session.connection.stable_id()).or_default();
+        for (id, session) in sessions {
+            let seen = seen.entry(id).or_default();
             if !is_current(&session.peer, &fib, &trust) {
                 session.close(Close::Stale);
                 continue;

@@ -48,9 +48,14 @@ impl Relay {
 
     /// For TCP as well, which passes whatever happens to UDP.
     pub(crate) fn with_tcp(target: SocketAddr) -> Self {
+        Self::to_both(target, target)
+    }
+
+    /// UDP leads to the one, TCP to the other.
+    pub(crate) fn to_both(udp_target: SocketAddr, tcp_target: SocketAddr) -> Self {
         let (udp, tcp) = net::port_pair(any()).unwrap();
-        let mut relay = Self::over(udp, target);
-        relay._tasks.spawn(pass_tcp(Arc::clone(&relay.state), tcp));
+        let mut relay = Self::over(udp, udp_target);
+        relay._tasks.spawn(pass_tcp(Arc::clone(&relay.state), tcp, tcp_target));
         relay
     }
 
@@ -103,13 +108,13 @@ impl State {
     }
 }
 
-async fn pass_tcp(state: Arc<State>, listener: TcpListener) {
+async fn pass_tcp(state: Arc<State>, listener: TcpListener, target: SocketAddr) {
     let mut connections = JoinSet::new();
     loop {
         let (mut client, _) = listener.accept().await.unwrap();
         let state = Arc::clone(&state);
         connections.spawn(async move {
-            let mut server = net::tcp_connect(state.target, None).await.unwrap();
+            let mut server = net::tcp_connect(target, None).await.unwrap();
             for stream in [&client, &server] {
                 stream.set_nodelay(true).unwrap();
             }

@@ -4,8 +4,10 @@ use bytes::{Buf as _, BytesMut};
 use skein_wire::datagram;
 use std::time::{Duration, Instant};
 
-/// Control frames and QUIC packets waiting: they go first, so that there are hardly ever any. A burst of control messages fits.
-const FIRST_BYTES_MAX: usize = 64 << 10;
+/// Probes and their answers, a few a second each.
+const CONTROL_BYTES_MAX: usize = 8 << 10;
+/// Packets of the hop connection, whose congestion control sees nothing of this link's but a queue that is full.
+const PACKETS_BYTES_MAX: usize = 64 << 10;
 /// Data waits no longer than this, if the connection goes on as fast as it did.
 const DELAY_MAX: Duration = Duration::from_millis(40);
 /// Data that may wait however slow the connection is: a few turns of the writer.
@@ -14,41 +16,50 @@ const DATA_BYTES_MIN: usize = 32 << 10;
 const DATA_BYTES_MAX: usize = 256 << 10;
 /// The same before anything was measured.
 const DATA_BYTES_INITIAL: usize = 64 << 10;
-/// Written at a time: a TLS record. What goes first waits for no more than this.
+/// Written at a time: a TLS record. Control frames wait for one of them.
 pub(super) const CHUNK_BYTES: usize = 16 << 10;
 /// The rate is measured over spans of at least this.
 const RATE_SPAN: Duration = Duration::from_millis(20);
 
-/// Datagrams behind their prefixes, in two classes.
+/// Datagrams behind their prefixes, in three classes: control frames go first, QUIC packets and data take turns.
 #[derive(Debug)]
 pub(super) struct SendQueue {
-    first: BytesMut,
+    control: BytesMut,
+    packets: BytesMut,
     data: BytesMut,
     data_max: usize,
-    /// Somebody found no room and waits until there is some.
-    refused: bool,
+    /// Whoever sends packets found no room and waits until there is some.
+    packets_refused: bool,
+    /// The same for data.
+    data_refused: bool,
     rate: DrainRate,
 }
 
 impl Default for SendQueue {
     fn default() -> Self {
         Self {
-            first: BytesMut::new(),
+            control: BytesMut::new(),
+            packets: BytesMut::new(),
             data: BytesMut::new(),
             data_max: DATA_BYTES_INITIAL,
-            refused: false,
+            packets_refused: false,
+            data_refused: false,
             rate: DrainRate::default(),
         }
     }
 }
 
 impl SendQueue {
-    /// Queues a datagram ahead of data; `false` when there is no room.
-    pub(super) fn push_first(&mut self, datagram: &[u8]) -> bool {
-        let fits = self.first.len() + datagram.len() <= FIRST_BYTES_MAX;
-        let pushed = fits && push(&mut self.first, datagram);
-        self.refused |= !fits;
-        pushed
+    /// Queues a control frame ahead of everything else; `false` when there is no room.
+    pub(super) fn push_control(&mut self, frame: &[u8]) -> bool {
+        self.control.len() + frame.len() <= CONTROL_BYTES_MAX && push(&mut self.control, frame)
+    }
+
+    /// Queues a QUIC packet; `false` when there is no room.
+    pub(super) fn push_packet(&mut self, packet: &[u8]) -> bool {
+        let fits = self.packets.len() + packet.len() <= PACKETS_BYTES_MAX;
+        self.packets_refused |= !fits;
+        fits && push(&mut self.packets, packet)
     }
 
     /// Queues frames, each `stride` long but the last; returns how many bytes of them there was room for.
@@ -56,7 +67,7 @@ impl SendQueue {
         let mut taken = 0;
         for frame in frames.chunks(stride.max(1)) {
             if self.data.len() + frame.len() > self.data_max {
-                self.refused = true;
+                self.data_refused = true;
                 break;
             }
             // No link makes frames of a length that the carrier has no room for; they would be lost.
@@ -66,30 +77,34 @@ impl SendQueue {
         taken
     }
 
-    /// Whether whoever wants to send has to wait.
-    pub(super) fn is_refusing(&self) -> bool {
-        self.refused
+    /// Whether whoever wants to send QUIC packets has to wait.
+    pub(super) fn is_refusing_packets(&self) -> bool {
+        self.packets_refused
+    }
+
+    /// Whether whoever wants to send data has to wait.
+    pub(super) fn is_refusing_data(&self) -> bool {
+        self.data_refused
     }
 
     /// Puts what is to be written next into `chunk`, in whole datagrams; says whether those who wait are to be woken.
     pub(super) fn take(&mut self, chunk: &mut BytesMut, now: Instant) -> bool {
         chunk.clear();
         self.measure(now);
-        chunk.extend_from_slice(&self.first);
-        self.first.clear();
-        let mut cut = 0;
-        while let Some(len) = datagram::first_len(&self.data[cut..]).ok().flatten() {
-            if cut > 0 && chunk.len() + cut + datagram::PREFIX_LEN + len > CHUNK_BYTES {
-                break;
-            }
-            cut += datagram::PREFIX_LEN + len;
-        }
-        chunk.extend_from_slice(&self.data[..cut]);
-        self.data.advance(cut);
-        self.rate.taken(cut, now);
-        let wake = self.refused && self.data.len() < self.data_max / 2;
-        self.refused &= !wake;
-        wake
+        chunk.extend_from_slice(&self.control);
+        self.control.clear();
+        // Half of the rest for either where both wait: a database that is exchanged must not stop the flows.
+        let room = CHUNK_BYTES.saturating_sub(chunk.len());
+        let share = if self.data.is_empty() { room } else { room / 2 };
+        move_datagrams(&mut self.packets, chunk, share);
+        let room = CHUNK_BYTES.saturating_sub(chunk.len());
+        let data = move_datagrams(&mut self.data, chunk, room);
+        self.rate.taken(data, now);
+        let wake_packets = self.packets_refused && self.packets.len() < PACKETS_BYTES_MAX / 2;
+        let wake_data = self.data_refused && self.data.len() < self.data_max / 2;
+        self.packets_refused &= !wake_packets;
+        self.data_refused &= !wake_data;
+        wake_packets || wake_data
     }
 
     /// Everything taken before has left.
@@ -103,6 +118,20 @@ impl SendQueue {
                 usize::try_from(bytes).unwrap_or(usize::MAX).clamp(DATA_BYTES_MIN, DATA_BYTES_MAX);
         }
     }
+}
+
+/// Moves the first datagrams of `queue`, as many as `room` holds but at least one; returns how many bytes.
+fn move_datagrams(queue: &mut BytesMut, chunk: &mut BytesMut, room: usize) -> usize {
+    let mut cut = 0;
+    while let Some(len) = datagram::first_len(&queue[cut..]).ok().flatten() {
+        if cut > 0 && cut + datagram::PREFIX_LEN + len > room {
+            break;
+        }
+        cut += datagram::PREFIX_LEN + len;
+    }
+    chunk.extend_from_slice(&queue[..cut]);
+    queue.advance(cut);
+    cut
 }
 
 fn push(queue: &mut BytesMut, datagram: &[u8]) -> bool {
@@ -184,7 +213,7 @@ mod tests {
         let mut decoder = datagram::Decoder::default();
         let (mut out, mut first, mut len) = (vec![0; 64 << 10], Vec::new(), 0);
         while len < 40_000 {
-            queue.push_first(&[0xa0; 46]);
+            queue.push_control(&[0xa0; 46]);
             queue.take(&mut chunk, now);
             assert!(chunk.len() <= CHUNK_BYTES);
             decoder.push(&chunk);
@@ -199,16 +228,42 @@ mod tests {
     }
 
     #[test]
+    fn packets_without_end_leave_data_half_of_the_connection() {
+        let (mut queue, mut chunk, now) =
+            (SendQueue::default(), BytesMut::new(), crate::clock::now());
+        let (mut packets, mut data) = (0, 0);
+        for _ in 0..100 {
+            while queue.push_packet(&[0xc0; 1_472]) {}
+            queue.push_data(&[0x80; 1 << 20], 1_472);
+            let before = (queue.packets.len(), queue.data.len());
+            queue.take(&mut chunk, now);
+            assert!(chunk.len() <= CHUNK_BYTES);
+            packets += before.0 - queue.packets.len();
+            data += before.1 - queue.data.len();
+        }
+        assert!(data > packets * 9 / 10 && packets > data * 6 / 10, "{packets} {data}");
+        while queue.push_control(&[0xa0; 46]) {}
+        queue.take(&mut chunk, now);
+        assert!(queue.control.is_empty(), "control frames wait for nobody");
+        queue.data.clear();
+        queue.take(&mut chunk, now);
+        assert!(chunk.len() > CHUNK_BYTES - 1_500, "alone they have all of it");
+    }
+
+    #[test]
     fn who_finds_no_room_is_told_when_there_is_some() {
         let (mut queue, mut chunk, now) =
             (SendQueue::default(), BytesMut::new(), crate::clock::now());
         let taken = queue.push_data(&[1; 1 << 20], 1_000);
-        assert!(taken < DATA_BYTES_INITIAL && queue.is_refusing());
+        assert!(taken < DATA_BYTES_INITIAL && queue.is_refusing_data());
+        assert!(!queue.is_refusing_packets());
         assert_eq!(queue.push_data(&[1; 1_000], 1_000), 0);
         let turns = (1..).find(|_| queue.take(&mut chunk, now)).unwrap();
-        assert!(turns > 1 && !queue.is_refusing());
+        assert!(turns > 1 && !queue.is_refusing_data());
         assert!(queue.data.len() < DATA_BYTES_INITIAL / 2);
-        while queue.push_first(&[1; 1_000]) {}
-        assert!(queue.first.len() <= FIRST_BYTES_MAX + 1_000 && queue.is_refusing());
+        while queue.push_packet(&[1; 1_000]) {}
+        assert!(queue.packets.len() <= PACKETS_BYTES_MAX + 1_000 && queue.is_refusing_packets());
+        let turns = (1..).find(|_| queue.take(&mut chunk, now)).unwrap();
+        assert!(turns > 1 && !queue.is_refusing_packets());
     }
 }
