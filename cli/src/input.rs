@@ -100,6 +100,9 @@ pub(crate) async fn passphrase(file: Option<String>, new: bool) -> Result<String
 
 /// Asks a question that is answered with yes or no; without a terminal the answer is no.
 pub(crate) async fn confirm(question: &str) -> Result<bool, Failure> {
+    if !io::stdin().is_terminal() {
+        return Ok(false);
+    }
     write!(io::stderr(), "{question} [y/N] ").map_err(|error| terminal(&error))?;
     let answer = blocking(read_line).await?;
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))

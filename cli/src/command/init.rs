@@ -4,10 +4,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use clap::{Args, ValueEnum};
 use serde::Serialize;
-use skein_api::{
-    AutoListen, DEFAULT_PORT, HostPort, Manifest, Platform, Resource, Role, Service,
-    status::SiteStatus,
-};
+use skein_api::{AutoListen, DEFAULT_PORT, HostPort, Platform, Role, Service, status::SiteStatus};
 use skein_controller::{
     LockError, Paths,
     platform::linux,
@@ -18,7 +15,7 @@ use crate::{
     args::Global,
     client::{self, Client},
     clock,
-    command::proxy::ProxyArgs,
+    command::proxy::{self, ProxyArgs},
     error::Failure,
     host, input,
     output::{self, Show, note, printable},
@@ -129,7 +126,7 @@ impl Init {
     }
 
     fn options(&self, paths: &Paths) -> Result<InitOptions, Failure> {
-        self.proxy.wanted()?.into_options(paths, self.options_of_site())
+        Ok(self.proxy.wanted()?.into_options(paths, self.options_of_site()))
     }
 
     fn options_of_site(&self) -> InitOptions {
@@ -174,6 +171,9 @@ pub(crate) async fn run(global: &Global, args: Init) -> Result<(), Failure> {
         return Err(Failure::new("--manage-hosts needs root")
             .because("/etc/hosts is root's")
             .next("run the site as root, or take the lines of `skctl service list -o hosts`"));
+    }
+    if let Some(text) = args.proxy.note() {
+        note(global, format_args!("note: {text}"));
     }
     let mut progress = Progress::start(global, "creating the site");
     let found = find_or_create(&paths, &args, &mut progress).await?;
@@ -263,24 +263,15 @@ async fn apply(
     paths: &Paths,
     args: &Init,
 ) -> Result<(Vec<String>, Vec<String>), Failure> {
-    let found = client.get("Site", "").await?;
-    let before = found.into_iter().find_map(|resource| match resource {
-        Resource::Site(site) => Some(Manifest { status: None, ..site }),
-        _ => None,
-    });
-    let (wanted, options, paths) = (args.proxy.wanted()?, args.options_of_site(), paths.clone());
-    let merged = input::blocking(move || {
-        let options = wanted.into_options(&paths, options)?;
-        Ok(site::merged(before, &options))
-    })
-    .await?;
-    let (site, notes) = merged.map_err(|error| match error {
+    let before = proxy::site_of(&mut client).await?;
+    let options = args.options(paths)?;
+    let changed = proxy::change(&mut client, paths, before, options).await?;
+    let changed = changed.map_err(|error| match error {
         site::CreateError::Invalid(invalids) => Failure::usage(invalids),
         other => Failure::new(other),
     })?;
-    let changes = client.apply(&[Resource::Site(site)], false).await?;
-    let changed = changes.into_iter().filter(|change| change.action != "unchanged");
-    Ok((changed.map(|change| change.detail).collect(), notes))
+    let changes = changed.changes.into_iter().filter(|change| change.action != "unchanged");
+    Ok((changes.map(|change| change.detail).collect(), changed.notes))
 }
 
 async fn create(paths: &Paths, args: &Init) -> Result<Result<Created, site::CreateError>, Failure> {

@@ -104,6 +104,9 @@ pub(crate) async fn run(global: &Global, args: Link) -> Result<(), Failure> {
 async fn redeem(global: &Global, args: &Link, file: &str) -> Result<(), Failure> {
     refuse_literal(file)?;
     let proxy = args.proxy.wanted()?;
+    if let Some(text) = args.proxy.note() {
+        note(global, format_args!("note: {text}"));
+    }
     let mut progress = Progress::start(global, "reading the token");
     let text = {
         let file = file.to_owned();

@@ -3,17 +3,16 @@
 use std::path::Path;
 
 use clap::Args;
-use skein_api::{Manifest, ProxySpec, Resource};
+use skein_api::{Manifest, ProxySpec, Resource, SiteSpec};
 use skein_controller::{
     Paths,
     site::{self, InitOptions},
+    store::{ProxyDefault, Store},
 };
 use skein_proxy::{Credentials, Proxy, Url, UrlError};
+use skein_wire::proto::site::Change;
 
 use crate::{client::Client, error::Failure, input};
-
-/// In the site's state directory: credentials that came from the environment.
-const CREDENTIALS_FILE: &str = "proxy-credentials";
 
 /// How TCP leaves this network.
 #[derive(Clone, Debug, Default, Args)]
@@ -36,7 +35,21 @@ pub(crate) struct Wanted {
     found: Option<(ProxySpec, Option<Credentials>)>,
 }
 
+/// The first that is there counts.
+const VARIABLES: [&str; 2] = ["HTTPS_PROXY", "https_proxy"];
+
 impl ProxyArgs {
+    /// What the user should know of an environment that is not used.
+    pub(crate) fn note(&self) -> Option<String> {
+        if self.proxy.is_some() {
+            return None;
+        }
+        let text = VARIABLES.into_iter().find_map(variable)?;
+        // Not with its text, which may contain a password.
+        let error = Url::parse_with_credentials(&text).err()?;
+        Some(format!("HTTPS_PROXY of the environment is not used: it {error}"))
+    }
+
     /// Checks everything before anything is changed.
     pub(crate) fn wanted(&self) -> Result<Wanted, Failure> {
         let Some(url) = &self.proxy else {
@@ -75,16 +88,11 @@ impl ProxyArgs {
 }
 
 impl Wanted {
-    /// Puts it into options; credentials of the environment are kept in the state directory.
-    pub(crate) fn into_options(
-        self,
-        paths: &Paths,
-        options: InitOptions,
-    ) -> Result<InitOptions, Failure> {
+    /// Puts it into options.
+    pub(crate) fn into_options(self, paths: &Paths, options: InitOptions) -> InitOptions {
         let Self { given, found } = self;
-        let found =
-            found.map(|(spec, credentials)| with_file(paths, spec, credentials)).transpose()?;
-        Ok(InitOptions { proxy: given, proxy_default: found, ..options })
+        let found = found.map(|(spec, credentials)| ProxyDefault::new(paths, spec, credentials));
+        InitOptions { proxy: given, proxy_default: found, ..options }
     }
 
     /// Changes a running site; returns the proxy's URL if it has got one.
@@ -96,46 +104,66 @@ impl Wanted {
         if self.given.is_none() && self.found.is_none() {
             return Ok(None);
         }
-        let found = client.get("Site", "").await?;
-        let before = found.into_iter().find_map(|resource| match resource {
-            Resource::Site(site) => Some(Manifest { status: None, ..site }),
-            _ => None,
-        });
-        let paths = paths.clone();
-        let site = input::blocking(move || {
-            if self.given.is_none() && before.as_ref().is_some_and(|site| site.spec.proxy.is_some())
-            {
-                return Ok(None);
-            }
-            let options = self.into_options(&paths, InitOptions::default())?;
-            let (site, _) = site::merged(before, &options).map_err(Failure::new)?;
-            Ok(Some(site))
-        });
-        let Some(site) = site.await? else { return Ok(None) };
-        let url = site.spec.proxy.as_ref().map(|proxy| proxy.url.clone());
-        client.apply(&[Resource::Site(site)], false).await?;
-        Ok(url)
+        let before = site_of(client).await?;
+        if self.given.is_none() && before.as_ref().is_some_and(|site| site.spec.proxy.is_some()) {
+            return Ok(None);
+        }
+        let options = self.into_options(paths, InitOptions::default());
+        let merged = change(client, paths, before, options).await?.map_err(Failure::new)?;
+        Ok(merged.site.spec.proxy.map(|proxy| proxy.url))
     }
 }
 
-fn with_file(
+/// A running site's resource.
+pub(crate) async fn site_of(client: &mut Client) -> Result<Option<Manifest<SiteSpec>>, Failure> {
+    let found = client.get("Site", "").await?;
+    Ok(found.into_iter().find_map(|resource| match resource {
+        Resource::Site(site) => Some(Manifest { status: None, ..site }),
+        _ => None,
+    }))
+}
+
+/// What has become of a running site.
+pub(crate) struct Merged {
+    pub(crate) site: Manifest<SiteSpec>,
+    pub(crate) notes: Vec<String>,
+    pub(crate) changes: Vec<Change>,
+}
+
+/// Merges options into a running site, and lets it have the credentials of its proxy.
+pub(crate) async fn change(
+    client: &mut Client,
     paths: &Paths,
-    spec: ProxySpec,
-    credentials: Option<Credentials>,
-) -> Result<ProxySpec, Failure> {
-    let Some(credentials) = credentials else { return Ok(spec) };
-    paths.create().map_err(Failure::new)?;
-    let path = paths.state().join(CREDENTIALS_FILE);
-    input::write_secret(&path, format!("{}\n", credentials.expose()).as_bytes(), true)?;
-    let credentials_file = Some(path.to_string_lossy().into_owned());
-    Ok(ProxySpec { credentials_file, ..spec })
+    before: Option<Manifest<SiteSpec>>,
+    options: InitOptions,
+) -> Result<Result<Merged, site::CreateError>, Failure> {
+    let store = Store::new(paths.clone());
+    let merged = input::blocking(move || {
+        let (site, notes) = match site::merged(before, &options) {
+            Ok(merged) => merged,
+            Err(error) => return Ok(Err(error)),
+        };
+        let proxy = site.spec.proxy.as_ref();
+        site::keep_credentials(&store, proxy, &options).map_err(Failure::new)?;
+        Ok(Ok((store, site, notes)))
+    });
+    let (store, site, notes) = match merged.await? {
+        Ok(merged) => merged,
+        Err(error) => return Ok(Err(error)),
+    };
+    let changes = client.apply(&[Resource::Site(site.clone())], false).await?;
+    // Only now: until then the router may still need them.
+    let proxy = site.spec.proxy.clone();
+    let dropped = move || store.drop_credentials(proxy.as_ref()).map_err(Failure::new);
+    input::blocking(dropped).await?;
+    Ok(Ok(Merged { site, notes, changes }))
 }
 
 /// Links and claims are TLS, for which programs look at `HTTPS_PROXY`. What makes no sense is left alone: it is not ours.
 fn from_environment(
     variable: &dyn Fn(&str) -> Option<String>,
 ) -> Option<(ProxySpec, Option<Credentials>)> {
-    let text = ["HTTPS_PROXY", "https_proxy"].into_iter().find_map(variable)?;
+    let text = VARIABLES.into_iter().find_map(variable)?;
     let (url, credentials) = Url::parse_with_credentials(&text).ok()?;
     let no_proxy = no_proxy(variable);
     Some((ProxySpec { url: url.to_string(), credentials_file: None, no_proxy }, credentials))

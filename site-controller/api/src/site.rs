@@ -66,7 +66,9 @@ pub struct ProxySpec {
 impl ProxySpec {
     fn validate(&self, invalids: &mut Invalids) {
         let host = ["http://", "https://"].iter().find_map(|scheme| self.url.strip_prefix(scheme));
-        let is_url = host.is_some_and(|host| !host.is_empty()) && self.url.len() <= PROXY_TEXT_MAX;
+        // Exactly as it is written: what is understood in two ways leads past the proxy.
+        let is_host = |host: &str| host.parse::<HostPort>().is_ok_and(|it| it.to_string() == host);
+        let is_url = host.is_some_and(is_host) && self.url.len() <= PROXY_TEXT_MAX;
         let rule = "must be http://HOST:PORT or https://HOST:PORT";
         invalids.check(is_url, "spec.proxy.url", rule);
         let rule =

@@ -457,13 +457,17 @@ impl Controller {
     /// Names that others chose and that are to be looked up before they are written to `/etc/hosts`.
     pub(crate) fn names_due(&self, now: i64) -> Vec<Address> {
         let mut state = self.state();
-        let own = state.own_addresses();
-        let wanted: BTreeSet<Address> = if state.hosts_managed {
-            let others = state.endpoints.keys().filter(|name| !own.contains(name.as_str()));
-            others.filter(|name| hosts::may_be_named(name)).cloned().collect()
-        } else {
-            BTreeSet::new()
-        };
+        let mut wanted = BTreeMap::new();
+        if state.hosts_managed {
+            let own = state.own_addresses();
+            for (name, ports) in state.known_services(self.site) {
+                let by = ports.values().find_map(|sites| sites.first().copied());
+                let is_theirs = state.endpoints.contains_key(&name)
+                    && !own.contains(name.as_str())
+                    && hosts::may_be_named(&name);
+                wanted.extend(by.filter(|_| is_theirs).map(|site| (name, site)));
+            }
+        }
         state.names.due(&wanted, now)
     }
 

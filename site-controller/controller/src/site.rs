@@ -17,7 +17,7 @@ use crate::{
     lock::{LockError, StateLock},
     net,
     paths::{PathError, Paths},
-    store::{Change, SiteState, Store, StoreError},
+    store::{Change, ProxyDefault, SiteState, Store, StoreError},
 };
 
 /// What the user said about a site. Whatever is `None` keeps its value, or takes the default at birth.
@@ -46,7 +46,7 @@ pub struct InitOptions {
     /// The HTTP proxy for links and claims, or none.
     pub proxy: Option<Option<ProxySpec>>,
     /// The same for a site that has none.
-    pub proxy_default: Option<ProxySpec>,
+    pub proxy_default: Option<ProxyDefault>,
 }
 
 /// A site that is there now.
@@ -212,6 +212,7 @@ fn make(
     let site_change = Change::put(Resource::Site(site.clone()));
     let changes: Vec<Change> =
         kept.resources.into_iter().map(Change::put).chain([site_change]).collect();
+    keep_credentials(store, site.spec.proxy.as_ref(), options)?;
     store.commit(&changes)?;
     // Last: from here on there is a site.
     store.save_identity(&identity)?;
@@ -261,11 +262,25 @@ fn existing(
     // What was lost is not written anew before its owner has said what it shall be.
     let is_said = before.is_some() || options.listen.is_some();
     let is_changed = is_said && before.as_ref() != Some(&site);
+    keep_credentials(store, site.spec.proxy.as_ref(), options)?;
     if is_changed {
         store.commit(&[Change::put(Resource::Site(site.clone()))])?;
+        store.drop_credentials(site.spec.proxy.as_ref())?;
     }
     let notes = loaded.problems.iter().map(ToString::to_string).chain(moved).collect();
     Ok(Created { site, site_id, is_new: false, is_changed, notes })
+}
+
+/// Keeps the credentials that come with a default if `proxy`, the one that the site has now, is that.
+///
+/// # Errors
+/// The file system refuses.
+pub fn keep_credentials(
+    store: &Store,
+    proxy: Option<&ProxySpec>,
+    options: &InitOptions,
+) -> Result<(), StoreError> {
+    options.proxy_default.as_ref().map_or(Ok(()), |default| store.keep_credentials(default, proxy))
 }
 
 /// The resource of a site with the options merged in, to be applied, and what the user should know. A site whose resource was lost gets a
@@ -347,7 +362,7 @@ fn merge(
     if let Some(proxy) = &options.proxy {
         spec.proxy.clone_from(proxy);
     } else if spec.proxy.is_none() {
-        spec.proxy.clone_from(&options.proxy_default);
+        spec.proxy = options.proxy_default.as_ref().map(|default| default.spec().clone());
     }
     spec.platform = options.platform.unwrap_or(spec.platform);
     spec.service = options.service.unwrap_or(spec.service);

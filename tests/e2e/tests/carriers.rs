@@ -167,19 +167,31 @@ fn where_only_a_proxy_leads_out_a_link_goes_through_it() -> Result<()> {
     figure("moved to UDP after", format!("{:?}", net.wait_carrier("udp", MOVE_MAX)?));
     clean(&flow::stop(running)?)?;
 
-    // The same from the environment, whose password is kept in a file of the site's.
+    // The same from the environment, whose password is kept in a file of the site's. Not while the site has a proxy: it is for another.
     let init = ["init", net.branch.name(), "--service", "none"];
+    let kept = || host.command("find").arg(host.dir()).args(["-name", "proxy-credentials"]).run();
+    net.branch.skctl(&init).env("HTTPS_PROXY", "http://me:x@192.0.2.1:1").check()?;
+    ensure!(kept()?.stdout.is_empty(), "a password for another proxy was kept");
     net.branch.skctl(&init).args(["--proxy", "none"]).check()?;
     ensure!(net.branch.json(&["get", "site"])?.to_string().find("3128").is_none());
     host.block_udp(true)?;
     let in_environment = url.replace("//", &format!("//branch:{SECRET}@"));
-    net.branch.skctl(&init).env("HTTPS_PROXY", in_environment).check()?;
+    net.branch.skctl(&init).env("HTTPS_PROXY", &in_environment).check()?;
     net.wait_carrier("tls", MOVE_MAX)?;
     // Nowhere but in those files.
     let found = host.command("grep").args(["-rl", SECRET]).arg(host.dir()).check()?.stdout;
     let elsewhere = |path: &&str| *path != credentials && !path.ends_with("/proxy-credentials");
     let elsewhere: Vec<_> = found.lines().filter(elsewhere).collect();
     ensure!(found.lines().count() == 2 && elsewhere.is_empty(), "the password is in {found}");
+    // Nor in what others may read of the processes, also of those that are started with it.
+    net.branch.skctl(&["stop"]).check()?;
+    net.branch.skctl(&["start"]).env("HTTPS_PROXY", &in_environment).check()?;
+    net.wait_carrier("tls", MOVE_MAX)?;
+    let environments = host.command("sh").args(["-c", "cat /proc/[0-9]*/environ"]).run()?.stdout;
+    ensure!(!environments.contains(SECRET), "the password is in the environment of a process");
+    net.branch.skctl(&init).args(["--proxy", "none"]).check()?;
+    let found = host.command("grep").args(["-rl", SECRET]).arg(host.dir()).check()?.stdout;
+    ensure!(found.lines().count() == 1, "the password is still in {found}");
     Ok(())
 }
 

@@ -61,6 +61,8 @@ pub(crate) struct Redeemed {
 pub(crate) enum RedeemError {
     #[error("{0}")]
     Token(#[from] skein_api::TokenError),
+    #[error("the proxy of the site, spec.proxy.url, {0}")]
+    Proxy(skein_proxy::UrlError),
     #[error("this token was made by this very site; redeem it at the site that shall link here")]
     OwnToken,
     #[error(
@@ -119,7 +121,7 @@ pub(crate) async fn redeem(
 ) -> Result<Redeemed, RedeemError> {
     let prepared = controller.prepare_claim(text, wish)?;
     let pin = CaPin(prepared.token.ca_sha256);
-    let proxy = controller.proxy();
+    let proxy = controller.proxy()?;
     let (endpoints, issuer) = (&prepared.token.endpoints, prepared.token.issuer);
     let mut race = Race::start(endpoints, issuer, pin, proxy, wish.dial_timeout);
     for _ in 0..EXCHANGES_MAX {
@@ -199,16 +201,17 @@ fn explain(refused: &ClaimRefused) -> String {
 }
 
 impl Controller {
-    /// The site's proxy; one that makes no sense has been reported by the routers.
-    fn proxy(&self) -> Option<Arc<Proxy>> {
+    /// The site's proxy.
+    fn proxy(&self) -> Result<Option<Arc<Proxy>>, RedeemError> {
         let state = self.state();
-        let spec = state.resources.site.as_ref()?.spec.proxy.as_ref()?;
+        let site = state.resources.site.as_ref();
+        let Some(spec) = site.and_then(|site| site.spec.proxy.as_ref()) else { return Ok(None) };
         let proxy = Proxy {
-            url: spec.url.parse().ok()?,
+            url: spec.url.parse().map_err(RedeemError::Proxy)?,
             bypass: Bypass::new(spec.no_proxy.iter().map(String::as_str)),
             credentials_file: spec.credentials_file.as_ref().map(Into::into),
         };
-        Some(Arc::new(proxy))
+        Ok(Some(Arc::new(proxy)))
     }
 
     fn prepare_claim(&self, text: &str, wish: &Wish) -> Result<Prepared, RedeemError> {

@@ -1,15 +1,8 @@
 //! What names of others mean on this host without us: what is written to `/etc/hosts` would go before it.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fs, io,
-    net::IpAddr,
-    path::Path,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, fs, io, net::IpAddr, path::Path, sync::Arc, time::Duration};
 
-use skein_core::Address;
+use skein_core::{Address, SiteId};
 use tokio::{task::JoinSet, time::MissedTickBehavior};
 
 use crate::{clock, controller::Controller, hosts};
@@ -41,14 +34,35 @@ impl Names {
         self.0.get(name).is_some_and(|verdict| verdict.is_free)
     }
 
-    /// The next names to look up. Forgets those that are not `wanted` any more.
-    pub(crate) fn due(&mut self, wanted: &BTreeSet<Address>, now_unix_s: i64) -> Vec<Address> {
-        self.0.retain(|name, _| wanted.contains(name));
+    /// The next names to look up of those that are `wanted`, which have the sites that serve them; forgets all others. What nobody has
+    /// asked for yet comes first, then what was asked for longest ago, and of either a name of each site in turn: one that offers many
+    /// hides nobody else's.
+    pub(crate) fn due(
+        &mut self,
+        wanted: &BTreeMap<Address, SiteId>,
+        now_unix_s: i64,
+    ) -> Vec<Address> {
+        self.0.retain(|name, _| wanted.contains_key(name));
         let holds = |verdict: &Verdict| {
             (verdict.at_unix_s..verdict.at_unix_s.saturating_add(VERDICT_S)).contains(&now_unix_s)
         };
-        let due = wanted.iter().filter(|name| !self.0.get(*name).is_some_and(holds));
-        due.take(LOOKUPS_MAX).cloned().collect()
+        let asked = |name: &Address| self.0.get(name).map(|verdict| verdict.at_unix_s);
+        let due = wanted.iter().filter(|(name, _)| !self.0.get(*name).is_some_and(holds));
+        let mut due: Vec<(Option<i64>, &Address, SiteId)> =
+            due.map(|(name, site)| (asked(name), name, *site)).collect();
+        due.sort_unstable();
+        let mut turns = BTreeMap::<(bool, SiteId), usize>::new();
+        let mut due: Vec<(bool, usize, &Address)> = due
+            .into_iter()
+            .map(|(asked, name, site)| {
+                let turn = turns.entry((asked.is_some(), site)).or_default();
+                *turn += 1;
+                (asked.is_some(), *turn, name)
+            })
+            .collect();
+        // Stable: within a turn it stays as it is.
+        due.sort_by_key(|(is_known, turn, _)| (*is_known, *turn));
+        due.into_iter().take(LOOKUPS_MAX).map(|(_, _, name)| name.clone()).collect()
     }
 
     /// Returns whether that changes what is known.
@@ -195,7 +209,8 @@ mod tests {
     #[test]
     fn names_are_looked_up_before_they_count_and_again() {
         let [db, web]: [Address; 2] = ["db", "web"].map(|name| name.parse().unwrap());
-        let wanted = BTreeSet::from([db.clone(), web.clone()]);
+        let site = SiteId([1; 32]);
+        let wanted = BTreeMap::from([(db.clone(), site), (web.clone(), site)]);
         let mut names = Names::default();
         assert_eq!(names.due(&wanted, 0), [db.clone(), web.clone()]);
         assert!(!names.is_free(&db), "nobody has asked yet");
@@ -204,7 +219,24 @@ mod tests {
         assert_eq!(names.due(&wanted, VERDICT_S - 1), []);
         assert_eq!(names.due(&wanted, VERDICT_S).len(), 2);
         assert!(!names.learn(web, false, VERDICT_S) && names.learn(db.clone(), false, VERDICT_S));
-        assert_eq!(names.due(&BTreeSet::from([db]), VERDICT_S), []);
+        assert_eq!(names.due(&BTreeMap::from([(db, site)]), VERDICT_S), []);
         assert_eq!(names.0.len(), 1);
+    }
+
+    #[test]
+    fn who_offers_many_names_hides_nobody_elses() {
+        let name = |text: String| text.parse::<Address>().unwrap();
+        let mut wanted: BTreeMap<Address, SiteId> =
+            (0..5_000).map(|n| (name(format!("0-{n}")), SiteId([1; 32]))).collect();
+        wanted.insert(name("web".into()), SiteId([2; 32]));
+        let mut names = Names::default();
+        let due = names.due(&wanted, 0);
+        assert!(due.len() == LOOKUPS_MAX && due.contains(&name("web".into())), "{due:?}");
+        for name in due {
+            names.learn(name, true, 0);
+        }
+        // Some of the other's are never asked for in time, and what is known is asked for again only after those.
+        let due = names.due(&wanted, VERDICT_S);
+        assert!(due.len() == LOOKUPS_MAX && !due.contains(&name("web".into())), "{due:?}");
     }
 }

@@ -24,6 +24,7 @@ mod disk;
 mod draining;
 mod host;
 mod journal;
+mod proxy;
 
 use std::{
     collections::BTreeMap,
@@ -44,6 +45,7 @@ use zeroize::Zeroizing;
 pub use disk::{Disk, HostDisk};
 pub use host::HostRecord;
 pub use journal::Change;
+pub use proxy::ProxyDefault;
 
 use crate::{clock, controller::DrainingUntil, paths::Paths};
 
