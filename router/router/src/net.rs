@@ -162,6 +162,12 @@ pub fn tcp_carrier_options(stream: &TcpStream) -> io::Result<()> {
     socket.set_tcp_user_timeout(Some(CARRIER_TIMEOUT))
 }
 
+/// Acknowledges what has arrived at once, instead of waiting for something to send along with it.
+pub fn tcp_acknowledge(stream: &TcpStream) {
+    // Fails on a socket that is dead, of which whoever reads it hears next.
+    let _ = SockRef::from(stream).set_tcp_quickack(true);
+}
+
 /// Prepares a TCP socket for [`tcp_is_sent`]; it will hardly be written to any more.
 ///
 /// # Errors

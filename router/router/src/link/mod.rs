@@ -12,6 +12,7 @@ mod liveness;
 mod mtu;
 mod port;
 mod preference;
+mod prompt;
 mod race;
 mod status;
 mod stream;

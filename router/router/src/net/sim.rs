@@ -100,6 +100,9 @@ pub fn tcp_carrier_options(stream: &TcpStream) -> io::Result<()> {
     Ok(())
 }
 
+/// Acknowledges what has arrived at once, as simulated kernels always do.
+pub fn tcp_acknowledge(_stream: &TcpStream) {}
+
 /// Prepares a TCP socket for [`tcp_is_sent`].
 ///
 /// # Errors
