@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use skein_api::{Manifest, Resource, Service, SiteSpec};
 
-use super::{Store, StoreError, parse};
+use super::{Store, StoreError, form::parse};
 
 const HOST: &str = "host.json";
 

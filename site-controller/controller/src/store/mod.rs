@@ -20,99 +20,46 @@
 //! JSON files say of which form they are. Fields that are not known are ignored, so that an earlier version can take over; a later
 //! form stops it instead, because trust that was set aside is lost.
 
+mod aside;
 mod disk;
 mod draining;
+mod error;
+mod form;
 mod host;
 mod journal;
+mod load;
 mod proxy;
 
 use std::{
     collections::BTreeMap,
-    fmt, io,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use prost::Message as _;
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize};
 use skein_api::{Kind, Resource};
-use skein_core::{Address, SiteId};
-use skein_site_core::{AutoEndpoint, AutoEndpoints, Endorsed, Grant, IssuedStatement, Resources};
+use skein_site_core::{AutoEndpoints, Endorsed, Grant, IssuedStatement};
 use skein_trust::{SiteCa, SiteIdentity};
 use skein_wire::proto::{control::Learned, routing::Record};
 use zeroize::Zeroizing;
 
+pub use aside::SetAside;
 pub use disk::{Disk, HostDisk};
+pub use error::StoreError;
 pub use host::HostRecord;
 pub use journal::Change;
+pub use load::Loaded;
 pub use proxy::ProxyDefault;
 
-use crate::{clock, controller::DrainingUntil, paths::Paths};
+use crate::paths::Paths;
+use error::io_error;
+use form::json;
 
 /// Most a controller keeps of what it heard; more is an attack, not a network (1,000 sites have a few thousand statements).
 pub const LEARNED_MAX: usize = 20_000;
-
-/// Between the name of a damaged file and the time it was set aside.
-const ASIDE: &str = ".corrupt-";
 /// Longest file of learned statements: what a controller writes it must be able to read, and a network of 1,000 sites takes a few MiB.
 pub const LEARNED_LEN_MAX: usize = 32 << 20;
-/// The form of JSON state written here.
-const STATE_VERSION: u32 = 1;
-
-/// Why state could not be read or written. Every variant names the file.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    /// The file system refused.
-    #[error("cannot {action} {}: {}", path.display(), explain(source))]
-    Io {
-        /// `read`, `write`, …
-        action: &'static str,
-        /// Which file.
-        path: PathBuf,
-        /// What the file system said.
-        source: io::Error,
-    },
-    /// A file without which there is no site cannot be understood.
-    #[error(
-        "{} is damaged ({why}); restore it from a back-up of this directory, or rebuild the site with `skctl init --identity FILE`, which keeps this directory under another name",
-        path.display()
-    )]
-    Damaged {
-        /// Which file.
-        path: PathBuf,
-        /// What is wrong with it.
-        why: String,
-    },
-    /// A later version wrote it.
-    #[error(
-        "{} was written by a later version of Skein (state form {version}, this one knows {STATE_VERSION}); run that version again",
-        path.display()
-    )]
-    Newer {
-        /// Which file.
-        path: PathBuf,
-        /// Its form.
-        version: u32,
-    },
-    /// There is no site here.
-    #[error("there is no site in {}; make one with `skctl init`", path.display())]
-    NoSite {
-        /// The state directory.
-        path: PathBuf,
-    },
-}
-
-/// Says the two errors people meet most in their own words.
-fn explain(error: &io::Error) -> String {
-    match error.kind() {
-        io::ErrorKind::StorageFull => "the disk is full; free some space and try again".to_owned(),
-        io::ErrorKind::ReadOnlyFilesystem => "the file system is read-only".to_owned(),
-        io::ErrorKind::PermissionDenied => {
-            "permission denied; the state belongs to another user".to_owned()
-        }
-        _ => error.to_string(),
-    }
-}
 
 /// The part of a site's state that is neither a resource nor a key.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -140,85 +87,6 @@ struct StoredCa {
     certificate: String,
 }
 
-/// Everything read back when a controller starts.
-#[derive(Debug)]
-pub struct Loaded {
-    /// The identity keys.
-    pub identity: SiteIdentity,
-    /// The certificate authority.
-    pub ca: SiteCa,
-    /// Network, authorities, statement.
-    pub site: SiteState,
-    /// From which routers derive keys that must survive their restart.
-    pub site_secret: Zeroizing<[u8; 32]>,
-    /// Desired state.
-    pub resources: Resources,
-    /// Tokens made here, by name.
-    pub grants: BTreeMap<String, Grant>,
-    /// What this site says of others.
-    pub endorsed: BTreeMap<SiteId, Endorsed>,
-    /// Statements heard of others.
-    pub learned: Vec<Record>,
-    /// Boot epoch of each router.
-    pub epochs: BTreeMap<String, u64>,
-    /// Automatic endpoints handed out.
-    pub endpoints: AutoEndpoints,
-    /// Deleted connectors whose flows ran on when the last controller ended.
-    pub(crate) draining: Vec<DrainingUntil>,
-    /// What was set aside, now or earlier, and is still there.
-    pub problems: Vec<SetAside>,
-}
-
-/// A damaged file that was moved out of the way, kept for whoever wants to look.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SetAside {
-    /// Where it was.
-    pub file: PathBuf,
-    /// Where it is.
-    pub aside: PathBuf,
-    /// What is wrong with it, as far as this process has seen.
-    pub why: Option<String>,
-}
-
-impl SetAside {
-    /// What to do about it: losing a file means something else for each.
-    #[must_use]
-    pub fn fix(&self) -> &'static str {
-        let dir = self.file.parent().and_then(Path::file_name).and_then(|dir| dir.to_str());
-        match (dir, self.file.file_name().and_then(|name| name.to_str())) {
-            (Some("resources"), _) => {
-                "apply the lost resource again or restore the file, then remove the damaged one"
-            }
-            (Some("grants"), _) => {
-                "its token can no longer be used: make another one with `skctl token create`, then remove the damaged file; links made with it stay"
-            }
-            (Some("endorsed"), _) => {
-                "this site no longer endorses that one: make a new token and `skctl link` again, then remove the damaged file"
-            }
-            (_, Some("learned.pb")) => {
-                "nothing needs to be done once a link is up; where none comes up, link again with a new token; then remove the damaged file"
-            }
-            (_, Some("epochs.json")) => {
-                "nothing needs to be done, epochs count on from the time; remove the damaged file"
-            }
-            (_, Some("endpoints.json")) => {
-                "nothing needs to be done, local endpoints are handed out anew, see `skctl service list`; remove the damaged file"
-            }
-            _ => "see whether the last `skctl apply` is in force, then remove the damaged file",
-        }
-    }
-}
-
-impl fmt::Display for SetAside {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} was damaged", self.file.display())?;
-        if let Some(why) = &self.why {
-            write!(f, " ({why})")?;
-        }
-        write!(f, " and set aside as {}", self.aside.display())
-    }
-}
-
 /// Reads and writes the state of one site.
 #[derive(Clone, Debug)]
 pub struct Store {
@@ -243,52 +111,6 @@ impl Store {
     #[must_use]
     pub fn paths(&self) -> &Paths {
         &self.paths
-    }
-
-    /// Reads everything. Damaged files are set aside and reported in [`Loaded::problems`].
-    ///
-    /// # Errors
-    /// There is no site, an indispensable file is damaged, or the file system refuses.
-    pub fn load(&self) -> Result<Loaded, StoreError> {
-        let identity = self.load_identity()?;
-        let ca = self.load_ca(identity.site_id())?;
-        let site: SiteState = self.indispensable("site.json")?;
-        let path = self.path("site.json");
-        if site.site != identity.site_id().to_string() {
-            let why = "it belongs to another identity".to_owned();
-            return Err(StoreError::Damaged { path, why });
-        }
-        let site_secret = self.load_secret()?;
-        let mut problems = Vec::new();
-        self.finish_journal(&mut problems)?;
-        let resources = self.load_resources(&mut problems)?;
-        let grants = self.load_grants(&mut problems)?;
-        let endorsed = self.load_endorsed(&mut problems)?;
-        let learned = self.load_learned(&mut problems)?;
-        let epochs = self.optional("epochs.json", &mut problems)?;
-        let by_name: BTreeMap<String, AutoEndpoint> =
-            self.optional("endpoints.json", &mut problems)?;
-        let endpoints = by_name
-            .into_iter()
-            .filter_map(|(address, endpoint)| Some((address.parse::<Address>().ok()?, endpoint)))
-            .collect();
-        let draining = self.load_draining(&mut problems)?;
-        self.finish_host_record(&mut problems)?;
-        let problems = self.still_aside(problems)?;
-        Ok(Loaded {
-            identity,
-            ca,
-            site,
-            site_secret,
-            resources,
-            grants,
-            endorsed,
-            learned,
-            epochs,
-            endpoints,
-            draining,
-            problems,
-        })
     }
 
     /// Stores the identity keys.
@@ -394,244 +216,6 @@ impl Store {
     fn save_json<T: Serialize>(&self, name: &str, value: &T) -> Result<(), StoreError> {
         self.write(&self.path(name), &json(value))
     }
-
-    fn load_identity(&self) -> Result<SiteIdentity, StoreError> {
-        let path = self.paths.identity_file();
-        let Some(bytes) = self.read(&path)? else {
-            return Err(StoreError::NoSite { path: self.paths.state().to_owned() });
-        };
-        let bytes = Zeroizing::new(bytes);
-        SiteIdentity::from_secret_bytes(&bytes)
-            .map_err(|error| StoreError::Damaged { path, why: error.to_string() })
-    }
-
-    fn load_ca(&self, site: SiteId) -> Result<SiteCa, StoreError> {
-        let stored: StoredCa = self.indispensable("ca.json")?;
-        let path = self.path("ca.json");
-        let damaged = |why: String| StoreError::Damaged { path: path.clone(), why };
-        let base64 = data_encoding::BASE64;
-        let key = base64.decode(stored.key.as_bytes()).map_err(|e| damaged(e.to_string()))?;
-        let key = Zeroizing::new(key);
-        let certificate =
-            base64.decode(stored.certificate.as_bytes()).map_err(|e| damaged(e.to_string()))?;
-        SiteCa::load(site, &key, &certificate).map_err(|e| damaged(e.to_string()))
-    }
-
-    fn load_secret(&self) -> Result<Zeroizing<[u8; 32]>, StoreError> {
-        let path = self.path("site.secret");
-        let bytes = Zeroizing::new(self.read(&path)?.unwrap_or_default());
-        let secret = <[u8; 32]>::try_from(bytes.as_slice())
-            .map_err(|_| StoreError::Damaged { path, why: "it has not 32 bytes".to_owned() })?;
-        Ok(Zeroizing::new(secret))
-    }
-
-    fn indispensable<T: DeserializeOwned>(&self, name: &str) -> Result<T, StoreError> {
-        let path = self.path(name);
-        let damaged = |why: String| StoreError::Damaged { path: path.clone(), why };
-        let bytes = self.read(&path)?.ok_or_else(|| damaged("it is missing".to_owned()))?;
-        let bytes = Zeroizing::new(bytes);
-        parse(&path, &bytes)?.map_err(damaged)
-    }
-
-    fn optional<T: DeserializeOwned + Default>(
-        &self,
-        name: &str,
-        problems: &mut Vec<SetAside>,
-    ) -> Result<T, StoreError> {
-        let path = self.path(name);
-        let Some(bytes) = self.read_or_set_aside(&path, problems)? else {
-            return Ok(T::default());
-        };
-        match parse(&path, &bytes)? {
-            Ok(value) => Ok(value),
-            Err(why) => {
-                self.set_aside(&path, &why, problems)?;
-                Ok(T::default())
-            }
-        }
-    }
-
-    /// Reads a file the site can do without. One that is far too long is damaged like any other.
-    fn read_or_set_aside(
-        &self,
-        path: &Path,
-        problems: &mut Vec<SetAside>,
-    ) -> Result<Option<Vec<u8>>, StoreError> {
-        match self.disk.read(path) {
-            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                self.set_aside(path, &error.to_string(), problems)?;
-                Ok(None)
-            }
-            read => read.map_err(|source| io_error("read", path, source)),
-        }
-    }
-
-    /// Moves a damaged file out of the way, keeping it for whoever wants to look.
-    fn set_aside(
-        &self,
-        path: &Path,
-        why: &str,
-        problems: &mut Vec<SetAside>,
-    ) -> Result<(), StoreError> {
-        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or("file");
-        let aside = path.with_file_name(format!("{name}{ASIDE}{}", clock::unix_s()));
-        self.disk.rename(path, &aside).map_err(|source| io_error("set aside", path, source))?;
-        tracing::error!(file = %path.display(), aside = %aside.display(), why, "state file damaged");
-        problems.push(SetAside { file: path.to_owned(), aside, why: Some(why.to_owned()) });
-        Ok(())
-    }
-
-    /// Every damaged file that is still there: whoever removes it has dealt with it.
-    ///
-    /// # Errors
-    /// A directory cannot be listed.
-    pub fn set_aside_files(&self) -> Result<Vec<SetAside>, StoreError> {
-        let state = self.paths.state();
-        let trust = self.paths.trust_dir();
-        let dirs = [
-            state.to_owned(),
-            self.paths.resources_dir(),
-            state.join("grants"),
-            trust.join("endorsed"),
-            trust,
-        ];
-        let mut out = Vec::new();
-        for dir in dirs {
-            let names = self.disk.list(&dir).map_err(|source| io_error("read", &dir, source))?;
-            let found = names.iter().filter_map(|name| Some((name, name.rsplit_once(ASIDE)?.0)));
-            out.extend(found.map(|(aside, name)| SetAside {
-                file: dir.join(name),
-                aside: dir.join(aside),
-                why: None,
-            }));
-        }
-        Ok(out)
-    }
-
-    /// As [`set_aside_files`](Self::set_aside_files), with what is `known` of them.
-    ///
-    /// # Errors
-    /// As there.
-    pub fn still_aside(&self, known: Vec<SetAside>) -> Result<Vec<SetAside>, StoreError> {
-        let mut found = self.set_aside_files()?;
-        for one in &mut found {
-            let same = known.iter().find(|known| known.aside == one.aside);
-            one.why = same.and_then(|known| known.why.clone());
-        }
-        Ok(found)
-    }
-
-    fn load_resources(&self, problems: &mut Vec<SetAside>) -> Result<Resources, StoreError> {
-        let mut out = Resources::default();
-        let dir = self.paths.resources_dir();
-        for name in self.list(&dir, ".yaml")? {
-            let path = dir.join(&name);
-            let bytes = self.read(&path)?.unwrap_or_default();
-            let parsed = skein_api::parse_documents(&bytes).map_err(|error| error.to_string());
-            let inserted = parsed.and_then(|mut documents| {
-                let resource = documents.pop().filter(|_| documents.is_empty());
-                let resource = resource.ok_or_else(|| "it holds not one resource".to_owned())?;
-                if resource_file_name(resource.kind(), resource.name()) != name {
-                    return Err("its name does not fit its content".to_owned());
-                }
-                out.insert(resource).map_err(|error| error.to_string())
-            });
-            if let Err(why) = inserted {
-                self.set_aside(&path, &why, problems)?;
-            }
-        }
-        Ok(out)
-    }
-
-    fn load_grants(
-        &self,
-        problems: &mut Vec<SetAside>,
-    ) -> Result<BTreeMap<String, Grant>, StoreError> {
-        let mut out = BTreeMap::new();
-        for name in self.list(&self.path("grants"), ".json")? {
-            let grant: Option<Grant> = self.optional(&format!("grants/{name}"), problems)?;
-            if let Some(grant) = grant {
-                out.insert(grant.name.clone(), grant);
-            }
-        }
-        Ok(out)
-    }
-
-    fn load_endorsed(
-        &self,
-        problems: &mut Vec<SetAside>,
-    ) -> Result<BTreeMap<SiteId, Endorsed>, StoreError> {
-        let mut out = BTreeMap::new();
-        for name in self.list(&self.path("trust/endorsed"), ".json")? {
-            let endorsed: Option<Endorsed> =
-                self.optional(&format!("trust/endorsed/{name}"), problems)?;
-            if let Some((site, endorsed)) =
-                endorsed.and_then(|endorsed| Some((SiteId::parse(&endorsed.site)?, endorsed)))
-            {
-                out.insert(site, endorsed);
-            }
-        }
-        Ok(out)
-    }
-
-    fn load_learned(&self, problems: &mut Vec<SetAside>) -> Result<Vec<Record>, StoreError> {
-        let path = self.path("trust/learned.pb");
-        let Some(bytes) = self.read_or_set_aside(&path, problems)? else { return Ok(Vec::new()) };
-        match Learned::decode(bytes.as_slice()) {
-            Ok(mut learned) => {
-                learned.records.truncate(LEARNED_MAX);
-                Ok(learned.records)
-            }
-            Err(error) => {
-                self.set_aside(&path, &error.to_string(), problems)?;
-                Ok(Vec::new())
-            }
-        }
-    }
-
-    /// Names of state files; temporary and set-aside ones are not among them.
-    fn list(&self, dir: &Path, suffix: &str) -> Result<Vec<String>, StoreError> {
-        let names = self.disk.list(dir).map_err(|source| io_error("read", dir, source))?;
-        Ok(names
-            .into_iter()
-            .filter(|name| name.ends_with(suffix) && !name.starts_with('.'))
-            .collect())
-    }
-}
-
-/// What every JSON file looks like.
-#[derive(Serialize, Deserialize)]
-struct Stated<T> {
-    version: u32,
-    state: T,
-}
-
-/// State as people can read it; wiped from memory, because some of it is secret.
-fn json<T: Serialize>(state: &T) -> Zeroizing<Vec<u8>> {
-    let stated = Stated { version: STATE_VERSION, state };
-    let json = serde_json::to_vec_pretty(&stated);
-    Zeroizing::new(json.expect("invariant: state has string keys only"))
-}
-
-/// Reads what [`json`] wrote; what cannot be understood is described.
-fn parse<T: DeserializeOwned>(path: &Path, bytes: &[u8]) -> Result<Result<T, String>, StoreError> {
-    #[derive(Deserialize)]
-    struct Form {
-        version: u32,
-    }
-    match serde_json::from_slice(bytes) {
-        Ok(Form { version }) if version > STATE_VERSION => {
-            Err(StoreError::Newer { path: path.to_owned(), version })
-        }
-        Ok(_) => Ok(serde_json::from_slice(bytes)
-            .map(|stated: Stated<T>| stated.state)
-            .map_err(|error| error.to_string())),
-        Err(error) => Ok(Err(error.to_string())),
-    }
-}
-
-fn io_error(action: &'static str, path: &Path, source: io::Error) -> StoreError {
-    StoreError::Io { action, path: path.to_owned(), source }
 }
 
 /// Kinds and names are of letters, digits and hyphens, so the dot separates them.
@@ -649,7 +233,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::site::{InitOptions, create};
     use std::{
-        fs,
+        fs, io,
         sync::atomic::{AtomicUsize, Ordering},
     };
 
