@@ -15,11 +15,37 @@ const HTTP: u16 = 8080;
 /// What HAProxy at the client listens on; its partner listens on the same plus 1,000.
 const HAPROXY: [(u16, u16); 3] = [(17_000, FLOWGEN), (15_201, IPERF3), (18_080, HTTP)];
 
+/// What can stand between client and server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Way {
+    /// Nothing
+    Direct,
+    /// HAProxy at either end, mutual TLS between the two
+    Haproxy,
+    /// Skein, the sites linked to each other
+    Skein,
+    /// Skein, with a site in between
+    Transit,
+}
+
+impl Way {
+    /// The heading of its column.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Haproxy => "HAProxy pair, mTLS",
+            Self::Skein => "Skein, 0 transits",
+            Self::Transit => "Skein, 1 transit",
+        }
+    }
+}
+
 /// One way from client to server.
 #[derive(Debug)]
 pub struct Column {
-    /// Heading.
-    pub name: &'static str,
+    /// Which.
+    pub way: Way,
     /// Where the client reaches flowgen.
     pub flowgen: SocketAddr,
     /// Where it reaches iperf3.
@@ -30,7 +56,7 @@ pub struct Column {
     pub processes: Vec<(Host, u32)>,
 }
 
-/// The network with every column set up; dropping it ends all.
+/// The network with its columns set up; dropping it ends all.
 #[derive(Debug)]
 pub struct Setup {
     /// The columns.
@@ -42,11 +68,11 @@ pub struct Setup {
 }
 
 impl Setup {
-    /// Builds network, servers, HAProxy pair and sites.
+    /// Builds network and servers, and `ways` between them, in this order.
     ///
     /// # Errors
     /// When anything of it fails.
-    pub fn new() -> Result<Self> {
+    pub fn new(ways: &[Way]) -> Result<Self> {
         let lab = Lab::new()?;
         let lan = lab.lan("lan", Ipv4Addr::new(203, 0, 113, 0))?;
         let host = |name: &str| -> Result<Host> {
@@ -56,30 +82,15 @@ impl Setup {
         };
         let (client, transit, server) = (host("client")?, host("transit")?, host("server")?);
         let mut processes = serve(&server)?;
-        let haproxy = haproxy_pair(&lab, &client, &server)?;
-        let at = |ip: Ipv4Addr, port| SocketAddr::from((ip, port));
-        let mut columns = vec![
-            Column {
-                name: "direct",
-                flowgen: at(server.address(), FLOWGEN),
-                iperf3: at(server.address(), IPERF3),
-                http: at(server.address(), HTTP),
-                processes: Vec::new(),
-            },
-            Column {
-                name: "HAProxy pair, mTLS",
-                flowgen: at(Ipv4Addr::LOCALHOST, HAPROXY[0].0),
-                iperf3: at(Ipv4Addr::LOCALHOST, HAPROXY[1].0),
-                http: at(Ipv4Addr::LOCALHOST, HAPROXY[2].0),
-                processes: vec![
-                    (client.clone(), pid_of(&client, "haproxy")?),
-                    (server.clone(), pid_of(&server, "haproxy")?),
-                ],
-            },
-        ];
-        processes.extend(haproxy);
-        columns.push(skein("Skein, 0 transits", "zero", 7443, &[&client, &server])?);
-        columns.push(skein("Skein, 1 transit", "one", 7444, &[&client, &transit, &server])?);
+        let mut columns = Vec::new();
+        for &way in ways {
+            columns.push(match way {
+                Way::Direct => direct(&server),
+                Way::Haproxy => haproxy(&lab, &client, &server, &mut processes)?,
+                Way::Skein => skein(way, "zero", 7443, &[&client, &server])?,
+                Way::Transit => skein(way, "one", 7444, &[&client, &transit, &server])?,
+            });
+        }
         Ok(Self { columns, client, _processes: processes, _lab: lab })
     }
 }
@@ -97,8 +108,19 @@ fn serve(server: &Host) -> Result<Vec<Process>> {
     Ok(processes)
 }
 
+fn direct(server: &Host) -> Column {
+    let at = |port| SocketAddr::from((server.address(), port));
+    Column {
+        way: Way::Direct,
+        flowgen: at(FLOWGEN),
+        iperf3: at(IPERF3),
+        http: at(HTTP),
+        processes: Vec::new(),
+    }
+}
+
 /// A chain of sites, each linked to the next; the last serves, the first is the client's.
-fn skein(name: &'static str, namespace: &str, port: u16, hosts: &[&Host]) -> Result<Column> {
+fn skein(way: Way, namespace: &str, port: u16, hosts: &[&Host]) -> Result<Column> {
     let mut sites: Vec<Site> = Vec::new();
     for host in hosts {
         let address = format!("{}:{port}", host.address());
@@ -120,11 +142,16 @@ fn skein(name: &'static str, namespace: &str, port: u16, hosts: &[&Host]) -> Res
     for site in &sites {
         processes.push((site.host().clone(), site.processes()?.router));
     }
-    Ok(Column { name, flowgen, iperf3, http, processes })
+    Ok(Column { way, flowgen, iperf3, http, processes })
 }
 
 /// HAProxy at the client takes TCP and speaks mutual TLS with HAProxy at the server.
-fn haproxy_pair(lab: &Lab, client: &Host, server: &Host) -> Result<Vec<Process>> {
+fn haproxy(
+    lab: &Lab,
+    client: &Host,
+    server: &Host,
+    processes: &mut Vec<Process>,
+) -> Result<Column> {
     let keys = keys(lab, client)?;
     let (pem, ca) = (keys.join("pair.pem"), keys.join("ca.crt"));
     let tls = format!("ssl crt {} ca-file {}", pem.display(), ca.display());
@@ -154,7 +181,12 @@ fn haproxy_pair(lab: &Lab, client: &Host, server: &Host) -> Result<Vec<Process>>
             .with_context(|| process.stderr())?;
         Ok(process)
     };
-    Ok(vec![start(server, &far)?, start(client, &near)?])
+    processes.extend([start(server, &far)?, start(client, &near)?]);
+    let [flowgen, iperf3, http] =
+        HAPROXY.map(|(port, _)| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+    let between = [client, server].map(|host| Ok((host.clone(), pid_of(host, "haproxy")?)));
+    let between = between.into_iter().collect::<Result<_>>()?;
+    Ok(Column { way: Way::Haproxy, flowgen, iperf3, http, processes: between })
 }
 
 /// A throw-away authority and one certificate for both ends.

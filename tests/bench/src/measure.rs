@@ -65,7 +65,7 @@ pub fn http(
         Ok(word.with_context(|| format!("{name} in {output}"))?.parse()?)
     };
     let failed = field("Failed requests:")?;
-    ensure!(failed == 0.0, "{}: {failed} requests failed", column.name);
+    ensure!(failed == 0.0, "{}: {failed} requests failed", column.way.name());
     let table = std::fs::read_to_string(&csv)?;
     let percentile = |p: &str| -> Result<f64> {
         let value = table.lines().find_map(|line| line.strip_prefix(p)?.strip_prefix(','));
