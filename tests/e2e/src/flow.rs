@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use skein_lab::{Host, Process};
 
@@ -75,6 +75,25 @@ fn report(process: Process) -> Result<Value> {
     let output = process.finish(finish_timeout())?;
     let line = output.stdout.lines().last().with_context(|| output.to_string())?;
     serde_json::from_str(line).with_context(|| output.to_string())
+}
+
+/// That no flow of a report of `duplex` or `bulk` failed, and none brought anything but what was sent, whole.
+///
+/// # Errors
+/// With the report, when one did.
+pub fn clean(report: &Value) -> Result<()> {
+    // A flow of `bulk` that ends early has failed.
+    let whole = report["truncated"].is_null() || report["truncated"] == 0;
+    ensure!(report["failed"] == 0 && report["wrong"] == 0 && whole, "{report}");
+    Ok(())
+}
+
+/// The longest silence of any flow of a report.
+#[must_use]
+pub fn gap_max(report: &Value) -> Duration {
+    let gaps = report["gaps"].as_array().into_iter().flatten();
+    let longest = gaps.filter_map(|gap| gap["length_ms"].as_u64()).max();
+    Duration::from_millis(longest.unwrap_or(0))
 }
 
 /// Starts a server that plays a script with every connection, on the host's loopback; [`stop`] gives what it saw, as

@@ -163,6 +163,29 @@ impl Site {
         .with_context(|| rows.to_string())
     }
 
+    /// The first row of `skctl link list`.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn first_link(&self) -> Result<Value> {
+        let links = self.json(&["link", "list"])?;
+        links.get(0).cloned().context("a link")
+    }
+
+    /// Waits until that row satisfies `check`.
+    ///
+    /// # Errors
+    /// With the row, when it does not in time.
+    pub fn wait_link(
+        &self,
+        what: &str,
+        timeout: Duration,
+        check: impl Fn(&Value) -> bool,
+    ) -> Result<Duration> {
+        let took = eventually(what, timeout, || Ok(check(&self.first_link()?)));
+        took.with_context(|| format!("{:?}", self.first_link()))
+    }
+
     /// `skctl status`.
     ///
     /// # Errors

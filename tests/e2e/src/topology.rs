@@ -10,6 +10,26 @@ use crate::Site;
 /// A public address range that is documentation.
 pub const PUBLIC: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 0);
 
+/// A network of one public LAN.
+///
+/// # Errors
+/// When the machine does not allow namespaces.
+pub fn internet() -> Result<(Lab, Lan)> {
+    let lab = Lab::new()?;
+    let internet = lab.lan("internet", PUBLIC)?;
+    Ok((lab, internet))
+}
+
+/// A site that others reach, on a host of its own.
+///
+/// # Errors
+/// When host or site cannot be made.
+pub fn reachable(lab: &Lab, internet: &Lan, name: &str) -> Result<Site> {
+    let host = lab.host(name)?;
+    let address = host.join(internet)?.to_string();
+    Site::init(&host, &["--advertise", &address])
+}
+
 /// One reachable site and two behind NATs of their own, linked to it.
 #[derive(Debug)]
 pub struct Hub {
@@ -31,11 +51,8 @@ impl Hub {
     /// # Errors
     /// When anything fails.
     pub fn new() -> Result<Self> {
-        let lab = Lab::new()?;
-        let internet = lab.lan("internet", PUBLIC)?;
-        let host = lab.host("hub")?;
-        let address = host.join(&internet)?.to_string();
-        let hub = Site::init(&host, &["--advertise", &address])?;
+        let (lab, internet) = internet()?;
+        let hub = reachable(&lab, &internet, "hub")?;
         let branch = Site::init(&lab.host_behind_nat("branch", &internet)?, &[])?;
         let dc = Site::init(&lab.host_behind_nat("dc", &internet)?, &[])?;
         branch.link_to(&hub, &[])?;
@@ -84,14 +101,8 @@ impl Diamond {
     }
 
     fn of(mut leaf: impl FnMut(&Lab, &Lan, &str) -> Result<Host>) -> Result<Self> {
-        let lab = Lab::new()?;
-        let internet = lab.lan("internet", PUBLIC)?;
-        let transit = |name: &str| {
-            let host = lab.host(name)?;
-            let address = host.join(&internet)?.to_string();
-            Site::init(&host, &["--advertise", &address])
-        };
-        let transits = [transit("t1")?, transit("t2")?];
+        let (lab, internet) = internet()?;
+        let transits = [reachable(&lab, &internet, "t1")?, reachable(&lab, &internet, "t2")?];
         let mut leaf = |name: &str| {
             let site = Site::init(&leaf(&lab, &internet, name)?, &["--no-listen"])?;
             site.link_to(&transits[0], &[])?;

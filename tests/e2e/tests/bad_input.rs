@@ -4,17 +4,14 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use skein_e2e::topology::{Hub, PUBLIC};
+use skein_e2e::topology::{Hub, internet, reachable};
 use skein_e2e::{Site, figure, flow};
 use skein_lab::{Host, Lab, Lan, eventually, require_programs};
 
 /// A reachable site and one that is not linked to it yet.
 fn hub_and_stranger() -> Result<(Lab, Lan, [Site; 2])> {
-    let lab = Lab::new()?;
-    let internet = lab.lan("internet", PUBLIC)?;
-    let host = lab.host("hub")?;
-    let address = host.join(&internet)?.to_string();
-    let hub = Site::init(&host, &["--advertise", &address])?;
+    let (lab, internet) = internet()?;
+    let hub = reachable(&lab, &internet, "hub")?;
     let stranger = Site::init(&lab.host_behind_nat("stranger", &internet)?, &[])?;
     Ok((lab, internet, [hub, stranger]))
 }
@@ -79,8 +76,7 @@ fn endpoints_that_are_not_there_or_something_else() -> Result<()> {
     if !require_programs(&["nginx"]) {
         return Ok(());
     }
-    let lab = Lab::new()?;
-    let internet = lab.lan("internet", PUBLIC)?;
+    let (lab, internet) = internet()?;
     let host = lab.host("hub")?;
     let address = host.join(&internet)?.to_string();
     let site = Site::init(&lab.host_behind_nat("site", &internet)?, &[])?;

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
-use skein_e2e::topology::PUBLIC;
+use skein_e2e::flow::clean;
+use skein_e2e::topology::{internet, reachable};
 use skein_e2e::{Site, clients, figure, flow, scaled, servers};
 use skein_lab::{Lab, Lan, eventually, require_programs};
 
@@ -24,11 +25,8 @@ struct Blocked {
 
 impl Blocked {
     fn new() -> Result<Self> {
-        let lab = Lab::new()?;
-        let internet = lab.lan("internet", PUBLIC)?;
-        let host = lab.host("hub")?;
-        let address = host.join(&internet)?.to_string();
-        let hub = Site::init(&host, &["--advertise", &address])?;
+        let (lab, internet) = internet()?;
+        let hub = reachable(&lab, &internet, "hub")?;
         let host = lab.host_behind_nat("branch", &internet)?;
         host.block_udp(true)?;
         let branch = Site::init(&host, &["--no-listen"])?;
@@ -36,16 +34,13 @@ impl Blocked {
     }
 
     fn link(&self) -> Result<Value> {
-        let links = self.branch.json(&["link", "list"])?;
-        links.get(0).cloned().context("a link")
+        self.branch.first_link()
     }
 
     fn wait_carrier(&self, carrier: &str, most: Duration) -> Result<Duration> {
-        let took = eventually(&format!("a link over {carrier}"), most, || {
-            let link = self.link()?;
-            Ok(link["state"] == "up" && link["carrier"] == carrier)
-        });
-        took.with_context(|| format!("{:?}", self.link()))
+        self.branch.wait_link(&format!("a link over {carrier}"), most, |link| {
+            link["state"] == "up" && link["carrier"] == carrier
+        })
     }
 }
 
@@ -74,12 +69,6 @@ impl Blocked {
         figure("downloaded over TLS in", format!("{took:?}"));
         Ok(())
     }
-}
-
-fn clean(report: &Value) -> Result<()> {
-    let none = |key: &str| report[key].is_null() || report[key] == 0;
-    ensure!(none("failed") && none("wrong") && none("truncated"), "{report}");
-    Ok(())
 }
 
 #[test]
@@ -224,8 +213,7 @@ fn a_balancer_that_passes_tls_through_leads_to_the_site_by_name() -> Result<()> 
     if !require_programs(&["haproxy"]) {
         return Ok(());
     }
-    let lab = Lab::new()?;
-    let internet = lab.lan("internet", PUBLIC)?;
+    let (lab, internet) = internet()?;
     let (front, back) = (lab.host("balancer")?, lab.host("hub")?);
     let (front_address, back_address) = (front.join(&internet)?, back.join(&internet)?);
     let _balancer = servers::sni_balancer(&front, 7443, NAME, &format!("{back_address}:7443"))?;

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use serde_json::Value;
-use skein_e2e::topology::{Hub, PUBLIC};
+use skein_e2e::topology::{Hub, internet, reachable};
 use skein_e2e::{Site, figure, flow};
-use skein_lab::{Host, Lab};
+use skein_lab::Host;
 
 /// A client at the hub's branch, servers `one` at dc and `two` at a third leaf.
 fn two_providers(strategy: &str) -> Result<(Hub, Site, [skein_lab::Process; 2])> {
@@ -73,14 +73,11 @@ fn balanced_spreads_evenly() -> Result<()> {
 
 #[test]
 fn withdrawing_the_last_provider_closes_the_socket_and_drains() -> Result<()> {
-    let lab = Lab::new()?;
-    let internet = lab.lan("internet", PUBLIC)?;
-    let host = lab.host("hub")?;
-    let address = host.join(&internet)?.to_string();
-    let hub = Site::init(&host, &["--advertise", &address])?;
+    let (lab, internet) = internet()?;
+    let hub = reachable(&lab, &internet, "hub")?;
     let leaf = Site::init(&lab.host_behind_nat("leaf", &internet)?, &[])?;
     leaf.link_to(&hub, &[])?;
-    let _server = flow::serve(&host, 7800, &[])?;
+    let _server = flow::serve(hub.host(), 7800, &[])?;
     hub.expose("gone", 7800, &[])?;
     let to = leaf.endpoint("gone", 7800)?;
     let running = flow::start(leaf.host(), "duplex", to, &["--flows", "5"])?;

@@ -4,7 +4,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use skein_e2e::{Site, flow, topology::PUBLIC};
+use skein_e2e::{
+    Site, flow,
+    topology::{internet, reachable},
+};
 use skein_lab::{Host, Lab, Signal, eventually};
 
 /// One host with one site that listens.
@@ -202,11 +205,8 @@ fn etc_hosts_is_kept_and_restored() -> Result<()> {
 
 #[test]
 fn names_of_others_are_written_once_they_are_known_to_lead_nowhere() -> Result<()> {
-    let lab = Lab::new()?;
-    let internet = lab.lan("internet", PUBLIC)?;
-    let hub = lab.host("hub")?;
-    let address = hub.join(&internet)?.to_string();
-    let hub = Site::init(&hub, &["--advertise", &address])?;
+    let (lab, internet) = internet()?;
+    let hub = reachable(&lab, &internet, "hub")?;
     let leaf = lab.host("leaf")?;
     leaf.join(&internet)?;
     let hosts = leaf.dir().join("hosts");

@@ -4,18 +4,12 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use serde_json::Value;
+use skein_e2e::flow::clean;
 use skein_e2e::topology::{Hub, PUBLIC};
 use skein_e2e::{Site, figure, flow};
 use skein_lab::{Lab, eventually};
 
 const OTHER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 0);
-
-fn clean(report: &Value) -> Result<()> {
-    let none = |key: &str| report[key].is_null() || report[key] == 0;
-    ensure!(none("failed") && none("wrong") && none("truncated"), "{report}");
-    Ok(())
-}
 
 fn answers(from: &Site, to: SocketAddr) -> Result<bool> {
     Ok(flow::run(from.host(), "probe", to, &["--count", "1"])?["ok"] == 1)

@@ -5,9 +5,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use skein_e2e::topology::PUBLIC;
+use skein_e2e::topology::{internet, reachable};
 use skein_e2e::{Site, flow};
-use skein_lab::{Lab, eventually};
+use skein_lab::eventually;
 
 const SETTLE: Duration = Duration::from_secs(30);
 
@@ -33,11 +33,8 @@ fn links(site: &Site) -> Result<usize> {
 
 #[test]
 fn partners_share_what_both_named_until_one_withdraws() -> Result<()> {
-    let lab = Lab::new()?;
-    let internet = lab.lan("internet", PUBLIC)?;
-    let host = lab.host("hub")?;
-    let address = host.join(&internet)?.to_string();
-    let hub = Site::init(&host, &["--advertise", &address])?;
+    let (lab, internet) = internet()?;
+    let hub = reachable(&lab, &internet, "hub")?;
     let partner = Site::init(&lab.host_behind_nat("partner", &internet)?, &[])?;
     let _servers = [
         flow::serve(hub.host(), 7100, &[])?,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use skein_e2e::topology::PUBLIC;
+use skein_e2e::topology::{PUBLIC, reachable};
 use skein_e2e::{Site, figure, flow, scaled};
 use skein_lab::{Lab, eventually};
 
@@ -16,9 +16,7 @@ fn build(lab: &Lab, rings: usize, size: usize) -> Result<Vec<Site>> {
     let internet = lab.lan("internet", PUBLIC)?;
     let mut sites = Vec::new();
     for number in 0..rings * size {
-        let host = lab.host(&format!("r{number:02}"))?;
-        let address = host.join(&internet)?.to_string();
-        sites.push(Site::init(&host, &["--advertise", &address])?);
+        sites.push(reachable(lab, &internet, &format!("r{number:02}"))?);
     }
     // Neighbours first, so that whoever links is new to the network or already in it.
     for ring in 0..rings {

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
-use skein_e2e::topology::PUBLIC;
+use skein_e2e::flow::{clean, gap_max};
+use skein_e2e::topology::{internet, reachable};
 use skein_e2e::{Site, figure, flow, long, scaled};
 use skein_lab::{Direction, Lab, Loss, Mtu, Process, Profile, Signal, Wan, eventually};
 
@@ -30,11 +31,8 @@ impl Away {
     }
 
     fn with_mtu(seed: u64, mtu: u16) -> Result<Self> {
-        let lab = Lab::new()?;
-        let internet = lab.lan("internet", PUBLIC)?;
-        let host = lab.host("hub")?;
-        let address = host.join(&internet)?.to_string();
-        let hub = Site::init(&host, &["--advertise", &address])?;
+        let (lab, internet) = internet()?;
+        let hub = reachable(&lab, &internet, "hub")?;
         let host = lab.host("branch")?;
         let wan = host.join_through_wan(&internet, seed)?;
         host.set_mtu(&internet, mtu)?;
@@ -46,13 +44,11 @@ impl Away {
     }
 
     fn link(&self) -> Result<Value> {
-        let links = self.branch.json(&["link", "list"])?;
-        links.get(0).cloned().context("a link")
+        self.branch.first_link()
     }
 
     fn wait_link(&self, what: &str, check: impl Fn(&Value) -> bool) -> Result<Duration> {
-        eventually(what, 10 * SECOND, || Ok(check(&self.link()?)))
-            .with_context(|| format!("{:?}", self.link()))
+        self.branch.wait_link(what, 10 * SECOND, check)
     }
 }
 
@@ -73,19 +69,6 @@ fn proxy(net: &Away, port: u16, to: u16) -> Result<Process> {
     })
     .with_context(|| process.stderr())?;
     Ok(process)
-}
-
-fn clean(report: &Value) -> Result<()> {
-    let none = |key: &str| report[key].is_null() || report[key] == 0;
-    ensure!(none("failed") && none("wrong") && none("truncated"), "{report}");
-    Ok(())
-}
-
-/// The longest silence of any flow.
-fn gap_max(report: &Value) -> Duration {
-    let gaps = report["gaps"].as_array().into_iter().flatten();
-    let longest = gaps.filter_map(|gap| gap["length_ms"].as_u64()).max();
-    Duration::from_millis(longest.unwrap_or(0))
 }
 
 #[test]
@@ -205,14 +188,8 @@ fn a_dead_or_frozen_neighbour_is_noticed_and_so_is_loss_in_one_direction() -> Re
 
 #[test]
 fn a_transit_leads_round_a_lost_link_before_the_news_arrives() -> Result<()> {
-    let lab = Lab::new()?;
-    let internet = lab.lan("internet", PUBLIC)?;
-    let transit = |name: &str| {
-        let host = lab.host(name)?;
-        let address = host.join(&internet)?.to_string();
-        Site::init(&host, &["--advertise", &address])
-    };
-    let transits = [transit("t1")?, transit("t2")?];
+    let (lab, internet) = internet()?;
+    let transits = [reachable(&lab, &internet, "t1")?, reachable(&lab, &internet, "t2")?];
     let host = lab.host("far")?;
     // So long is the ingress not told.
     host.join_through_wan(&internet, 5)?.set(&Profile { delay: 100 * MS, ..Profile::default() });
