@@ -142,6 +142,7 @@ fn a_refused_target_is_a_reset_without_a_byte() -> Result<()> {
 
 #[test]
 fn unpaced_flows_share_and_a_stalled_reader_stalls_nobody() -> Result<()> {
+    let _alone = skein_lab::alone();
     let net = Hub::new()?;
     let _server = flow::serve(net.dc.host(), 7300, &[])?;
     net.dc.expose("bulk", 7300, &[])?;

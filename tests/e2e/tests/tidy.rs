@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
     process::Command,
@@ -12,6 +12,37 @@ const FUNCTION_LINES_MAX: usize = 100;
 const FILE_LINES_MAX: usize = 700;
 /// What the pure crates must not reach, through whatever path.
 const IMPURE: [&str; 6] = ["tokio", "quinn", "hyper", "socket2", "mio", "kube"];
+
+/// Features of packages that the product does not ask for and is tested with, because one command builds all: tests need them. That it
+/// compiles without them is checked on its own, see `.ci/run`.
+const ADDED_BY_TESTS: [(&str, &[&str]); 3] = [
+    // The lab's TUN devices.
+    ("nix", &["default", "ioctl"]),
+    // The simulation puts a seed where the kernel's randomness is.
+    ("rustix", &["rand"]),
+    // Virtual time.
+    ("tokio", &["test-util"]),
+];
+
+#[test]
+fn what_is_tested_is_what_is_shipped() -> Result<()> {
+    let shipped = features(&["--edges", "normal,build", "--package", "skctl"])?;
+    let tested = features(&["--edges", "normal,build,dev", "--workspace"])?;
+    let mut allowed: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
+    for (package, features) in ADDED_BY_TESTS {
+        allowed.insert(package.to_owned(), features.iter().map(|&f| f.to_owned()).collect());
+    }
+    let mut added = BTreeMap::new();
+    for (package, features) in &shipped {
+        let more: BTreeSet<_> = tested[package].difference(features).cloned().collect();
+        if !more.is_empty() {
+            let (name, _) = package.split_once(' ').context("a version")?;
+            added.insert(name.to_owned(), more);
+        }
+    }
+    assert_eq!(added, allowed, "features that tests add to what is shipped");
+    Ok(())
+}
 
 #[test]
 fn pure_crates_reach_no_runtime() -> Result<()> {
@@ -103,17 +134,36 @@ fn rust_files() -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
+/// The features of each package, by name and version, that a build of some of the workspace asks for.
+fn features(selection: &[&str]) -> Result<BTreeMap<String, BTreeSet<String>>> {
+    let tree = cargo_tree(&[selection, &["--format", "{p}|{f}"]].concat())?;
+    let mut found = BTreeMap::<_, BTreeSet<_>>::new();
+    for line in tree.lines().filter(|line| !line.is_empty()) {
+        let (package, features) = line.split_once('|').context("a package and its features")?;
+        let package = package.split_whitespace().take(2).collect::<Vec<_>>().join(" ");
+        let features = features.trim_end_matches(" (*)").split(',').filter(|f| !f.is_empty());
+        found.entry(package).or_default().extend(features.map(str::to_owned));
+    }
+    Ok(found)
+}
+
 /// Names of all packages `package` is built from, itself included, with the features it asks for on its own.
 fn built_from(package: &str) -> Result<BTreeSet<String>> {
-    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
-    let output = Command::new(cargo)
-        .args(["tree", "--locked", "--edges", "normal", "--prefix", "none", "--package", package])
-        .current_dir(root())
-        .output()
-        .context("cargo tree")?;
-    let tree = String::from_utf8(output.stdout)?;
+    let tree = cargo_tree(&["--edges", "normal", "--package", package])?;
     let names: BTreeSet<_> =
         tree.lines().filter_map(|l| l.split_whitespace().next().map(str::to_owned)).collect();
     assert!(names.contains(package), "cargo tree knows {package}");
     Ok(names)
+}
+
+fn cargo_tree(args: &[&str]) -> Result<String> {
+    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
+    let output = Command::new(cargo)
+        .args(["tree", "--locked", "--prefix", "none"])
+        .args(args)
+        .current_dir(root())
+        .output()
+        .context("cargo tree")?;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8(output.stdout)?)
 }

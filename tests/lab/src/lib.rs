@@ -16,6 +16,7 @@ mod host;
 mod lan;
 mod namespace;
 mod require;
+mod turn;
 mod wan;
 
 use std::net::Ipv4Addr;
@@ -30,9 +31,11 @@ pub use command::{Command, Output, Process};
 pub use host::{Host, Signal};
 pub use lan::Lan;
 pub use require::{require_programs, require_root, skipped};
+pub use turn::{Alone, alone};
 pub use wan::{Counters, Direction, Loss, Mtu, Profile, Rate, Wan};
 
 use namespace::Holder;
+use turn::Turn;
 
 /// A test network, empty at first. Dropping the last handle to it and its hosts removes everything.
 #[derive(Clone, Debug)]
@@ -45,18 +48,22 @@ pub(crate) struct Inner {
     // Order matters: the holder ends every process before the directory they write to goes.
     pub(crate) core: Holder,
     pub(crate) dir: tempfile::TempDir,
+    /// Given back last.
+    _turn: Turn,
     lans: AtomicU8,
     hosts: AtomicU8,
     pub(crate) runs: AtomicU32,
 }
 
 impl Lab {
-    /// Makes the namespace the LANs of the lab live in.
+    /// Makes the namespace the LANs of the lab live in. Waits until few enough labs of this process stand, so make one at a time; see
+    /// [`alone`].
     ///
     /// # Errors
     /// When the machine does not allow namespaces (unprivileged user namespaces switched off), or a
     /// program the lab is made with (`unshare`, `nsenter`, `ip`) is missing.
     pub fn new() -> Result<Self> {
+        let turn = Turn::take();
         namespace::reap_stale();
         let dir = tempfile::Builder::new()
             .prefix(&format!("{}{}-", namespace::DIR_PREFIX, std::process::id()))
@@ -69,6 +76,7 @@ impl Lab {
         let lab = Inner {
             core,
             dir,
+            _turn: turn,
             lans: AtomicU8::new(0),
             hosts: AtomicU8::new(0),
             runs: AtomicU32::new(0),

@@ -1,12 +1,12 @@
 //! A WAN box does what it was told, measured from outside of it.
 
 use std::net::Ipv4Addr;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use skein_lab::{
-    Direction, Host, Lab, Loss, Mtu, Process, Profile, Rate, Wan, eventually, require_root,
+    Alone, Direction, Host, Lab, Loss, Mtu, Process, Profile, Rate, Wan, alone, eventually,
+    require_root,
 };
 
 const BIN: &str = env!("CARGO_BIN_EXE_skein-lab");
@@ -15,9 +15,6 @@ const MS: Duration = Duration::from_millis(1);
 /// What a busy machine may add to a round trip.
 const BUSY: Duration = Duration::from_millis(40);
 
-/// One at a time: they measure time, and count threads.
-static TURN: Mutex<()> = Mutex::new(());
-
 /// Two hosts, one of them behind a WAN box, the other with servers.
 struct Net {
     _lab: Lab,
@@ -25,7 +22,8 @@ struct Net {
     far: Host,
     wan: Wan,
     _servers: [Process; 2],
-    _turn: MutexGuard<'static, ()>,
+    /// Time is measured here, and threads are counted.
+    _alone: Alone,
 }
 
 /// What came back of some datagrams.
@@ -41,7 +39,7 @@ struct Pinged {
 
 impl Net {
     fn new() -> Result<Self> {
-        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let alone = alone();
         let lab = Lab::new()?;
         let internet = lab.lan("internet", PUBLIC)?;
         let (near, far) = (lab.host("near")?, lab.host("far")?);
@@ -54,7 +52,7 @@ impl Net {
             Ok::<_, anyhow::Error>(server)
         };
         let servers = [server("sink")?, server("echo")?];
-        Ok(Self { _lab: lab, near, far, wan, _servers: servers, _turn: turn })
+        Ok(Self { _lab: lab, near, far, wan, _servers: servers, _alone: alone })
     }
 
     fn ping(&self, count: u32, gap: Duration, bytes: usize) -> Result<Pinged> {
@@ -185,7 +183,7 @@ fn a_wan_box_ends_with_its_lab() -> Result<()> {
         let name = |task: std::fs::DirEntry| std::fs::read_to_string(task.path().join("comm")).ok();
         Ok(names.filter_map(name).filter(|name| name.trim() == "wan").count())
     };
-    let Net { _turn, _lab: lab, near, far, wan, .. } = Net::new()?;
+    let Net { _alone, _lab: lab, near, far, wan, .. } = Net::new()?;
     eventually("a thread", Duration::from_secs(5), || Ok(threads()? == 1))?;
     drop((lab, near, far, wan));
     eventually("none", Duration::from_secs(5), || Ok(threads()? == 0)).context("left behind")?;
