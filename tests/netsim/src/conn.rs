@@ -412,7 +412,11 @@ impl World {
         }
         if !self.hosts[conn.ends[to].host].is_up {
             // It is sent again until somebody answers.
-            conn.ends[1 - to].tx.unsplit(BytesMut::new());
+            let sender = &mut conn.ends[1 - to];
+            let mut again = BytesMut::from(&bytes[..]);
+            again.unsplit(std::mem::take(&mut sender.tx));
+            sender.tx = again;
+            sender.in_flight = sender.in_flight.saturating_sub(bytes.len());
             return self.retry_later(id, 1 - to);
         }
         // Nobody will read it.

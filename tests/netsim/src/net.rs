@@ -3,7 +3,7 @@
 use crate::{
     path::Path,
     process::Process,
-    world::{HostId, Owner, World},
+    world::{HostId, Owner, Watched, World},
 };
 use parking_lot::Mutex;
 use rand::{SeedableRng as _, rngs::StdRng};
@@ -117,6 +117,11 @@ impl Net {
     /// Changes the path from one host to another, in this direction.
     pub fn change_path(&self, from: &Host, to: &Host, change: impl FnOnce(&mut Path)) {
         self.with(|world| change(&mut world.path(from.id, to.id).path));
+    }
+
+    /// Shows `watcher` every datagram that is sent from one host to another: the time in microseconds, from where, to where, what.
+    pub fn watch(&self, watcher: impl Fn(u64, IpAddr, IpAddr, &[u8]) + Send + Sync + 'static) {
+        self.with(|world| world.watched = Watched(Some(Arc::new(watcher))));
     }
 
     /// Lets time pass: steps every process in turn, a tick at a time.

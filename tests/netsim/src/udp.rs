@@ -90,6 +90,10 @@ impl World {
         }
         self.datagrams_sent += 1;
         self.note(1, datagram.from, to, datagram.bytes.len());
+        self.trace.note_bytes(&datagram.bytes);
+        if let Some(watcher) = &self.watched.0 {
+            watcher(now_us, self.hosts[host].ip, self.hosts[target].ip, &datagram.bytes);
+        }
         let (path, rng) = self.path_and_rng(host, target);
         for due_us in path.datagram(now_us, datagram.bytes.len(), rng) {
             let datagram = datagram.clone();

@@ -13,6 +13,7 @@ use std::{
     collections::{BTreeMap, BinaryHeap},
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
+    sync::Arc,
     task::Waker,
 };
 
@@ -73,11 +74,25 @@ impl Ord for Scheduled {
     }
 }
 
+/// Who is shown every datagram that is sent from host to host: when, from where, to where, what.
+pub(crate) type Watcher = Arc<dyn Fn(u64, IpAddr, IpAddr, &[u8]) + Send + Sync>;
+
+/// Perhaps somebody who watches.
+#[derive(Default)]
+pub(crate) struct Watched(pub(crate) Option<Watcher>);
+
+impl std::fmt::Debug for Watched {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Watched").field(&self.0.is_some()).finish()
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct World {
     pub(crate) now_us: u64,
     pub(crate) rng: StdRng,
     pub(crate) trace: Trace,
+    pub(crate) watched: Watched,
     pub(crate) hosts: Vec<HostState>,
     pub(crate) udp: BTreeMap<u64, UdpState>,
     pub(crate) listeners: BTreeMap<u64, ListenerState>,
@@ -101,6 +116,7 @@ impl World {
             now_us: 0,
             rng,
             trace: Trace::default(),
+            watched: Watched::default(),
             hosts: Vec::new(),
             udp: BTreeMap::new(),
             listeners: BTreeMap::new(),

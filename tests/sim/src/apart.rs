@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use std::{
     io::{Read as _, Write as _},
     path::Path,
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
     sync::mpsc::{RecvTimeoutError, channel},
     time::Duration,
 };
@@ -16,21 +16,33 @@ use std::{
 /// A run takes a second or two, one of a hundred sites half a minute; on a busy machine a few times that.
 const RUN_MAX: Duration = Duration::from_secs(300);
 
+/// Ends when nobody waits for it any more.
+struct Reaped(Child);
+
+impl Drop for Reaped {
+    fn drop(&mut self) {
+        // Both fail only if it has ended.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// Runs a scenario in a process of `program`, which is this package's.
 ///
 /// # Errors
 /// The scenario cannot be set up, or the process says nothing. What goes wrong in the run is in the outcome, as is that it does not end.
 pub fn run_apart(program: &Path, scenario: &Scenario) -> Result<Outcome> {
-    let mut child = Command::new(program)
+    let child = Command::new(program)
         .args(["--scenario", "-", "--report"])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
         .context("a process for the run")?;
-    let mut stdin = child.stdin.take().context("invariant: it is a pipe")?;
+    let mut child = Reaped(child);
+    let mut stdin = child.0.stdin.take().context("invariant: it is a pipe")?;
     stdin.write_all(&serde_json::to_vec(scenario)?)?;
     drop(stdin);
-    let mut stdout = child.stdout.take().context("invariant: it is a pipe")?;
+    let mut stdout = child.0.stdout.take().context("invariant: it is a pipe")?;
     let (report, reported) = channel();
     let reader = std::thread::spawn(move || {
         let mut text = String::new();
@@ -41,13 +53,11 @@ pub fn run_apart(program: &Path, scenario: &Scenario) -> Result<Outcome> {
     let text = match reported.recv_timeout(RUN_MAX) {
         Ok(text) => text?,
         Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
-            child.kill()?;
-            child.wait()?;
             let failure = format!("stuck: no end after {} s", RUN_MAX.as_secs());
             return Ok(Outcome { failures: vec![failure], ..Outcome::default() });
         }
     };
-    let status = child.wait()?;
+    let status = child.0.wait()?;
     ensure!(reader.join().is_ok(), "invariant: reading does not panic");
     serde_json::from_str(&text).with_context(|| format!("{status}: {text}"))
 }

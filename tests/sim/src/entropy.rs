@@ -1,10 +1,22 @@
-//! Randomness from the seed: the kernel's, as far as this program's simulating threads ask for it.
+//! Randomness from the seed: the kernel's, as far as this program's simulating threads ask for it, and the cryptographic library's.
 //!
 //! `tokio::select!` draws the order of its branches, and hash tables the order of their entries, from what `std` asks the kernel for once
-//! per thread; neither can be given a seed. So this program has a `getrandom` of its own in place of the C library's.
+//! per thread; neither can be given a seed. So this program has a `getrandom` of its own in place of the C library's. AWS-LC takes its
+//! entropy from the timing of the processor; it has a way to be given another source for its own tests. With that, keys are the same in
+//! every run, and so is every byte that is sent: what becomes of a packet that arrives with the wrong keys depends on its bytes.
+#![allow(unsafe_code, reason = "there is no other way into std's, tokio's and AWS-LC's randomness")]
 
 use rand::{RngCore as _, SeedableRng as _, rngs::StdRng};
-use std::cell::RefCell;
+use std::{
+    cell::RefCell,
+    ffi::{c_int, c_void},
+    sync::Once,
+};
+
+include!(concat!(env!("OUT_DIR"), "/aws_lc.rs"));
+
+/// Bytes that AWS-LC's generator is seeded with.
+const SEED_LEN: usize = 48;
 
 thread_local! {
     static SEEDED: RefCell<Option<StdRng>> = const { RefCell::new(None) };
@@ -12,6 +24,9 @@ thread_local! {
 
 /// From now on this thread's randomness follows from `seed`. To be called before anything else on a new thread.
 pub(crate) fn seed_thread(seed: u64) {
+    static ONCE: Once = Once::new();
+    // SAFETY: the library keeps the reference, which is to a static, and its table has this form.
+    ONCE.call_once(|| unsafe { override_entropy_source(&METHODS) });
     SEEDED.set(Some(StdRng::seed_from_u64(seed)));
 }
 
@@ -33,7 +48,6 @@ fn fill(buffer: &mut [u8]) -> bool {
 ///
 /// # Safety
 /// `buffer` is valid for writes of `len` bytes, as the function's contract is everywhere.
-#[allow(unsafe_code, reason = "there is no other way into std's hash keys and tokio's select")]
 #[unsafe(no_mangle)]
 unsafe extern "C" fn getrandom(buffer: *mut u8, len: usize, flags: u32) -> isize {
     // SAFETY: the caller promises it.
@@ -50,4 +64,40 @@ unsafe extern "C" fn getrandom(buffer: *mut u8, len: usize, flags: u32) -> isize
         // Callers turn to /dev/urandom.
         Err(_) => -1,
     }
+}
+
+/// AWS-LC's `entropy_source_methods`.
+#[repr(C)]
+struct EntropyMethods {
+    initialize: extern "C" fn(*mut c_void) -> c_int,
+    zeroize_thread: extern "C" fn(*mut c_void),
+    free_thread: extern "C" fn(*mut c_void),
+    seed: unsafe extern "C" fn(*const c_void, *mut u8) -> c_int,
+    extra_entropy: Option<extern "C" fn(*const c_void, *mut u8) -> c_int>,
+    prediction_resistance: Option<extern "C" fn(*const c_void, *mut u8) -> c_int>,
+    id: c_int,
+}
+
+static METHODS: EntropyMethods = EntropyMethods {
+    initialize: nothing_to_initialize,
+    zeroize_thread: nothing_to_free,
+    free_thread: nothing_to_free,
+    seed,
+    extra_entropy: None,
+    prediction_resistance: None,
+    id: 0,
+};
+
+extern "C" fn nothing_to_initialize(_source: *mut c_void) -> c_int {
+    1
+}
+
+extern "C" fn nothing_to_free(_source: *mut c_void) {}
+
+/// # Safety
+/// `seed` is valid for writes of [`SEED_LEN`] bytes.
+unsafe extern "C" fn seed(_source: *const c_void, seed: *mut u8) -> c_int {
+    // SAFETY: the library promises it.
+    let filled = unsafe { getrandom(seed, SEED_LEN, 0) };
+    c_int::from(usize::try_from(filled) == Ok(SEED_LEN))
 }

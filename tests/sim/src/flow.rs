@@ -1,6 +1,9 @@
 //! Clients and targets: they write what both know, and verify what they read.
 
-use crate::scenario::Script;
+use crate::{
+    association::Talks,
+    scenario::{AssociationPlan, Script},
+};
 use bytes::{Buf as _, BytesMut};
 use parking_lot::Mutex;
 use skein_netsim::{Net, TcpListener, TcpStream};
@@ -77,10 +80,12 @@ pub(crate) struct Desk {
     pub(crate) net: Net,
     pub(crate) ledger: Arc<Ledger>,
     pub(crate) scripts: Arc<Vec<(Script, Script)>>,
+    pub(crate) talks: Arc<Talks>,
+    pub(crate) associations: Arc<Vec<AssociationPlan>>,
 }
 
 impl Desk {
-    fn now_ms(&self) -> u64 {
+    pub(crate) fn now_ms(&self) -> u64 {
         self.net.now_us() / 1_000
     }
 

@@ -4,16 +4,22 @@
 #![allow(clippy::cast_possible_truncation, reason = "numbers of a scenario are small")]
 
 mod apart;
+mod association;
 mod controller;
 mod entropy;
+mod fault;
 mod flow;
 mod oracle;
+mod passage;
 mod run;
 mod scenario;
 mod shrink;
 mod site;
+mod stall;
 
 pub use apart::run_apart;
 pub use run::{Outcome, VirtualTime, run};
-pub use scenario::{Fault, FlowPlan, LinkPlan, Scenario, Script, ServicePlan, SitePlan, What};
+pub use scenario::{
+    AssociationPlan, Fault, FlowPlan, LinkPlan, Scenario, Script, ServicePlan, SitePlan, What,
+};
 pub use shrink::{kind, shrink};

@@ -93,7 +93,11 @@ fn now() -> Instant {
 
 fn one(scenario: &Scenario, args: &Args) -> Result<bool> {
     if args.report {
-        println!("{}", serde_json::to_string(&run(scenario)?)?);
+        let outcome = run(scenario).unwrap_or_else(|error| Outcome {
+            failures: vec![format!("it cannot be run: {error:#}")],
+            ..Outcome::default()
+        });
+        println!("{}", serde_json::to_string(&outcome)?);
         return Ok(true);
     }
     if args.verbose {

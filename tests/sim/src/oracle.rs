@@ -3,7 +3,7 @@
 use crate::{
     flow::{Attempt, Ended, Seen},
     run::Run,
-    scenario::{Fault, FlowPlan, What},
+    scenario::{Fault, FlowPlan, Scenario, What},
 };
 use skein_wire::proto::control::{LinkStatus, RouterStatus, link_status::LinkState};
 use std::collections::BTreeMap;
@@ -14,6 +14,8 @@ const SURVIVES_MS: u64 = 20_000;
 const RECOVERS_MS: u64 = 8_000;
 /// When the router at the other end of a flow is killed and back, the flow is over after this.
 const MOURNED_MS: u64 = 15_000;
+/// When all is well, a client that sends datagrams is answered within this.
+const ANSWERED_MS: u64 = 15_000;
 /// What a router may hold for each of its peers while nothing flows: sessions, and what they have told each other.
 const MEMORY_PER_PEER_BYTES: u64 = 1 << 20;
 /// A frozen router is taken for dead by its peers' sessions after this.
@@ -31,6 +33,7 @@ pub(crate) fn unconverged(run: &Run<'_>) -> Vec<String> {
 pub(crate) fn open_matters(run: &Run<'_>, now_ms: u64) -> Vec<String> {
     let mut failures = Vec::new();
     unfinished(run, now_ms, &mut failures);
+    unanswered(run, now_ms, &mut failures);
     if failures.is_empty() {
         leftovers(run, &mut failures);
     }
@@ -88,7 +91,8 @@ fn databases(run: &Run<'_>, failures: &mut Vec<String>) {
                 addresses.filter(|provider| provider.site_id == id).count()
             };
             let services = run.scenario.services.iter().filter(|service| service.site == index);
-            let wanted = if *gone || run.withdrawn[index] { 0 } else { services.count() };
+            let kinds = run.scenario.kinds_of_services().count();
+            let wanted = if *gone || run.withdrawn[index] { 0 } else { services.count() * kinds };
             if of(status) != wanted {
                 let (found, kind) = (of(status), if *gone { "left" } else { "live" });
                 failures.push(format!(
@@ -145,9 +149,7 @@ fn unfinished(run: &Run<'_>, now_ms: u64, failures: &mut Vec<String>) {
         }
         let opened = of_flow.iter().any(|attempt| attempt.client.read > 0);
         let providers = run.scenario.services.iter().filter(|s| s.address == plan.address);
-        let serves = |site: usize| !run.gone[site] && !run.withdrawn[site];
-        let is_served = providers.clone().any(|service| serves(service.site));
-        if !opened && is_served && !run.gone[plan.site] {
+        if !opened && is_served(run, plan.address) && !run.gone[plan.site] {
             let providers: Vec<_> = providers.map(|service| service.site).collect();
             failures.push(format!(
                 "flow {index} from site {} to {providers:?} was never opened in {} tries: {:?}",
@@ -159,10 +161,42 @@ fn unfinished(run: &Run<'_>, now_ms: u64, failures: &mut Vec<String>) {
     }
 }
 
+/// Who has datagrams to send gets answers in the end, and before long.
+fn unanswered(run: &Run<'_>, now_ms: u64, failures: &mut Vec<String>) {
+    let talks = run.desk.talks.all();
+    for (index, (plan, talk)) in run.scenario.associations.iter().zip(&talks).enumerate() {
+        let is_wanted = is_served(run, plan.address) && !run.gone[plan.site];
+        let due_ms = run.scenario.healed_ms().max(plan.at_ms) + ANSWERED_MS;
+        let answered_ms = talk.answered_ms.unwrap_or(now_ms);
+        if is_wanted && (!talk.is_over || answered_ms > due_ms) {
+            let (sent, heard, since) = (talk.sent, talk.heard.len(), talk.answered_ms);
+            failures.push(format!(
+                "association {index} from site {} sent {sent} datagrams and heard {heard} answers by \
+                 {now_ms} ms, all being well since {since:?}",
+                plan.site
+            ));
+        }
+    }
+}
+
+/// Whether anybody serves an address now.
+fn is_served(run: &Run<'_>, address: usize) -> bool {
+    let serves = |site: usize| !run.gone[site] && !run.withdrawn[site];
+    run.scenario.services.iter().any(|s| s.address == address && serves(s.site))
+}
+
+/// Every datagram that arrived is whole, once, and where it belongs.
+pub(crate) fn associations(run: &Run<'_>) -> Vec<String> {
+    run.desk.talks.wrongs()
+}
+
 /// Nothing is held for flows that are over.
 fn leftovers(run: &Run<'_>, failures: &mut Vec<String>) {
     let (counts, sites, links) = (run.net.counts(), run.sites.len(), run.scenario.links.len());
-    if counts.conns > 2 * sites + 2 * links || counts.udp_sockets > sites + 2 * links {
+    // Entrances, and targets, which are open however little is said.
+    let for_datagrams = sites * run.scenario.addresses() + run.scenario.services.len();
+    let udp_max = sites + 2 * links + for_datagrams;
+    if counts.conns > 2 * sites + 2 * links || counts.udp_sockets > udp_max {
         failures.push(format!("sockets are left: {counts:?} of {sites} sites, {links} links"));
     }
     for site in run.sites.iter().filter(|site| site.router().is_some()) {
@@ -317,12 +351,35 @@ fn longest_outage_ms(run: &Run<'_>, near: usize, far: usize, life: (u64, u64)) -
     longest
 }
 
-fn is_surely_connected(run: &Run<'_>, near: usize, far: usize, from_ms: u64, to_ms: u64) -> bool {
+/// Whether the router of a site may be started while a fault lasts, or shortly after.
+fn starts_during(scenario: &Scenario, of: usize, fault: &Fault) -> bool {
+    let end = |fault: &Fault| fault.at_ms + fault.for_ms + RECOVERS_MS;
+    scenario.faults.iter().any(|other| {
+        let ends_router = match other.what {
+            What::Kill { site, .. } | What::Withdraw { site } | What::PowerLoss { site } => {
+                site == of
+            }
+            _ => false,
+        };
+        ends_router && other.at_ms < end(fault) && fault.at_ms < end(other)
+    })
+}
+
+/// Whether there is a way between two sites in all that time that no fault touches.
+pub(crate) fn is_surely_connected(
+    run: &Run<'_>,
+    near: usize,
+    far: usize,
+    from_ms: u64,
+    to_ms: u64,
+) -> bool {
     let scenario = run.scenario;
     let lasts = |at_ms: u64, for_ms: u64| at_ms < to_ms && at_ms + for_ms + RECOVERS_MS > from_ms;
     let lasts = |fault: &&Fault| match fault.what {
         // The link moves to TLS, and may move back.
         What::UdpBlocked { .. } => lasts(fault.at_ms, 0) || lasts(fault.at_ms + fault.for_ms, 0),
+        // Frames become as small as they have to be.
+        What::Mtu { .. } => lasts(fault.at_ms, 0) || lasts(fault.at_ms + fault.for_ms, 0),
         _ => lasts(fault.at_ms, fault.for_ms),
     };
     let ails: Vec<_> = scenario.faults.iter().filter(lasts).collect();
@@ -335,9 +392,11 @@ fn is_surely_connected(run: &Run<'_>, near: usize, far: usize, from_ms: u64, to_
             | What::Freeze { site }
             | What::Rebind { site }
             | What::NatExpiry { site, .. }
-            | What::Clock { site, .. }
-            | What::ControllerAway { site }
             | What::Leave { site } => site == plan.from || site == plan.to,
+            // A router that runs needs no controller; one that starts does.
+            What::ControllerAway { site } => {
+                (site == plan.from || site == plan.to) && starts_during(scenario, site, fault)
+            }
             What::Cut { link }
             | What::OneWay { link, .. }
             | What::UdpBlocked { link }
@@ -347,7 +406,7 @@ fn is_surely_connected(run: &Run<'_>, near: usize, far: usize, from_ms: u64, to_
                 (other.from, other.to) == (plan.from, plan.to)
             }
             What::Partition { below } => (plan.from < below) != (plan.to < below),
-            What::DiskFull { .. } => false,
+            What::DiskFull { .. } | What::Clock { .. } => false,
         })
     };
     let mut reached = vec![false; scenario.sites.len()];

@@ -1,12 +1,15 @@
 //! A run: builds the network of a scenario, lets time pass and things go wrong, and judges.
 
 use crate::{
+    association::Talks,
     controller::{self, Brain},
     entropy,
     flow::{Desk, Ledger},
     oracle,
-    scenario::{Fault, Scenario, What},
+    passage::Passages,
+    scenario::{Fault, Scenario},
     site::Site,
+    stall::Stalls,
 };
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
@@ -14,7 +17,7 @@ use skein_api::{
     AutoListen, ConnectorPort, ConnectorSpec, LinkSpec, ListenerPort, ListenerSpec, Manifest,
     Protocol, SiteSpec,
 };
-use skein_netsim::{Host, LATENCY_US_MIN, Net, Process, TcpListener};
+use skein_netsim::{Host, LATENCY_US_MIN, Net, Process, TcpListener, UdpSocket};
 use std::{
     cell::RefCell,
     collections::BTreeMap,
@@ -27,7 +30,7 @@ use tempfile::TempDir;
 use tracing_subscriber::fmt::{format::Writer, time::FormatTime};
 
 /// A step of time: processes run in turn, each for so long.
-const TICK_US: u64 = LATENCY_US_MIN;
+pub(crate) const TICK_US: u64 = LATENCY_US_MIN;
 const LINK_PORT: u16 = 7_443;
 const SERVICE_PORT: u16 = 1_000;
 const ENTRANCE_PORT: u16 = 20_000;
@@ -38,10 +41,14 @@ const SETTLE_MS: u64 = 60_000;
 const CONVERGES_MS: u64 = 20_000;
 /// Between looks whether everything has ended.
 const LOOK_MS: u64 = 1_000;
+/// An association over which nothing passes ends after this.
+const ASSOCIATION_IDLE: Duration = Duration::from_secs(3);
+/// So many looks in a row must find all well.
+const CONTENT_LOOKS: u32 = 3;
 const STACK_BYTES: usize = 8 << 20;
 
 /// How a run went.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Outcome {
     /// What the oracles object to; empty is good.
     pub failures: Vec<String>,
@@ -125,14 +132,16 @@ pub(crate) struct Run<'a> {
     pub(crate) scenario: &'a Scenario,
     pub(crate) net: Net,
     /// Clients, targets and controllers: they never die by accident.
-    desk_process: Process,
+    pub(crate) desk_process: Process,
     pub(crate) desk: Desk,
+    pub(crate) passages: Arc<Passages>,
     pub(crate) sites: Vec<Site>,
     /// Routers that ended with all they knew, and when.
     pub(crate) kills_ms: Vec<(usize, u64)>,
     pub(crate) gone: Vec<bool>,
     /// Sites that serve nothing any more.
     pub(crate) withdrawn: Vec<bool>,
+    stalls: Stalls,
     _dir: TempDir,
 }
 
@@ -143,9 +152,21 @@ impl<'a> Run<'a> {
         let outside = net.host(Ipv4Addr::new(192, 0, 2, 1).into());
         let scripts = scenario.flows.iter().map(|f| (f.client.clone(), f.server.clone())).collect();
         let ledger = Arc::<Ledger>::default();
-        let desk = Desk { net: net.clone(), ledger, scripts: Arc::new(scripts) };
+        let desk = Desk {
+            net: net.clone(),
+            ledger,
+            scripts: Arc::new(scripts),
+            talks: Arc::new(Talks::new(scenario.associations.len(), scenario.healed_ms())),
+            associations: Arc::new(scenario.associations.clone()),
+        };
+        let passages = Arc::<Passages>::default();
+        net.watch({
+            let passages = Arc::clone(&passages);
+            move |now_us, from, to, datagram| passages.note(now_us, from, to, datagram)
+        });
         let mut run = Self {
             scenario,
+            passages,
             desk_process: Process::new(&outside)?,
             net,
             desk,
@@ -153,6 +174,7 @@ impl<'a> Run<'a> {
             kills_ms: Vec::new(),
             gone: vec![false; scenario.sites.len()],
             withdrawn: vec![false; scenario.sites.len()],
+            stalls: Stalls::default(),
             _dir: dir,
         };
         run.build()?;
@@ -169,6 +191,9 @@ impl<'a> Run<'a> {
                 host.put_behind_nat(Ipv4Addr::new(198, 51, high, low).into(), expiry_ms * 1_000);
             }
             host.set_wall_offset_ms(plan.clock_ahead_ms);
+            if plan.is_later {
+                skein_wire_later::speak_later(host.ip());
+            }
             let identity = controller::identity(self.scenario.seed, index)?;
             let founder = *founder.get_or_insert_with(|| identity.site_id());
             // Signed when every clock agreed.
@@ -224,33 +249,34 @@ impl<'a> Run<'a> {
             };
             resources.links.insert(name.clone(), Manifest::new(name, spec));
         }
-        for service in scenario.services.iter().filter(|service| service.site == index) {
-            let name = format!("svc-{}", service.address);
-            let port = ConnectorPort {
-                port: SERVICE_PORT.into(),
-                target_port: Some(u32::from(TARGET_PORT) + service.address as u32),
-                protocol: Protocol::Tcp,
-            };
-            let spec = ConnectorSpec::new(name.clone(), vec![port]);
-            resources.connectors.insert(name.clone(), Manifest::new(name, spec));
-        }
-        for address in 0..scenario.services.iter().map(|s| s.address + 1).max().unwrap_or(0) {
-            let name = format!("svc-{address}");
-            let port = ListenerPort {
-                port: SERVICE_PORT.into(),
-                local_port: Some(u32::from(ENTRANCE_PORT) + address as u32),
-                protocol: Protocol::Tcp,
-            };
-            let spec = ListenerSpec {
-                address: name.clone(),
-                host: Ipv4Addr::LOCALHOST.to_string(),
-                ports: vec![port],
-            };
-            resources.listeners.insert(name.clone(), Manifest::new(name, spec));
+        for (kind, protocol) in scenario.kinds_of_services() {
+            for service in scenario.services.iter().filter(|service| service.site == index) {
+                let name = format!("{kind}-{}", service.address);
+                let port = ConnectorPort {
+                    port: SERVICE_PORT.into(),
+                    target_port: Some(u32::from(TARGET_PORT) + service.address as u32),
+                    protocol,
+                };
+                let mut spec = ConnectorSpec::new(name.clone(), vec![port]);
+                let ends = protocol == Protocol::Udp;
+                spec.idle_timeout = ends.then_some(skein_api::Duration(ASSOCIATION_IDLE));
+                resources.connectors.insert(name.clone(), Manifest::new(name, spec));
+            }
+            for address in 0..scenario.addresses() {
+                let name = format!("{kind}-{address}");
+                let port = ListenerPort {
+                    port: SERVICE_PORT.into(),
+                    local_port: Some(u32::from(ENTRANCE_PORT) + address as u32),
+                    protocol,
+                };
+                let host = Ipv4Addr::LOCALHOST.to_string();
+                let spec = ListenerSpec { address: name.clone(), host, ports: vec![port] };
+                resources.listeners.insert(name.clone(), Manifest::new(name, spec));
+            }
         }
     }
 
-    fn start_targets(&self, index: usize) -> Result<()> {
+    pub(crate) fn start_targets(&self, index: usize) -> Result<()> {
         for service in self.scenario.services.iter().filter(|service| service.site == index) {
             let port = TARGET_PORT + u16::try_from(service.address)?;
             let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
@@ -259,8 +285,12 @@ impl<'a> Run<'a> {
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse => continue,
                 outcome => outcome?,
             };
-            let desk = self.desk.clone();
+            let socket = UdpSocket::bind(&self.sites[index].host, addr)?;
+            let (desk, address) = (self.desk.clone(), service.address);
             self.desk_process.handle().spawn(async move { desk.serve(index, listener).await });
+            let desk = self.desk.clone();
+            let answering = async move { desk.answer(index, address, socket).await };
+            self.desk_process.handle().spawn(answering);
         }
         Ok(())
     }
@@ -277,9 +307,30 @@ impl<'a> Run<'a> {
                 desk.client(index, entrance, give_up_ms).await;
             });
         }
+        for (index, association) in self.scenario.associations.iter().enumerate() {
+            let host = self.sites[association.site].host.clone();
+            let port = ENTRANCE_PORT + association.address as u16;
+            let (desk, entrance) = (self.desk.clone(), (Ipv4Addr::LOCALHOST, port).into());
+            let conversing = async move { desk.converse(index, host, entrance).await };
+            self.desk_process.handle().spawn(conversing);
+        }
     }
 
+    /// Lets time pass, and watches.
     fn pass_until(&mut self, until_ms: u64) {
+        loop {
+            let now_ms = self.net.now_us() / 1_000;
+            if now_ms >= until_ms {
+                return;
+            }
+            self.step_until(until_ms.min(now_ms + LOOK_MS));
+            let mut stalls = std::mem::take(&mut self.stalls);
+            stalls.look(self);
+            self.stalls = stalls;
+        }
+    }
+
+    fn step_until(&mut self, until_ms: u64) {
         let mut processes = vec![&mut self.desk_process];
         processes.extend(self.sites.iter_mut().filter_map(Site::process));
         self.net.run_until(until_ms * 1_000, TICK_US, &mut processes);
@@ -303,22 +354,25 @@ impl<'a> Run<'a> {
             }
         }
         let healed_ms = self.scenario.healed_ms();
-        let mut failures = Vec::new();
-        loop {
+        self.pass_until(self.scenario.judged_from_ms());
+        let (mut failures, mut content) = (Vec::new(), 0);
+        while content < CONTENT_LOOKS {
             let now_ms = self.net.now_us() / 1_000;
-            if now_ms >= healed_ms {
-                failures = oracle::unconverged(&self);
-                if !failures.is_empty() && now_ms >= healed_ms + CONVERGES_MS {
-                    break;
-                }
-                failures.extend(oracle::open_matters(&self, now_ms));
-            }
-            if now_ms >= healed_ms && (failures.is_empty() || now_ms >= healed_ms + SETTLE_MS) {
+            failures = oracle::unconverged(&self);
+            if !failures.is_empty() && now_ms >= healed_ms + CONVERGES_MS {
                 break;
             }
-            self.pass_until((now_ms + LOOK_MS).max(now_ms));
+            failures.extend(oracle::open_matters(&self, now_ms));
+            if !failures.is_empty() && now_ms >= healed_ms + SETTLE_MS {
+                break;
+            }
+            content = if failures.is_empty() { content + 1 } else { 0 };
+            self.pass_until(now_ms + LOOK_MS);
         }
         failures.extend(oracle::flows(&self));
+        failures.extend(oracle::associations(&self));
+        failures.extend(self.passages.first_loop());
+        failures.extend_from_slice(self.stalls.failures());
         let attempts = self.desk.ledger.attempts();
         Ok(Outcome {
             failures,
@@ -327,163 +381,6 @@ impl<'a> Run<'a> {
             attempts: attempts.len(),
             opened: attempts.values().filter(|attempt| attempt.client.read > 0).count(),
         })
-    }
-
-    /// Begins or ends a fault.
-    fn change(&mut self, fault: &Fault, begins: bool) -> Result<()> {
-        let now_ms = self.net.now_us() / 1_000;
-        match &fault.what {
-            What::Kill { site, loses_disk } => {
-                self.take_router(*site, begins)?;
-                if *loses_disk && begins {
-                    self.sites[*site].lose_disk();
-                }
-            }
-            What::Withdraw { site } => {
-                self.withdrawn[*site] = true;
-                self.take_router(*site, begins)?;
-                self.sites[*site].shared.change(|brain| brain.resources.connectors.clear());
-            }
-            What::PowerLoss { site } => self.power(*site, begins)?,
-            What::Freeze { site } => {
-                if let Some(process) = self.sites[*site].process() {
-                    process.set_frozen(begins);
-                }
-            }
-            What::ControllerAway { site } => {
-                let site = &mut self.sites[*site];
-                if begins {
-                    site.kill_controller();
-                } else if !site.has_controller() {
-                    // The old socket is closed when its task has run; a real one is replaced on disk.
-                    self.desk_process.run(|| site.start_controller())?;
-                }
-            }
-            What::DiskFull { site } => self.sites[*site].set_disk_full(begins)?,
-            What::Clock { site, ahead_ms } => {
-                let plan = &self.scenario.sites[*site];
-                let ahead_ms = if begins { *ahead_ms } else { plan.clock_ahead_ms };
-                self.sites[*site].host.set_wall_offset_ms(ahead_ms);
-            }
-            What::NatExpiry { site, expiry_ms } => {
-                let usual_ms = self.scenario.sites[*site].nat_expiry_ms.unwrap_or(*expiry_ms);
-                let expiry_ms = if begins { *expiry_ms } else { usual_ms };
-                self.sites[*site].host.set_nat_expiry(expiry_ms * 1_000);
-            }
-            What::Rebind { site } => self.sites[*site].host.rebind_nat(),
-            What::Leave { site } => {
-                if begins {
-                    self.leave(*site, now_ms);
-                }
-            }
-            What::Partition { below } => {
-                for link in self.scenario.links.iter() {
-                    if (link.from < *below) != (link.to < *below) {
-                        self.change_link(link.from, link.to, |path| path.is_cut = begins);
-                    }
-                }
-            }
-            _ => self.change_path(fault, begins),
-        }
-        Ok(())
-    }
-
-    fn change_path(&self, fault: &Fault, begins: bool) {
-        let (What::Cut { link }
-        | What::OneWay { link, .. }
-        | What::UdpBlocked { link }
-        | What::Degraded { link, .. }
-        | What::Mtu { link, .. }) = fault.what
-        else {
-            return;
-        };
-        let plan = &self.scenario.links[link];
-        let original = &plan.path;
-        match &fault.what {
-            What::OneWay { backwards, .. } => {
-                let (from, to) =
-                    if *backwards { (plan.to, plan.from) } else { (plan.from, plan.to) };
-                let (from, to) = (&self.sites[from].host, &self.sites[to].host);
-                self.net.change_path(from, to, |path| path.is_cut = begins);
-            }
-            what => self.change_link(plan.from, plan.to, |path| match what {
-                What::Cut { .. } => path.is_cut = begins,
-                What::UdpBlocked { .. } => path.blocks_udp = begins,
-                What::Mtu { mtu, .. } => path.mtu = if begins { *mtu } else { original.mtu },
-                What::Degraded {
-                    loss_permille,
-                    burst_permille,
-                    reorder_permille,
-                    duplicate_permille,
-                    jitter_us,
-                    ..
-                } => {
-                    let of = |bad: u16| if begins { bad } else { 0 };
-                    path.loss_permille = of(*loss_permille);
-                    path.burst_permille = of(*burst_permille);
-                    path.reorder_permille = of(*reorder_permille);
-                    path.duplicate_permille = of(*duplicate_permille);
-                    path.jitter_us = if begins { *jitter_us } else { original.jitter_us };
-                }
-                _ => {}
-            }),
-        }
-    }
-
-    fn change_link(&self, a: usize, b: usize, change: impl Fn(&mut skein_netsim::Path)) {
-        let (a, b) = (&self.sites[a].host, &self.sites[b].host);
-        self.net.change_path(a, b, &change);
-        self.net.change_path(b, a, &change);
-    }
-
-    fn take_router(&mut self, index: usize, begins: bool) -> Result<()> {
-        let now_ms = self.net.now_us() / 1_000;
-        let site = &mut self.sites[index];
-        if begins {
-            if site.router().is_some() {
-                self.kills_ms.push((index, now_ms));
-            }
-            site.kill_router();
-            site.shared.forget_status();
-        } else if site.router().is_none() && !self.gone[index] {
-            // A full disk keeps a router from starting; its supervisor would try again and again.
-            site.set_disk_full(false)?;
-            site.start_router()?;
-        }
-        Ok(())
-    }
-
-    fn power(&mut self, index: usize, begins: bool) -> Result<()> {
-        if begins {
-            self.sites[index].host.lose_power();
-            self.sites[index].kill_controller();
-            return self.take_router(index, true);
-        }
-        self.sites[index].host.power_on();
-        self.start_targets(index)?;
-        let site = &mut self.sites[index];
-        if !site.has_controller() {
-            self.desk_process.run(|| site.start_controller())?;
-        }
-        self.take_router(index, false)
-    }
-
-    /// The site says farewell; what becomes of it is over when time has passed.
-    fn leave(&mut self, index: usize, now_ms: u64) {
-        self.kills_ms.push((index, now_ms));
-        self.gone[index] = true;
-        let Some((router, mut process)) = self.sites[index].take_router() else { return };
-        let flows_max = Duration::from_millis(500);
-        let drain = process.handle().spawn(async move { router.drain(flows_max, true).await });
-        // The others go on meanwhile.
-        let until_ms = now_ms + 3_000;
-        while self.net.now_us() / 1_000 < until_ms && !drain.is_finished() {
-            let next_us = self.net.now_us() + TICK_US;
-            let mut processes = vec![&mut self.desk_process, &mut process];
-            processes.extend(self.sites.iter_mut().filter_map(Site::process));
-            self.net.run_until(next_us, TICK_US, &mut processes);
-        }
-        self.sites[index].shared.forget_status();
     }
 }
 

@@ -2,6 +2,7 @@
 
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng, seq::IndexedRandom as _};
 use serde::{Deserialize, Serialize};
+use skein_api::Protocol;
 use skein_netsim::Path;
 
 /// Faults begin after the network has come up, and end so long before flows have to be done.
@@ -9,6 +10,12 @@ const FAULTS_FROM_MS: u64 = 4_000;
 const FAULTS_UNTIL_MS: u64 = 22_000;
 /// So long lasts what is not mended within the run.
 const FOR_GOOD_MS: u64 = 10_000_000;
+/// So long after what goes wrong for good everybody has noticed.
+const NOTICED_MS: u64 = 10_000;
+/// A router reports what has changed within this.
+const STATUS_MS: u64 = 3_000;
+/// How long a client has datagrams to send at most.
+const ASSOCIATION_MS_MAX: u64 = 20_000;
 /// Sites of most runs, of some, and of a few.
 const SITES_USUAL: std::ops::RangeInclusive<usize> = 3..=8;
 const SITES_MANY: std::ops::RangeInclusive<usize> = 9..=20;
@@ -27,6 +34,9 @@ pub struct Scenario {
     pub services: Vec<ServicePlan>,
     /// What is said.
     pub flows: Vec<FlowPlan>,
+    /// What is said by datagrams, over the UDP services beside those.
+    #[serde(default)]
+    pub associations: Vec<AssociationPlan>,
     /// What goes wrong.
     pub faults: Vec<Fault>,
 }
@@ -40,6 +50,9 @@ pub struct SitePlan {
     pub nat_expiry_ms: Option<u64>,
     /// Its clock is so far ahead.
     pub clock_ahead_ms: i64,
+    /// Its router is of a later minor version.
+    #[serde(default)]
+    pub is_later: bool,
 }
 
 /// A link and what its path is like, both ways.
@@ -75,6 +88,25 @@ pub struct FlowPlan {
     pub client: Script,
     /// What the server does.
     pub server: Script,
+}
+
+/// A client of a UDP service, whose target answers every datagram. It goes on until it is answered after all faults.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AssociationPlan {
+    /// Where it enters.
+    pub site: usize,
+    /// What it is for.
+    pub address: usize,
+    /// When it begins.
+    pub at_ms: u64,
+    /// Datagrams at least.
+    pub count: u32,
+    /// Between two of them.
+    pub every_ms: u64,
+    /// Instead of that after each sixteenth, if not 0.
+    pub pause_ms: u64,
+    /// Longest datagram.
+    pub len_max: usize,
 }
 
 /// What one end of a flow does. It reads all the while, and verifies.
@@ -242,7 +274,10 @@ impl Scenario {
         let flows = (0..rng.random_range(3..=14))
             .filter_map(|_| flow(&plans, &services, &mut rng))
             .collect();
-        let mut scenario = Self { seed, sites: plans, links, services, flows, faults: Vec::new() };
+        let associations = associations(&plans, &services, &mut rng);
+        let faults = Vec::new();
+        let mut scenario =
+            Self { seed, sites: plans, links, services, flows, associations, faults };
         let faults = match rng.random_range(0..10) {
             0 => 0,
             1..8 => rng.random_range(1..=4),
@@ -266,6 +301,11 @@ impl Scenario {
             };
             flow.at_ms = fault.at_ms.saturating_sub(rng.random_range(0..150));
         }
+        for association in &mut self.associations {
+            if let Some(fault) = self.faults.choose(rng).filter(|_| rng.random_bool(0.3)) {
+                association.at_ms = fault.at_ms.saturating_sub(rng.random_range(0..150));
+            }
+        }
     }
 
     /// When the last fault is over.
@@ -276,6 +316,28 @@ impl Scenario {
             false => fault.at_ms + fault.for_ms,
         });
         ends.max().unwrap_or(FAULTS_FROM_MS)
+    }
+
+    /// When the network may be judged: what goes wrong for good has been noticed, and routers have said so.
+    #[must_use]
+    pub fn judged_from_ms(&self) -> u64 {
+        let judged = self.faults.iter().map(|fault| match fault.is_for_good() {
+            true => fault.at_ms + NOTICED_MS,
+            false => fault.at_ms + fault.for_ms + STATUS_MS,
+        });
+        judged.max().unwrap_or(FAULTS_FROM_MS)
+    }
+
+    /// Addresses of every kind of service.
+    #[must_use]
+    pub fn addresses(&self) -> usize {
+        self.services.iter().map(|service| service.address + 1).max().unwrap_or(0)
+    }
+
+    /// The kinds of services that every address has: byte streams, and datagrams where anybody sends some.
+    pub(crate) fn kinds_of_services(&self) -> impl Iterator<Item = (&'static str, Protocol)> {
+        let kinds = [("svc", Protocol::Tcp), ("dgram", Protocol::Udp)];
+        kinds.into_iter().take(1 + usize::from(!self.associations.is_empty()))
     }
 
     /// Whether a site leaves for good.
@@ -289,6 +351,8 @@ impl Scenario {
         let for_ms = match rng.random_range(0..10) {
             0..3 => rng.random_range(20..400),
             3..9 => rng.random_range(400..8_000),
+            // Long enough for what waits longer each time.
+            _ if rng.random_bool(0.2) => rng.random_range(60_000..120_000),
             _ => rng.random_range(8_000..20_000),
         };
         let site = rng.random_range(0..self.sites.len());
@@ -339,11 +403,13 @@ impl Scenario {
 
 fn site_plans(sites: usize, rng: &mut StdRng) -> Vec<SitePlan> {
     let interior = 1 + rng.random_range(0..=(sites / 2).min(8));
+    let are_mixed = rng.random_bool(0.3);
     let plan = |site: usize| SitePlan {
         is_interior: site < interior,
         nat_expiry_ms: (site >= interior && rng.random_bool(0.4))
             .then(|| rng.random_range(20_000..120_000)),
         clock_ahead_ms: if rng.random_bool(0.2) { rng.random_range(-60_000..60_000) } else { 0 },
+        is_later: are_mixed && rng.random(),
     };
     (0..sites).map(plan).collect()
 }
@@ -436,4 +502,29 @@ fn flow(sites: &[SitePlan], services: &[ServicePlan], rng: &mut StdRng) -> Optio
     server.writes.insert(0, (0, 1));
     let at_ms = rng.random_range(1_000..20_000);
     Some(FlowPlan { site: rng.random_range(0..sites.len()), address, at_ms, client, server })
+}
+
+/// Two of three networks have UDP services as well.
+fn associations(
+    sites: &[SitePlan],
+    services: &[ServicePlan],
+    rng: &mut StdRng,
+) -> Vec<AssociationPlan> {
+    let count = if rng.random_bool(0.66) { rng.random_range(1..=4) } else { 0 };
+    let association = |_| {
+        let len_max = *[40, 400, 1_100, 1_450, 2_300, 9_000, 60_000].choose(rng)?;
+        let every_ms = (*[10, 20, 50, 100, 300].choose(rng)?).max(len_max as u64 / 50);
+        let pause_ms = if rng.random_bool(0.2) { rng.random_range(4_000..9_000) } else { 0 };
+        let count_max = (ASSOCIATION_MS_MAX / (every_ms + pause_ms / 16)) as u32;
+        Some(AssociationPlan {
+            site: rng.random_range(0..sites.len()),
+            address: services.choose(rng)?.address,
+            at_ms: rng.random_range(1_000..20_000),
+            count: rng.random_range(1..count_max.min(200)),
+            every_ms,
+            pause_ms,
+            len_max,
+        })
+    };
+    (0..count).filter_map(association).collect()
 }

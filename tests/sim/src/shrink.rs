@@ -68,6 +68,11 @@ fn candidates(scenario: &Scenario) -> Vec<Scenario> {
         smaller.flows.remove(index);
         out.push(smaller);
     }
+    for index in 0..scenario.associations.len() {
+        let mut smaller = scenario.clone();
+        smaller.associations.remove(index);
+        out.push(smaller);
+    }
     out.retain(is_sound);
     out
 }
@@ -82,6 +87,7 @@ fn without_site(scenario: &Scenario, gone: usize) -> Scenario {
     smaller.sites.remove(gone);
     smaller.services.retain(|service| service.site != gone);
     smaller.flows.retain(|flow| flow.site != gone);
+    smaller.associations.retain(|association| association.site != gone);
     smaller.faults.retain(|fault| fault.site() != Some(gone));
     let renumber = |site: &mut usize| *site -= usize::from(*site > gone);
     smaller.links.iter_mut().for_each(|link| {
@@ -90,6 +96,7 @@ fn without_site(scenario: &Scenario, gone: usize) -> Scenario {
     });
     smaller.services.iter_mut().for_each(|service| renumber(&mut service.site));
     smaller.flows.iter_mut().for_each(|flow| renumber(&mut flow.site));
+    smaller.associations.iter_mut().for_each(|association| renumber(&mut association.site));
     smaller.faults.iter_mut().filter_map(Fault::site_mut).for_each(renumber);
     smaller
 }
@@ -117,6 +124,7 @@ fn is_sound(scenario: &Scenario) -> bool {
     let is_served = |address| scenario.services.iter().any(|service| service.address == address);
     reached.into_iter().all(|reached| reached)
         && scenario.flows.iter().all(|flow| is_served(flow.address))
+        && scenario.associations.iter().all(|association| is_served(association.address))
 }
 
 impl Fault {

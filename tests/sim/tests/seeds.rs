@@ -39,16 +39,15 @@ fn no_seed_fails() {
     assert!(failed.is_empty(), "{} of {seeds} seeds failed:\n{}", failed.len(), failed.join("\n"));
 }
 
-/// Seeds whose histories agree to the last datagram. One in twenty, 5 and 31 among them, sends a few datagrams of one moment in another
-/// order from run to run: see "What it does not show" in `docs/simulation.md`.
-const EXACT: [u64; 8] = [0, 1, 2, 3, 4, 6, 7, 8];
+/// Seeds that are run twice.
+const EXACT: u64 = 20;
 
 #[test]
 fn the_same_seed_gives_the_same_trace() {
-    for seed in EXACT {
+    for seed in 0..EXACT {
         let scenario = Scenario::generate(seed);
         let (first, second) = (run(&scenario), run(&scenario));
-        assert_eq!((seed, first.trace, first.virtual_ms), (seed, second.trace, second.virtual_ms));
+        assert_eq!((seed, first), (seed, second));
     }
 }
 
