@@ -7,6 +7,7 @@ use crate::{run::Outcome, scenario::Scenario};
 use anyhow::{Context as _, Result, ensure};
 use std::{
     io::{Read as _, Write as _},
+    os::unix::process::CommandExt as _,
     path::Path,
     process::{Child, Command, Stdio},
     sync::mpsc::{RecvTimeoutError, channel},
@@ -36,6 +37,8 @@ pub fn run_apart(program: &Path, scenario: &Scenario) -> Result<Outcome> {
         .args(["--scenario", "-", "--report"])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
+        // Ctrl-C ends whoever waits for it, in order.
+        .process_group(0)
         .spawn()
         .context("a process for the run")?;
     let mut child = Reaped(child);

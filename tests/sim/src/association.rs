@@ -134,7 +134,10 @@ fn datagram(head: Head, len: usize) -> Vec<u8> {
     let salt = u64::from(head.association) << 40
         | u64::from(head.direction) << 32
         | u64::from(head.number) ^ u64::from(head.answer).rotate_left(16);
-    let salt = salt.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    // Every bit of it must reach every byte: a change of the head is then seen in the rest.
+    let salt = (salt ^ salt >> 32).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let salt = (salt ^ salt >> 29).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let salt = salt ^ salt >> 32;
     bytes.extend(
         (HEAD_LEN as u64..len as u64).map(|n| ((n ^ salt).wrapping_mul(salt | 1) >> 40) as u8),
     );

@@ -1,5 +1,5 @@
 //! Runs seeds; replays and shrinks those that fail.
-#![allow(clippy::print_stdout, reason = "that is what it is for")]
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "that is what it is for")]
 
 use anyhow::{Context as _, Result, bail};
 use clap::Parser;
@@ -7,17 +7,20 @@ use skein_sim::{Outcome, Scenario, kind, run, run_apart, shrink};
 use std::{
     collections::BTreeMap,
     ops::Range,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
     sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 /// After so many failures there is enough to look at.
 const FAILURES_MAX: usize = 50;
+
+/// Progress is said this often.
+const PROGRESS: Duration = Duration::from_secs(30);
 
 #[derive(Parser)]
 #[command(about = "Whole networks of routers in virtual time, from one seed")]
@@ -37,7 +40,7 @@ struct Args {
     /// Runs at a time
     #[arg(long, default_value_t = 1)]
     jobs: usize,
-    /// Run all seeds, however many fail, and say only how many did
+    /// Run all seeds, however many fail, and say only how many did, and in what way
     #[arg(long)]
     count: bool,
     /// Print the outcome as JSON
@@ -126,51 +129,110 @@ fn one(scenario: &Scenario, args: &Args) -> Result<bool> {
 
 fn many(seeds: Range<u64>, jobs: usize, count: bool) -> Result<bool> {
     let began = now();
-    let (next, failed) = (AtomicU64::new(seeds.start), AtomicUsize::new(0));
-    let kinds = Mutex::new(BTreeMap::<String, u64>::new());
-    let program = std::env::current_exe()?;
-    let work = || -> Result<()> {
-        loop {
-            let seed = next.fetch_add(1, Ordering::Relaxed);
-            let enough = !count && failed.load(Ordering::Relaxed) >= FAILURES_MAX;
-            if seed >= seeds.end || enough {
-                return Ok(());
-            }
-            let outcome = run_apart(&program, &Scenario::generate(seed))
-                .with_context(|| format!("seed {seed}"))?;
-            let Some(first) = outcome.failures.first() else { continue };
-            failed.fetch_add(1, Ordering::Relaxed);
-            let mut kinds = kinds.lock().unwrap_or_else(PoisonError::into_inner);
-            *kinds.entry(kind(first)).or_default() += 1;
-            if count {
-                continue;
-            }
-            println!("seed {seed} failed: {first}");
-            println!("  replay: cargo run -p skein-sim -- --seed {seed} --verbose");
-        }
+    let batch = Batch {
+        next: AtomicU64::new(seeds.start),
+        seeds,
+        count,
+        is_stopped: AtomicBool::new(false),
+        found: Mutex::new(Found { done: 0, failed: 0, kinds: BTreeMap::new(), told: began }),
+        began,
     };
+    let batch = Arc::new(batch);
+    let stopped = Arc::clone(&batch);
+    // Ends with the program.
+    std::thread::spawn(move || stop_when_told(&stopped.is_stopped));
+    let program = std::env::current_exe()?;
     std::thread::scope(|scope| {
+        let work = || batch.work(&program);
         let workers: Vec<_> = (0..jobs.max(1)).map(|_| scope.spawn(work)).collect();
         workers.into_iter().try_for_each(|worker| match worker.join() {
             Ok(outcome) => outcome,
             Err(_) => bail!("a worker panicked"),
         })
     })?;
-    let (took, failed) = (began.elapsed(), failed.into_inner());
+    let found = batch.found();
     if count {
-        println!("failed: {failed}");
-        return Ok(true);
+        println!("failed: {}", found.failed);
+    } else {
+        println!("{}", batch.summary(&found));
     }
-    let count = seeds.end - seeds.start;
-    println!(
-        "{count} seeds, {failed} failed, {:.1} s, {:.0} seeds a minute",
-        took.as_secs_f64(),
-        count as f64 * 60.0 / took.as_secs_f64()
-    );
-    for (kind, count) in kinds.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+    for (kind, count) in &found.kinds {
         println!("  {count} × {kind}");
     }
-    Ok(failed == 0)
+    Ok(count || found.failed == 0)
+}
+
+/// After Ctrl-C what runs is run to its end, and what was found is said.
+fn stop_when_told(is_stopped: &AtomicBool) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build();
+    let told = runtime.and_then(|runtime| runtime.block_on(tokio::signal::ctrl_c()));
+    if told.is_ok() {
+        is_stopped.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Seeds that are run, and what was found so far.
+struct Batch {
+    seeds: Range<u64>,
+    next: AtomicU64,
+    /// All are run, and failures only counted.
+    count: bool,
+    is_stopped: AtomicBool,
+    found: Mutex<Found>,
+    began: Instant,
+}
+
+struct Found {
+    done: u64,
+    failed: usize,
+    kinds: BTreeMap<String, u64>,
+    /// When progress was last said.
+    told: Instant,
+}
+
+impl Batch {
+    fn found(&self) -> MutexGuard<'_, Found> {
+        self.found.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn work(&self, program: &Path) -> Result<()> {
+        loop {
+            let seed = self.next.fetch_add(1, Ordering::Relaxed);
+            let enough = !self.count && self.found().failed >= FAILURES_MAX;
+            if seed >= self.seeds.end || enough || self.is_stopped.load(Ordering::Relaxed) {
+                return Ok(());
+            }
+            let outcome = run_apart(program, &Scenario::generate(seed))
+                .with_context(|| format!("seed {seed}"))?;
+            self.note(seed, &outcome);
+        }
+    }
+
+    fn note(&self, seed: u64, outcome: &Outcome) {
+        let mut found = self.found();
+        found.done += 1;
+        if let Some(first) = outcome.failures.first() {
+            found.failed += 1;
+            *found.kinds.entry(kind(first)).or_default() += 1;
+            if !self.count {
+                println!("seed {seed} failed: {first}");
+                println!("  replay: cargo run -p skein-sim -- --seed {seed} --verbose");
+            }
+        }
+        if !self.count && found.told.elapsed() >= PROGRESS {
+            found.told = now();
+            eprintln!("{}", self.summary(&found));
+        }
+    }
+
+    fn summary(&self, found: &Found) -> String {
+        let (took_s, of) = (self.began.elapsed().as_secs_f64(), self.seeds.end - self.seeds.start);
+        let per_minute = found.done as f64 * 60.0 / took_s;
+        let Found { done, failed, .. } = found;
+        format!(
+            "{done} of {of} seeds, {failed} failed, {took_s:.1} s, {per_minute:.0} seeds a minute"
+        )
+    }
 }
 
 fn save_smaller(seed: u64) -> Result<bool> {
