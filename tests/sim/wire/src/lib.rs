@@ -27,8 +27,10 @@ pub mod framing {
     pub use skein_wire::framing::{Decoder, FramingError, MESSAGE_LEN_MAX};
     use std::any::type_name;
 
+    const UNKNOWN_LEN: u8 = 9;
     /// Field 1,000, a number, and field 2,000, three bytes.
-    const UNKNOWN: [u8; 9] = [0xc0, 0x3e, 0x2a, 0x82, 0x7d, 0x03, b'n', b'e', b'w'];
+    const UNKNOWN: [u8; UNKNOWN_LEN as usize] =
+        [0xc0, 0x3e, 0x2a, 0x82, 0x7d, 0x03, b'n', b'e', b'w'];
 
     /// Appends `message` to `out`, length first.
     pub fn encode<M: Message>(message: &M, out: &mut BytesMut) {
@@ -42,7 +44,7 @@ pub mod framing {
         // What is said once is followed by payload; on control streams a message may follow.
         if type_name::<M>().ends_with("LinkMessage") || type_name::<M>().ends_with("SessionMessage")
         {
-            out.put_u8(UNKNOWN.len() as u8);
+            out.put_u8(UNKNOWN_LEN);
             out.put_slice(&UNKNOWN);
         }
     }
