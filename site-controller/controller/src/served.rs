@@ -187,8 +187,10 @@ mod tests {
 
     #[test]
     fn what_has_no_room_is_not_built() {
-        let mut flood = status("a", 1, 40_000);
-        flood.addresses.extend(status("m", 3, 40_000).addresses);
+        // Each alone asks for more than there is.
+        let many = PORTS_MAX / 64 + 1_000;
+        let mut flood = status("a", 1, many);
+        flood.addresses.extend(status("m", 3, many).addresses);
         flood.addresses.extend(status("z", 2, 100).addresses);
         let offered = offered(&flood);
         assert!((PORTS_MAX - 1..=PORTS_MAX).contains(&offered.len()), "{}", offered.len());
@@ -202,14 +204,17 @@ mod tests {
 
     #[test]
     fn what_many_serve_is_one_to_all_of_them() {
-        let mut status = status("a", 1, 4_000);
+        const ADDRESSES: usize = 300;
+        const SITES: u8 = 20;
+        assert!(ADDRESSES * 64 * usize::from(SITES) > PORTS_MAX, "no room for each of them");
+        let mut status = status("a", 1, ADDRESSES);
         for service in &mut status.addresses {
             let provider = service.providers[0].clone();
             let of = |site| AddressProvider { site_id: vec![site; 32], ..provider.clone() };
-            service.providers = (1..=20).map(of).collect();
+            service.providers = (1..=SITES).map(of).collect();
         }
         let offered = offered(&status);
-        assert_eq!(offered.len(), 4_000 * 64, "asked for by twenty, and there once");
+        assert_eq!(offered.len(), ADDRESSES * 64, "asked for by twenty, and there once");
         assert!(offered.values().all(|sites| sites.len() == PORT_SITES_MAX));
     }
 }
