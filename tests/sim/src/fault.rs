@@ -1,7 +1,7 @@
 //! Lets things go wrong in a run, and mends them.
 
 use crate::{
-    run::{Run, TICK_US},
+    run::Run,
     scenario::{Fault, What},
     site::Site,
 };
@@ -99,7 +99,8 @@ impl Run<'_> {
                     ..
                 } => {
                     let of = |bad: u16| if begins { bad } else { 0 };
-                    path.loss_permille = of(*loss_permille);
+                    path.loss_permille =
+                        if begins { *loss_permille } else { original.loss_permille };
                     path.burst_permille = of(*burst_permille);
                     path.reorder_permille = of(*reorder_permille);
                     path.duplicate_permille = of(*duplicate_permille);
@@ -158,10 +159,10 @@ impl Run<'_> {
         // The others go on meanwhile.
         let until_ms = now_ms + 3_000;
         while self.net.now_us() / 1_000 < until_ms && !drain.is_finished() {
-            let next_us = self.net.now_us() + TICK_US;
+            let next_us = self.net.now_us() + self.tick_us;
             let mut processes = vec![&mut self.desk_process, &mut process];
             processes.extend(self.sites.iter_mut().filter_map(Site::process));
-            self.net.run_until(next_us, TICK_US, &mut processes);
+            self.net.run_until(next_us, self.tick_us, &mut processes);
         }
         self.sites[index].shared.forget_status();
     }

@@ -16,6 +16,8 @@ const RECOVERS_MS: u64 = 8_000;
 const MOURNED_MS: u64 = 15_000;
 /// When all is well, a client that sends datagrams is answered within this.
 const ANSWERED_MS: u64 = 15_000;
+/// A farewell has been flooded after this.
+const FAREWELL_MS: u64 = 5_000;
 /// What a router may hold for each of its peers while nothing flows: sessions, and what they have told each other.
 const MEMORY_PER_PEER_BYTES: u64 = 1 << 20;
 /// A frozen router is taken for dead by its peers' sessions after this.
@@ -25,6 +27,7 @@ const FROZEN_MS: u64 = 20_000;
 pub(crate) fn unconverged(run: &Run<'_>) -> Vec<String> {
     let mut failures = Vec::new();
     databases(run, &mut failures);
+    farewells(run, &mut failures);
     links(run, &mut failures);
     failures
 }
@@ -97,6 +100,32 @@ fn databases(run: &Run<'_>, failures: &mut Vec<String>) {
                 let (found, kind) = (of(status), if *gone { "left" } else { "live" });
                 failures.push(format!(
                     "site {viewer} sees {found} addresses of the {kind} site {index}, not {wanted}"
+                ));
+                return;
+            }
+        }
+    }
+}
+
+/// Nobody shows the router of a site that has said farewell, if anybody can have heard it.
+fn farewells(run: &Run<'_>, failures: &mut Vec<String>) {
+    for fault in &run.scenario.faults {
+        let What::Leave { site } = fault.what else { continue };
+        let from_ms = fault.at_ms.saturating_sub(RECOVERS_MS);
+        let is_alone = |other: &Fault| {
+            let ends_ms = other.at_ms + other.for_ms;
+            other == fault || other.at_ms > fault.at_ms + FAREWELL_MS || ends_ms < from_ms
+        };
+        if !run.scenario.faults.iter().all(is_alone) {
+            continue;
+        }
+        let id = run.sites[site].id().0;
+        for viewer in run.sites.iter().filter(|viewer| !run.gone[viewer.index]) {
+            let Some(status) = viewer.shared.status() else { continue };
+            if status.routers.iter().any(|router| router.site_id == id) {
+                failures.push(format!(
+                    "site {} shows the router of the left site {site}",
+                    viewer.index
                 ));
                 return;
             }

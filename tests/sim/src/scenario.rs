@@ -328,6 +328,11 @@ impl Scenario {
         judged.max().unwrap_or(FAULTS_FROM_MS)
     }
 
+    /// Latency of the fastest path.
+    pub(crate) fn fastest_us(&self) -> u64 {
+        self.links.iter().map(|link| link.path.latency_us).min().unwrap_or_default()
+    }
+
     /// Addresses of every kind of service.
     #[must_use]
     pub fn addresses(&self) -> usize {
@@ -426,12 +431,15 @@ fn links(sites: &[SitePlan], rng: &mut StdRng) -> Vec<LinkPlan> {
         }
     }
     pairs.dedup();
-    pairs.into_iter().map(|(from, to)| LinkPlan { from, to, path: path(rng) }).collect()
+    // Where all are slow, time passes in larger steps.
+    let fastest_us = if rng.random_bool(0.3) { 2_000 } else { 5_000 };
+    let link = |(from, to)| LinkPlan { from, to, path: path(fastest_us, rng) };
+    pairs.into_iter().map(link).collect()
 }
 
-fn path(rng: &mut StdRng) -> Path {
+fn path(fastest_us: u64, rng: &mut StdRng) -> Path {
     let latency_us = match rng.random_range(0..10) {
-        0..4 => rng.random_range(2_000..8_000),
+        0..4 => rng.random_range(fastest_us..8_000),
         4..9 => rng.random_range(8_000..60_000),
         _ => rng.random_range(60_000..300_000),
     };
@@ -445,6 +453,7 @@ fn path(rng: &mut StdRng) -> Path {
         },
         queue_us: rng.random_range(20_000..200_000),
         mtu: if rng.random_bool(0.1) { 1_400 } else { 1_500 },
+        loss_permille: if rng.random_bool(0.15) { rng.random_range(1..=10) } else { 0 },
         ..Path::default()
     }
 }
