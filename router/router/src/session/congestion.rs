@@ -1,9 +1,15 @@
-//! Congestion control that does not wait for what was lost with the old path when a connection has a new one.
+//! Congestion control of sessions: CUBIC that bears with losses which are no congestion ([`Tolerant`]), and that does not wait for what was
+//! lost with the old path when a connection has a new one.
 //!
 //! While a path is broken, what is in flight fills the congestion window. From then on QUIC sends nothing but probes, twice as far apart
 //! each time, and not even acknowledgements: those of the peer's probes leave with our own next probe. So after an outage both ends would
 //! wait for up to as long as it took. When a session has a new path, [`Relief`] lets a few packets more into flight. They are acknowledged
 //! at once, with everything lost known by that and the round-trip time measured by packets that have not waited for a path.
+
+mod judge;
+#[cfg(test)]
+mod link;
+mod tolerant;
 
 use quinn::congestion::{Controller, ControllerFactory, ControllerMetrics, CubicConfig};
 use quinn_proto::RttEstimator;
@@ -15,6 +21,7 @@ use std::{
     },
     time::Instant,
 };
+use tolerant::Tolerant;
 
 /// As many as the first flight of a careful connection (RFC 6928).
 const PACKETS: u64 = 10;
@@ -54,7 +61,7 @@ pub(super) struct Factory(pub(super) Arc<CubicConfig>);
 impl ControllerFactory for Factory {
     fn build(self: Arc<Self>, now: Instant, current_mtu: u16) -> Box<dyn Controller> {
         Box::new(Relieved {
-            inner: Arc::clone(&self.0).build(now, current_mtu),
+            inner: Tolerant::new(&self.0, now, current_mtu),
             relief: Arc::default(),
             mtu: current_mtu.into(),
             in_flight: 0,
@@ -65,7 +72,7 @@ impl ControllerFactory for Factory {
 }
 
 struct Relieved {
-    inner: Box<dyn Controller>,
+    inner: Tolerant,
     relief: Arc<Relief>,
     mtu: u64,
     /// Bytes; a little too much between acknowledgements, since what needs none counts as well.
@@ -88,6 +95,7 @@ impl Controller for Relieved {
         if wanted != self.granted {
             self.granted = wanted;
             self.floor = self.relieved();
+            self.inner.path_changed(now);
         }
         self.in_flight += bytes;
         self.inner.on_sent(now, bytes, last_packet_number);
@@ -143,7 +151,7 @@ impl Controller for Relieved {
     }
 
     fn clone_box(&self) -> Box<dyn Controller> {
-        Box::new(Self { inner: self.inner.clone_box(), relief: Arc::clone(&self.relief), ..*self })
+        Box::new(Self { inner: self.inner.clone(), relief: Arc::clone(&self.relief), ..*self })
     }
 
     fn initial_window(&self) -> u64 {
