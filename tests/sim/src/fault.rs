@@ -8,6 +8,9 @@ use crate::{
 use anyhow::Result;
 use std::time::Duration;
 
+/// A killed controller's socket is closed after this.
+const CLOSES_MS: u64 = 10;
+
 impl Run<'_> {
     /// Begins or ends a fault.
     pub(crate) fn change(&mut self, fault: &Fault, begins: bool) -> Result<()> {
@@ -31,11 +34,12 @@ impl Run<'_> {
                 }
             }
             What::ControllerAway { site } => {
-                let site = &mut self.sites[*site];
                 if begins {
-                    site.kill_controller();
-                } else if !site.has_controller() {
-                    // The old socket is closed when its task has run; a real one is replaced on disk.
+                    self.sites[*site].kill_controller();
+                } else if !self.sites[*site].has_controller() {
+                    // The old socket is closed when its task has run, which it has not if time passed over the fault while a site left.
+                    self.pass_until(now_ms + CLOSES_MS);
+                    let site = &mut self.sites[*site];
                     self.desk_process.run(|| site.start_controller())?;
                 }
             }

@@ -320,7 +320,7 @@ impl<'a> Run<'a> {
     }
 
     /// Lets time pass, and watches.
-    fn pass_until(&mut self, until_ms: u64) {
+    pub(crate) fn pass_until(&mut self, until_ms: u64) {
         loop {
             let now_ms = self.net.now_us() / 1_000;
             if now_ms >= until_ms {

@@ -119,7 +119,13 @@ impl ReceiveWindow {
         if window.saturating_sub(outstanding) < window / GRANT_DIVISOR {
             return None;
         }
+        self.grant(measure)
+    }
+
+    /// Fills the window up.
+    fn grant(&mut self, measure: impl FnOnce() -> (Instant, Duration)) -> Option<u64> {
         self.grow(measure);
+        let outstanding = self.granted_bytes - self.consumed_bytes;
         let add = self.window_bytes().saturating_sub(outstanding);
         self.granted_bytes += add;
         (add > 0).then_some(add)
@@ -143,20 +149,30 @@ impl ReceiveWindow {
         self.sample_bytes = 0;
     }
 
-    /// Takes back credit that the sender will not use.
+    /// Takes back credit that the sender will not use, and returns the credit to grant now. `measure` reads time and round-trip time, when
+    /// needed.
+    ///
+    /// A return may be overtaken by bytes that were sent after it. If those were all that the sender had kept, and they are consumed, no more
+    /// bytes will come to grant for.
     ///
     /// # Errors
     /// When the sender does not have as much.
-    pub fn returned(&mut self, bytes: u64) -> Result<(), CreditViolation> {
+    pub fn returned(
+        &mut self,
+        bytes: u64,
+        measure: impl FnOnce() -> (Instant, Duration),
+    ) -> Result<Option<u64>, CreditViolation> {
         if bytes > self.granted_bytes.saturating_sub(self.received_bytes) {
             return Err(CreditViolation::ReturnedTooMuch);
         }
         self.granted_bytes -= bytes;
         // What is still reserved after the end is for what is held, and nothing for credit. A return may be overtaken by the end.
-        if !self.finished {
-            self.reservation.shrink(bytes);
+        if self.finished {
+            return Ok(None);
         }
-        Ok(())
+        self.reservation.shrink(bytes);
+        let is_spent = self.granted_bytes == self.consumed_bytes;
+        Ok(if is_spent { self.grant(measure) } else { None })
     }
 
     /// The sender has finished: only what it sent and nobody consumed still needs memory.
@@ -277,7 +293,7 @@ mod tests {
         let sender = SendCredit::new(INITIAL_CREDIT_BYTES);
         let returned = sender.give_back(0, IDLE_CREDIT_BYTES).unwrap();
         assert_eq!(sender.give_back(0, IDLE_CREDIT_BYTES), None);
-        receiver.returned(returned).unwrap();
+        assert_eq!(receiver.returned(returned, || (now, RTT)), Ok(None));
         assert_eq!(budget.used_bytes(), IDLE_CREDIT_BYTES);
         let sent = sender.available(0);
         receiver.received(sent).unwrap();
@@ -286,12 +302,29 @@ mod tests {
     }
 
     #[test]
+    fn a_return_that_is_overtaken_by_all_that_was_kept_is_answered_by_a_grant() {
+        let budget = Budget::new(u64::MAX);
+        let now = crate::clock::now();
+        let mut receiver = window(&budget, now);
+        let sender = SendCredit::new(INITIAL_CREDIT_BYTES);
+        let returned = sender.give_back(0, IDLE_CREDIT_BYTES).unwrap();
+        receiver.received(IDLE_CREDIT_BYTES).unwrap();
+        assert_eq!(receiver.consumed(IDLE_CREDIT_BYTES, || (now, RTT)), None);
+        let granted = receiver.returned(returned, || (now, RTT)).unwrap();
+        sender.add(granted.unwrap());
+        assert_eq!(sender.available(IDLE_CREDIT_BYTES), INITIAL_CREDIT_BYTES);
+    }
+
+    #[test]
     fn violations_are_noticed() {
         let budget = Budget::new(u64::MAX);
-        let mut flow = window(&budget, crate::clock::now());
-        assert_eq!(flow.returned(INITIAL_CREDIT_BYTES + 1), Err(CreditViolation::ReturnedTooMuch));
+        let now = crate::clock::now();
+        let mut flow = window(&budget, now);
+        let measure = || (now, RTT);
+        let too_much = Err(CreditViolation::ReturnedTooMuch);
+        assert_eq!(flow.returned(INITIAL_CREDIT_BYTES + 1, measure), too_much);
         flow.received(INITIAL_CREDIT_BYTES).unwrap();
-        assert_eq!(flow.returned(1), Err(CreditViolation::ReturnedTooMuch));
+        assert_eq!(flow.returned(1, measure), too_much);
         assert_eq!(flow.received(1), Err(CreditViolation::Exceeded));
     }
 
@@ -304,7 +337,7 @@ mod tests {
         flow.received(sent).unwrap();
         flow.finished();
         assert_eq!(budget.used_bytes(), sent);
-        flow.returned(INITIAL_CREDIT_BYTES - sent).unwrap();
+        assert_eq!(flow.returned(INITIAL_CREDIT_BYTES - sent, || (now, RTT)), Ok(None));
         assert_eq!(budget.used_bytes(), sent);
         assert_eq!(flow.consumed(sent, || (now, RTT)), None);
         assert_eq!(budget.used_bytes(), 0);
@@ -315,6 +348,7 @@ mod tests {
         Send(u64),
         Consume(u64),
         GiveBack,
+        ReturnArrives,
         Wait(u16),
     }
 
@@ -323,6 +357,7 @@ mod tests {
             (1..1_000_000_u64).prop_map(Op::Send),
             (1..1_000_000_u64).prop_map(Op::Consume),
             Just(Op::GiveBack),
+            Just(Op::ReturnArrives),
             any::<u16>().prop_map(Op::Wait),
         ]
     }
@@ -335,7 +370,8 @@ mod tests {
             let mut now = crate::clock::now();
             let mut receiver = window(&budget, now);
             let sender = SendCredit::new(INITIAL_CREDIT_BYTES);
-            let (mut sent, mut held) = (0_u64, 0_u64);
+            // What the sender has returned and the receiver has not heard of.
+            let (mut sent, mut held, mut returning) = (0_u64, 0_u64, 0_u64);
             for op in ops {
                 match op {
                     Op::Send(bytes) => {
@@ -352,15 +388,21 @@ mod tests {
                     }
                     Op::GiveBack => {
                         if let Some(bytes) = sender.give_back(sent, IDLE_CREDIT_BYTES) {
-                            prop_assert_eq!(receiver.returned(bytes), Ok(()));
+                            returning += bytes;
                         }
+                    }
+                    Op::ReturnArrives => {
+                        let granted = receiver.returned(std::mem::take(&mut returning), || (now, RTT));
+                        prop_assert!(granted.is_ok());
+                        granted.into_iter().flatten().for_each(|add| sender.add(add));
                     }
                     Op::Wait(ms) => now += Duration::from_millis(ms.into()),
                 }
-                prop_assert_eq!(sender.available(sent), receiver.granted_bytes - receiver.received_bytes);
-                prop_assert!(held + sender.available(sent) <= receiver.window_bytes());
+                let open = receiver.granted_bytes - receiver.received_bytes;
+                prop_assert_eq!(sender.available(sent) + returning, open);
+                prop_assert!(held + open <= receiver.window_bytes());
                 prop_assert!(budget.used_bytes() <= budget.ceiling_bytes());
-                prop_assert!(held > 0 || sender.available(sent) > 0);
+                prop_assert!(held > 0 || returning > 0 || sender.available(sent) > 0);
             }
         }
     }

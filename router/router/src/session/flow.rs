@@ -10,6 +10,7 @@ use super::{
     incoming,
     receive::FlowRecv,
 };
+use crate::clock;
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use prost::Message;
@@ -118,7 +119,11 @@ impl FlowState {
             self.credit.add(add_bytes);
         }
         if return_bytes > 0 {
-            self.window.lock().returned(return_bytes)?;
+            let measure = || (clock::now(), self.session.rtt());
+            let grant = self.window.lock().returned(return_bytes, measure)?;
+            if let Some(bytes) = grant {
+                self.session.outbox.grant(self.index, bytes);
+            }
             self.returned.notify_one();
         }
         Ok(())
