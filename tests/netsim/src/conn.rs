@@ -112,6 +112,13 @@ pub(crate) struct End {
     pub(crate) watchers: Vec<Waker>,
 }
 
+impl Conn {
+    /// Nobody at either end is interested any more.
+    pub(crate) fn is_over(&self) -> bool {
+        self.ends.iter().all(End::is_over)
+    }
+}
+
 /// Why nothing was sent.
 enum Lost {
     /// Nobody knows; try again.
@@ -574,7 +581,7 @@ impl World {
 
     fn forget_if_over(&mut self, id: u64) {
         // A reset that is still on its way to an open end must arrive.
-        if self.conns.get(&id).is_some_and(|conn| conn.ends.iter().all(End::is_over)) {
+        if self.conns.get(&id).is_some_and(Conn::is_over) {
             self.conns.remove(&id);
         }
     }

@@ -268,6 +268,8 @@ impl World {
                 end.vanish(&mut wakers);
             }
         }
+        // Nobody will close what was within the host.
+        self.conns.retain(|_, conn| !conn.is_over());
         self.wake(&mut wakers);
     }
 
