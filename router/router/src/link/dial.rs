@@ -188,7 +188,7 @@ impl Dialler {
             self.preference.unfit(now);
         } else {
             let lasted = now.saturating_duration_since(link.since);
-            self.preference.lost(link.is_tls, lasted, now);
+            self.preference.lost(link.is_tls, lasted);
         }
     }
 
@@ -204,9 +204,10 @@ impl Dialler {
     }
 
     /// Waits until UDP works; while it does not, says why.
-    async fn better(&self) -> Established {
+    async fn better(&mut self) -> Established {
         loop {
-            time::sleep(self.inner.jittered(self.preference.interval())).await;
+            let interval = self.preference.interval(clock::now());
+            time::sleep(self.inner.jittered(interval)).await;
             let endpoints = self.endpoints.borrow().clone();
             let race = Race {
                 inner: &self.inner,
@@ -224,6 +225,7 @@ impl Dialler {
                 Err(_) if not_udp.is_empty() => {}
                 Err(_) => self.progress.lock().not_udp = not_udp,
             }
+            self.preference.still_fails(clock::now());
         }
     }
 
@@ -242,8 +244,10 @@ impl Dialler {
             () = settled => None, // cancel-safe
         };
         if let Some(ended) = failed {
-            self.lost(&new);
-            self.preference.up(old.is_tls);
+            match new.frames.is_too_small() {
+                true => self.preference.unfit(clock::now()),
+                false => self.preference.fell_back(clock::now()),
+            }
             let not_udp = format!("{not_udp}, came up and was lost: {}", reason(ended));
             self.progress.lock().link_up(old.id, not_udp);
             return old;

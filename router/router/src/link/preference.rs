@@ -8,6 +8,9 @@ const TLS_AFTER: Duration = Duration::from_millis(250);
 const UDP_AFTER: Duration = Duration::from_secs(1);
 /// A link over UDP that lasted this long was a good one.
 const GOOD_AFTER: Duration = Duration::from_secs(60);
+/// UDP is tried so soon after a link has come up over TLS. What both were lost for, as when the neighbour was started again, is over by
+/// then, and which of them was back first is chance.
+const LOOK_AFTER: Duration = Duration::from_millis(200);
 /// UDP that comes and goes is left alone for at most this many intervals: 5 minutes.
 const INTERVALS_MAX: u32 = 30;
 
@@ -30,8 +33,10 @@ pub(super) struct Preference {
     interval: Duration,
     /// The last link was one over TLS.
     last_tls: bool,
-    /// There was a link over TLS.
-    tls_works: bool,
+    /// A link over UDP was lost that was not a good one. Nobody knows yet whether it was for UDP.
+    is_suspect: bool,
+    /// UDP was tried since the link has come up.
+    has_looked: bool,
     /// UDP has just failed again: until then it comes second.
     udp_rests_until: Option<Instant>,
     is_unfit: bool,
@@ -44,7 +49,8 @@ impl Preference {
             interval_min: interval,
             interval,
             last_tls: false,
-            tls_works: false,
+            is_suspect: false,
+            has_looked: false,
             udp_rests_until: None,
             is_unfit: false,
         }
@@ -60,14 +66,37 @@ impl Preference {
     }
 
     /// How long to wait until UDP is tried beside a link over TLS.
-    pub(super) fn interval(&self) -> Duration {
-        self.interval
+    pub(super) fn interval(&self, now: Instant) -> Duration {
+        let is_resting = self.udp_rests_until.is_some_and(|until| now < until);
+        if self.has_looked || is_resting { self.interval } else { LOOK_AFTER }
     }
 
     /// A link has come up.
     pub(super) fn up(&mut self, tls: bool) {
         self.last_tls = tls;
-        self.tls_works |= tls;
+        self.has_looked = false;
+        self.is_suspect &= tls;
+    }
+
+    /// UDP was tried beside a link over TLS, and does not work.
+    pub(super) fn still_fails(&mut self, now: Instant) {
+        self.has_looked = true;
+        if std::mem::take(&mut self.is_suspect) {
+            self.rest(now);
+        }
+    }
+
+    /// A link over UDP was lost while one over TLS was up, and stays so.
+    pub(super) fn fell_back(&mut self, now: Instant) {
+        self.last_tls = true;
+        self.has_looked = true;
+        self.is_unfit = false;
+        self.rest(now);
+    }
+
+    fn rest(&mut self, now: Instant) {
+        self.interval = (self.interval * 2).min(self.interval_min * INTERVALS_MAX);
+        self.udp_rests_until = Some(now + self.interval);
     }
 
     /// A link over UDP came up at a place that is of no use for frames, which does not change often.
@@ -82,17 +111,16 @@ impl Preference {
         self.is_unfit && self.udp_rests_until.is_some_and(|until| now < until)
     }
 
-    /// A link that came up was lost at `now`, having lasted for `lasted`.
-    pub(super) fn lost(&mut self, tls: bool, lasted: Duration, now: Instant) {
+    /// A link that came up was lost, having lasted for `lasted`.
+    pub(super) fn lost(&mut self, tls: bool, lasted: Duration) {
         if tls {
             return;
         }
         self.is_unfit = false;
         if lasted >= GOOD_AFTER {
             self.interval = self.interval_min;
-        } else if self.tls_works {
-            self.interval = (self.interval * 2).min(self.interval_min * INTERVALS_MAX);
-            self.udp_rests_until = Some(now + self.interval);
+        } else {
+            self.is_suspect = true;
         }
     }
 }
@@ -109,7 +137,7 @@ mod tests {
         let (mut preference, now) = (Preference::new(INTERVAL), crate::clock::now());
         assert_eq!(preference.plan(now).tls_after, Some(TLS_AFTER));
         preference.up(true);
-        preference.lost(true, SECOND, now);
+        preference.lost(true, SECOND);
         let plan = preference.plan(now);
         assert_eq!(plan, Plan { udp_after: Duration::ZERO, tls_after: Some(Duration::ZERO) });
         preference.up(false);
@@ -123,7 +151,7 @@ mod tests {
         assert_eq!(preference.plan(now).udp_after, UDP_AFTER);
         preference.up(true);
         assert!(preference.is_unfit(now));
-        assert_eq!(preference.interval(), 30 * INTERVAL);
+        assert_eq!(preference.interval(now), 30 * INTERVAL);
         let later = now + 30 * INTERVAL;
         assert!(!preference.is_unfit(later));
         assert_eq!(preference.plan(later).udp_after, Duration::ZERO);
@@ -132,19 +160,43 @@ mod tests {
     #[test]
     fn udp_that_comes_and_goes_is_tried_ever_less_until_it_stays() {
         let (mut preference, mut now) = (Preference::new(INTERVAL), crate::clock::now());
-        preference.lost(false, SECOND, now);
-        assert_eq!(preference.interval(), INTERVAL, "there is nothing better");
         let mut intervals = Vec::new();
         for _ in 0..7 {
-            preference.up(true);
-            intervals.push(preference.interval().as_secs());
             preference.up(false);
-            now += SECOND;
-            preference.lost(false, SECOND, now);
+            preference.lost(false, SECOND);
+            assert_eq!(preference.plan(now).udp_after, Duration::ZERO, "it may have been anything");
+            preference.up(true);
+            preference.still_fails(now);
+            intervals.push(preference.interval(now).as_secs());
             assert_eq!(preference.plan(now).udp_after, UDP_AFTER);
+            now += preference.interval(now);
         }
-        assert_eq!(intervals, [10, 20, 40, 80, 160, 300, 300]);
-        preference.lost(false, 60 * SECOND, now);
-        assert_eq!(preference.interval(), INTERVAL);
+        assert_eq!(intervals, [20, 40, 80, 160, 300, 300, 300]);
+        preference.up(false);
+        preference.lost(false, 60 * SECOND);
+        assert_eq!(preference.interval, INTERVAL);
+    }
+
+    #[test]
+    fn udp_that_is_lost_beside_tls_rests_as_well() {
+        let (mut preference, now) = (Preference::new(INTERVAL), crate::clock::now());
+        preference.up(true);
+        preference.up(false);
+        preference.fell_back(now);
+        assert_eq!(preference.interval(now), 2 * INTERVAL);
+    }
+
+    #[test]
+    fn what_was_lost_together_with_tls_is_looked_for_at_once_and_not_held_against_udp() {
+        let (mut preference, now) = (Preference::new(INTERVAL), crate::clock::now());
+        for _ in 0..3 {
+            preference.up(true);
+            assert_eq!(preference.interval(now), LOOK_AFTER);
+            preference.up(false);
+            preference.lost(false, SECOND);
+        }
+        preference.up(true);
+        preference.still_fails(now + 60 * SECOND);
+        assert_eq!(preference.interval(now + 60 * SECOND), 2 * INTERVAL);
     }
 }
