@@ -59,7 +59,7 @@ pub fn start(host: &Host, command: &str, to: SocketAddr, args: &[&str]) -> Resul
 /// # Errors
 /// When it fails.
 pub fn run(host: &Host, command: &str, to: SocketAddr, args: &[&str]) -> Result<Value> {
-    report(start(host, command, to, args)?)
+    finish(start(host, command, to, args)?)
 }
 
 /// Ends a client command that runs until told, and gives its report.
@@ -68,10 +68,14 @@ pub fn run(host: &Host, command: &str, to: SocketAddr, args: &[&str]) -> Result<
 /// When it gives none.
 pub fn stop(process: Process) -> Result<Value> {
     process.terminate()?;
-    report(process)
+    finish(process)
 }
 
-fn report(process: Process) -> Result<Value> {
+/// Waits for the end of a client command that ends by itself, and gives its report.
+///
+/// # Errors
+/// When it fails.
+pub fn finish(process: Process) -> Result<Value> {
     let output = process.finish(finish_timeout())?;
     let line = output.stdout.lines().last().with_context(|| output.to_string())?;
     serde_json::from_str(line).with_context(|| output.to_string())

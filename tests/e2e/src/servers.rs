@@ -1,5 +1,6 @@
 //! Real servers from Debian packages, on the loopback of a host.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -145,6 +146,21 @@ pub fn sni_balancer(host: &Host, port: u16, name: &str, target: &str) -> Result<
            \x20 tcp-request content accept if {{ req.ssl_hello_type 1 }}\n\
            \x20 use_backend site if {{ req.ssl_sni -i {name} }}\n\
          backend site\n  server site {target}\n"
+    );
+    std::fs::write(&config, text)?;
+    let server = host.command("haproxy").args(["-db", "-f"]).arg(&config).spawn()?;
+    wait_listening(host, port, server)
+}
+
+/// haproxy that passes TCP connections on to one target, as they are.
+///
+/// # Errors
+/// When it does not start.
+pub fn tcp_proxy(host: &Host, port: u16, target: SocketAddr) -> Result<Process> {
+    let config = host.dir().join("haproxy-tcp.cfg");
+    let text = format!(
+        "defaults\n mode tcp\n timeout connect 30s\n timeout client 1h\n timeout server 1h\n\
+         listen l\n bind 127.0.0.1:{port}\n server s {target}\n"
     );
     std::fs::write(&config, text)?;
     let server = host.command("haproxy").args(["-db", "-f"]).arg(&config).spawn()?;

@@ -1,8 +1,10 @@
 //! The networks the tests use.
 
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use serde_json::Value;
 use skein_lab::{Host, Lab, Lan, Wan};
 
 use crate::Site;
@@ -114,5 +116,61 @@ impl Diamond {
         a.link_to(&transits[1], &[])?;
         b.link_to(&transits[1], &[])?;
         Ok(Self { lab, internet, transits, a, b })
+    }
+}
+
+/// A reachable site, and one behind a WAN box, linked to it.
+#[derive(Debug)]
+pub struct Away {
+    /// The network.
+    pub lab: Lab,
+    /// The reachable site.
+    pub hub: Site,
+    /// The other one.
+    pub branch: Site,
+    /// The way between them.
+    pub wan: Wan,
+}
+
+impl Away {
+    /// With the seed of the WAN box.
+    ///
+    /// # Errors
+    /// When anything fails.
+    pub fn new(seed: u64) -> Result<Self> {
+        Self::with_mtu(seed, 1_500)
+    }
+
+    /// The same with interfaces of another size.
+    ///
+    /// # Errors
+    /// When anything fails.
+    pub fn with_mtu(seed: u64, mtu: u16) -> Result<Self> {
+        let (lab, internet) = internet()?;
+        let hub = reachable(&lab, &internet, "hub")?;
+        let host = lab.host("branch")?;
+        let wan = host.join_through_wan(&internet, seed)?;
+        host.set_mtu(&internet, mtu)?;
+        hub.host().set_mtu(&internet, mtu)?;
+        let branch = Site::init(&host, &["--no-listen"])?;
+        branch.link_to(&hub, &[])?;
+        branch.wait_links_up(1)?;
+        Ok(Self { lab, hub, branch, wan })
+    }
+
+    /// The link as the branch shows it.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn link(&self) -> Result<Value> {
+        self.branch.first_link()
+    }
+
+    /// Waits until the link is as `check` wants it.
+    ///
+    /// # Errors
+    /// When it does not become so.
+    pub fn wait_link(&self, what: &str, check: impl Fn(&Value) -> bool) -> Result<Duration> {
+        self.branch.wait_link(what, Duration::from_secs(10), check)
     }
 }

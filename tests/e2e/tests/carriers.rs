@@ -8,12 +8,14 @@ use serde_json::Value;
 use skein_e2e::flow::clean;
 use skein_e2e::topology::{internet, reachable};
 use skein_e2e::{Site, clients, figure, flow, scaled, servers};
-use skein_lab::{Lab, Lan, eventually, require_programs};
+use skein_lab::{Command, Lab, Lan, Process, eventually, require_programs};
 
 /// A link is moved to UDP within this.
 const MOVE_MAX: Duration = Duration::from_secs(30);
 /// A link that has lost UDP is back over TLS within this, as seen from outside.
 const RETURN_MAX: Duration = Duration::from_secs(6);
+/// The same after which a stream of datagrams goes on.
+const SILENCE_MAX: Duration = RETURN_MAX;
 
 /// A reachable site, and one behind a NAT that lets no UDP pass.
 struct Blocked {
@@ -108,41 +110,109 @@ fn without_udp_a_link_works_over_tls_and_moves_when_udp_is_back() -> Result<()> 
     clean(&report)
 }
 
+/// What the proxy wants to hear, and what nobody else may.
+const SECRET: &str = "s3cret-0f-the-proxy";
+
+/// [`Blocked`], where nothing but a proxy leads out.
+struct BehindProxy {
+    net: Blocked,
+    _proxy: Process,
+    url: String,
+    /// The file with name and password.
+    credentials: String,
+}
+
+impl BehindProxy {
+    fn new() -> Result<Self> {
+        let net = Blocked::new()?;
+        let host = net.branch.host();
+        host.block_outbound("tcp", 7443)?;
+        let proxy = net.lab.host("proxy")?;
+        let url = format!("http://{}:3128", proxy.join(&net.internet)?);
+        let _proxy = servers::tinyproxy(&proxy, 3128, ("branch", SECRET))?;
+        let credentials = host.dir().join("credentials").to_str().context("a path")?.to_owned();
+        Ok(Self { net, _proxy, url, credentials })
+    }
+
+    /// Puts a password into the file.
+    fn write(&self, password: &str) -> Result<()> {
+        std::fs::write(&self.credentials, format!("branch:{password}\n"))?;
+        let private = std::fs::Permissions::from_mode(0o600);
+        Ok(std::fs::set_permissions(&self.credentials, private)?)
+    }
+
+    /// Links to the hub, after everything that is refused.
+    fn link(&self) -> Result<()> {
+        let Self { net: Blocked { hub, branch, .. }, url, credentials, .. } = self;
+        self.write("wrong")?;
+        let token = hub.token("by-proxy", &[])?;
+        let token = token.to_str().context("a path")?;
+        let in_argv = url.replace("//", "//branch:x@");
+        branch.refuses(&["link", token, "--proxy", &in_argv], 2, &["--proxy-credentials"])?;
+        branch.refuses(&["link", token, "--proxy", url], 1, &["wants credentials"])?;
+        let link = ["link", token, "--proxy", url, "--proxy-credentials", credentials];
+        branch.refuses(&link, 1, &["refuses the credentials"])?;
+        self.write(SECRET)?;
+        branch.skctl(&link).check()?;
+        self.net.wait_carrier("tls", RETURN_MAX)?;
+        let link = self.net.link()?;
+        let reason = link["carrierReason"].as_str().unwrap_or_default();
+        let through = format!("unanswered, through the proxy {url}");
+        ensure!(reason.ends_with(&through), "{link}");
+        ensure!(link["remote"] == format!("{}:7443", hub.host().address()), "{link}");
+        let doctor = branch.skctl(&["doctor"]).run()?.stdout;
+        ensure!(doctor.contains("TLS over TCP: ok"), "{doctor}");
+        Ok(())
+    }
+
+    fn skctl_init(&self) -> Command {
+        self.net.branch.skctl(&["init", self.net.branch.name(), "--service", "none"])
+    }
+
+    /// The same from the environment, whose password is kept in a file of the site's. Not while the site has a proxy: it is for another.
+    fn take_from_the_environment(&self) -> Result<()> {
+        let Blocked { branch, .. } = &self.net;
+        let host = branch.host();
+        let kept =
+            || host.command("find").arg(host.dir()).args(["-name", "proxy-credentials"]).run();
+        self.skctl_init().env("HTTPS_PROXY", "http://me:x@192.0.2.1:1").check()?;
+        ensure!(kept()?.stdout.is_empty(), "a password for another proxy was kept");
+        self.skctl_init().args(["--proxy", "none"]).check()?;
+        ensure!(branch.json(&["get", "site"])?.to_string().find("3128").is_none());
+        host.block_udp(true)?;
+        let in_environment = self.url.replace("//", &format!("//branch:{SECRET}@"));
+        self.skctl_init().env("HTTPS_PROXY", &in_environment).check()?;
+        self.net.wait_carrier("tls", MOVE_MAX)?;
+        ensure!(self.secrets()? == 1, "the password is not kept");
+        // Nor is it in what others may read of the processes, also of those that are started with it.
+        branch.skctl(&["stop"]).check()?;
+        branch.skctl(&["start"]).env("HTTPS_PROXY", &in_environment).check()?;
+        self.net.wait_carrier("tls", MOVE_MAX)?;
+        let environments = host.command("sh").args(["-c", "cat /proc/[0-9]*/environ"]).run()?;
+        let is_told = environments.stdout.contains(SECRET);
+        ensure!(!is_told, "the password is in the environment of a process");
+        self.skctl_init().args(["--proxy", "none"]).check()?;
+        ensure!(self.secrets()? == 0, "the password is still kept");
+        Ok(())
+    }
+
+    /// How many files the site keeps the password in, which is nowhere else but where it came from.
+    fn secrets(&self) -> Result<usize> {
+        let host = self.net.branch.host();
+        let found = host.command("grep").args(["-rl", SECRET]).arg(host.dir()).check()?.stdout;
+        let others = || found.lines().filter(|path| *path != self.credentials);
+        ensure!(others().all(|path| path.ends_with("/proxy-credentials")), "it is in {found}");
+        ensure!(others().count() < found.lines().count(), "it is not in {}", self.credentials);
+        Ok(others().count())
+    }
+}
+
 #[test]
 fn where_only_a_proxy_leads_out_a_link_goes_through_it() -> Result<()> {
-    const SECRET: &str = "s3cret-0f-the-proxy";
-    let net = Blocked::new()?;
+    let behind = BehindProxy::new()?;
+    behind.link()?;
+    let net = &behind.net;
     let host = net.branch.host();
-    host.block_outbound("tcp", 7443)?;
-    let proxy = net.lab.host("proxy")?;
-    let url = format!("http://{}:3128", proxy.join(&net.internet)?);
-    let _proxy = servers::tinyproxy(&proxy, 3128, ("branch", SECRET))?;
-    let credentials = host.dir().join("credentials");
-    let write = |password: &str| -> Result<()> {
-        std::fs::write(&credentials, format!("branch:{password}\n"))?;
-        Ok(std::fs::set_permissions(&credentials, std::fs::Permissions::from_mode(0o600))?)
-    };
-    write("wrong")?;
-    let credentials = credentials.to_str().context("a path")?;
-
-    let token = net.hub.token("by-proxy", &[])?;
-    let token = token.to_str().context("a path")?;
-    let in_argv = url.replace("//", "//branch:x@");
-    net.branch.refuses(&["link", token, "--proxy", &in_argv], 2, &["--proxy-credentials"])?;
-    net.branch.refuses(&["link", token, "--proxy", &url], 1, &["wants credentials"])?;
-    let link = ["link", token, "--proxy", &url, "--proxy-credentials", credentials];
-    net.branch.refuses(&link, 1, &["refuses the credentials"])?;
-    write(SECRET)?;
-    net.branch.skctl(&link).check()?;
-    net.wait_carrier("tls", RETURN_MAX)?;
-    let link = net.link()?;
-    let reason = link["carrierReason"].as_str().unwrap_or_default();
-    ensure!(reason.ends_with(&format!("unanswered, through the proxy {url}")), "{link}");
-    let hub = format!("{}:7443", net.hub.host().address());
-    ensure!(link["remote"] == hub.as_str(), "{link}");
-    let doctor = net.branch.skctl(&["doctor"]).run()?.stdout;
-    ensure!(doctor.contains("TLS over TCP: ok"), "{doctor}");
-
     let _server = flow::serve(net.hub.host(), 8310, &[])?;
     net.hub.expose("beyond", 8310, &[])?;
     let to = net.branch.endpoint("beyond", 8310)?;
@@ -155,33 +225,7 @@ fn where_only_a_proxy_leads_out_a_link_goes_through_it() -> Result<()> {
     host.block_udp(false)?;
     figure("moved to UDP after", format!("{:?}", net.wait_carrier("udp", MOVE_MAX)?));
     clean(&flow::stop(running)?)?;
-
-    // The same from the environment, whose password is kept in a file of the site's. Not while the site has a proxy: it is for another.
-    let init = ["init", net.branch.name(), "--service", "none"];
-    let kept = || host.command("find").arg(host.dir()).args(["-name", "proxy-credentials"]).run();
-    net.branch.skctl(&init).env("HTTPS_PROXY", "http://me:x@192.0.2.1:1").check()?;
-    ensure!(kept()?.stdout.is_empty(), "a password for another proxy was kept");
-    net.branch.skctl(&init).args(["--proxy", "none"]).check()?;
-    ensure!(net.branch.json(&["get", "site"])?.to_string().find("3128").is_none());
-    host.block_udp(true)?;
-    let in_environment = url.replace("//", &format!("//branch:{SECRET}@"));
-    net.branch.skctl(&init).env("HTTPS_PROXY", &in_environment).check()?;
-    net.wait_carrier("tls", MOVE_MAX)?;
-    // Nowhere but in those files.
-    let found = host.command("grep").args(["-rl", SECRET]).arg(host.dir()).check()?.stdout;
-    let elsewhere = |path: &&str| *path != credentials && !path.ends_with("/proxy-credentials");
-    let elsewhere: Vec<_> = found.lines().filter(elsewhere).collect();
-    ensure!(found.lines().count() == 2 && elsewhere.is_empty(), "the password is in {found}");
-    // Nor in what others may read of the processes, also of those that are started with it.
-    net.branch.skctl(&["stop"]).check()?;
-    net.branch.skctl(&["start"]).env("HTTPS_PROXY", &in_environment).check()?;
-    net.wait_carrier("tls", MOVE_MAX)?;
-    let environments = host.command("sh").args(["-c", "cat /proc/[0-9]*/environ"]).run()?.stdout;
-    ensure!(!environments.contains(SECRET), "the password is in the environment of a process");
-    net.branch.skctl(&init).args(["--proxy", "none"]).check()?;
-    let found = host.command("grep").args(["-rl", SECRET]).arg(host.dir()).check()?.stdout;
-    ensure!(found.lines().count() == 1, "the password is still in {found}");
-    Ok(())
+    behind.take_from_the_environment()
 }
 
 #[test]
@@ -194,16 +238,69 @@ fn a_bulk_flow_over_tls_leaves_room_for_others() -> Result<()> {
     let _server = flow::serve(net.hub.host(), 8320, &[])?;
     net.hub.expose("narrow", 8320, &[])?;
     let (host, to) = (net.branch.host(), net.branch.endpoint("narrow", 8320)?);
-    let alone = flow::run(host, "probe", to, &["--count", "100"])?;
-    let bulk = flow::start(host, "bulk", to, &["--flows", "1", "--seconds", "6"])?;
-    let beside = flow::run(host, "probe", to, &["--count", "200"])?;
-    let bulk = bulk.finish(Duration::from_secs(60))?;
-    figure("new connections at 50 Mbit/s, alone", &alone);
-    figure("the same beside a bulk flow", &beside);
-    figure("the bulk flow", bulk.stdout.trim());
-    ensure!(alone["ok"] == 100 && beside["ok"] == 200, "{alone} {beside}");
+    let echo = || flow::run(host, "echo", to, &["--seconds", scaled("2", "10")]);
+    let alone = (flow::run(host, "probe", to, &["--count", "100"])?, echo()?);
+    let seconds = scaled("10", "30");
+    let bulk = flow::start(host, "bulk", to, &["--flows", "1", "--seconds", seconds])?;
+    let beside = (flow::run(host, "probe", to, &["--count", "200"])?, echo()?);
+    let bulk = flow::finish(bulk)?;
+    for (when, (new, open)) in [("alone", &alone), ("beside a bulk flow", &beside)] {
+        figure(&format!("new connections at 50 Mbit/s, {when}"), new);
+        figure(&format!("one byte there and back on an open flow, {when}"), open);
+    }
+    figure("the bulk flow", &bulk);
+    clean(&bulk)?;
+    ensure!(alone.0["ok"] == 100 && beside.0["ok"] == 200, "{alone:?} {beside:?}");
     ensure!(net.link()?["carrier"] == "tls", "{:?}", net.link());
     Ok(())
+}
+
+/// Long enough to see what streams of datagrams meet.
+fn let_it_stream() {
+    std::thread::sleep(Duration::from_secs(scaled(2, 20)));
+}
+
+#[test]
+fn datagrams_go_over_tls_and_on_when_the_link_moves() -> Result<()> {
+    const FLOWS: f64 = 5.0;
+    let net = Blocked::new()?;
+    net.branch.link_to(&net.hub, &[])?;
+    net.wait_carrier("tls", MOVE_MAX)?;
+    let _server = flow::serve_datagrams(net.hub.host(), 8340)?;
+    net.hub.expose("datagrams", 8340, &["--protocol", "udp"])?;
+    let (host, to) = (net.branch.host(), net.branch.endpoint_of("datagrams", 8340, "udp")?);
+    let opened = || net.hub.metric("skein_flows_opened_total");
+    let args = ["--flows", &FLOWS.to_string(), "--rate", "100", "--sizes", "200,1420,4000"];
+    let running = flow::start(host, "udp-duplex", to, &args)?;
+    eventually("the streams run", MOVE_MAX, || Ok(opened()? >= FLOWS))?;
+    let_it_stream();
+    ensure!(net.link()?["carrier"] == "tls", "{:?}", net.link());
+    let seen = flow::stop(running)?;
+    figure("datagrams over TLS", &seen);
+    ensure!(is_stream(&seen, 10), "{seen}");
+
+    let before = opened()?;
+    let running = flow::start(host, "udp-duplex", to, &args)?;
+    eventually("the streams run", MOVE_MAX, || Ok(opened()? >= before + FLOWS))?;
+    host.block_udp(false)?;
+    net.wait_carrier("udp", MOVE_MAX)?;
+    let_it_stream();
+    host.block_udp(true)?;
+    net.wait_carrier("tls", RETURN_MAX)?;
+    let_it_stream();
+    ensure!(opened()? <= before + FLOWS, "associations were opened anew");
+    let seen = flow::stop(running)?;
+    figure("datagrams while the link moves to UDP and back to TLS", &seen);
+    ensure!(is_stream(&seen, 2) && seen["flows"] == FLOWS, "{seen}");
+    ensure!(seen["gap_max_ms"].as_u64().map(Duration::from_millis) < Some(SILENCE_MAX), "{seen}");
+    Ok(())
+}
+
+/// Whether nothing was damaged or repeated, and less than one of so many was lost: how much more a busy machine decides.
+fn is_stream(seen: &Value, of: u64) -> bool {
+    let counts = seen["lost"].as_u64().zip(seen["sent"].as_u64());
+    let is_whole = seen["wrong"] == 0 && seen["duplicates"] == 0;
+    is_whole && counts.is_some_and(|(lost, sent)| lost * of < sent)
 }
 
 /// The site is known by name only, and its name leads to a balancer that looks at no more than the name in a TLS handshake.

@@ -3,73 +3,18 @@
 use std::thread::sleep;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use serde_json::Value;
 use skein_e2e::flow::{clean, gap_max};
-use skein_e2e::topology::{internet, reachable};
-use skein_e2e::{Site, figure, flow, long, scaled};
-use skein_lab::{Direction, Lab, Loss, Mtu, Process, Profile, Signal, Wan, eventually};
+use skein_e2e::topology::{Away, internet, reachable};
+use skein_e2e::{Site, figure, flow, long, scaled, servers};
+use skein_lab::{Direction, Lab, Loss, Mtu, Profile, Signal, eventually};
 
 const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
 
 /// Flows go on within this after an outage: most of it is the link's, whose dialler tries once a second.
 const GO_ON_MAX: Duration = Duration::from_secs(4);
-
-/// A reachable site, and one behind a WAN box, linked to it.
-struct Away {
-    _lab: Lab,
-    hub: Site,
-    branch: Site,
-    wan: Wan,
-}
-
-impl Away {
-    /// With the seed of the WAN box.
-    fn new(seed: u64) -> Result<Self> {
-        Self::with_mtu(seed, 1_500)
-    }
-
-    fn with_mtu(seed: u64, mtu: u16) -> Result<Self> {
-        let (lab, internet) = internet()?;
-        let hub = reachable(&lab, &internet, "hub")?;
-        let host = lab.host("branch")?;
-        let wan = host.join_through_wan(&internet, seed)?;
-        host.set_mtu(&internet, mtu)?;
-        hub.host().set_mtu(&internet, mtu)?;
-        let branch = Site::init(&host, &["--no-listen"])?;
-        branch.link_to(&hub, &[])?;
-        branch.wait_links_up(1)?;
-        Ok(Self { _lab: lab, hub, branch, wan })
-    }
-
-    fn link(&self) -> Result<Value> {
-        self.branch.first_link()
-    }
-
-    fn wait_link(&self, what: &str, check: impl Fn(&Value) -> bool) -> Result<Duration> {
-        self.branch.wait_link(what, 10 * SECOND, check)
-    }
-}
-
-/// HAProxy on the branch, which passes TCP connections on to one port of the hub, as they are.
-fn proxy(net: &Away, port: u16, to: u16) -> Result<Process> {
-    let host = net.branch.host();
-    let config = host.dir().join("haproxy.cfg");
-    let hub = net.hub.host().address();
-    let text = format!(
-        "defaults\n mode tcp\n timeout connect 30s\n timeout client 1h\n timeout server 1h\n\
-         listen l\n bind 127.0.0.1:{port}\n server s {hub}:{to}\n"
-    );
-    std::fs::write(&config, text)?;
-    let process = host.command("haproxy").args(["-db", "-f"]).arg(&config).spawn()?;
-    let filter = format!("sport = :{port}");
-    eventually("haproxy listens", Duration::from_secs(10), || {
-        Ok(!host.command("ss").args(["-Hltn", &filter]).check()?.stdout.trim().is_empty())
-    })
-    .with_context(|| process.stderr())?;
-    Ok(process)
-}
 
 #[test]
 fn after_an_outage_flows_go_on_at_once() -> Result<()> {
@@ -119,7 +64,7 @@ fn far(name: &str, profile: &Profile, seconds: u64) -> Result<()> {
     let (hub, host) = (net.hub.host(), net.branch.host());
     let _inner = flow::serve(hub, 8410, &[])?;
     let _outer = flow::serve_on(hub, (hub.address(), 8411).into(), &[])?;
-    let _proxy = proxy(&net, 8412, 8411)?;
+    let _proxy = servers::tcp_proxy(host, 8412, (hub.address(), 8411).into())?;
     net.hub.expose("far", 8410, &[])?;
     let to = net.branch.endpoint("far", 8410)?;
     net.wan.set(profile);
@@ -311,8 +256,7 @@ fn a_fast_flow_outlives_the_loss_of_many_packets_at_once() -> Result<()> {
     sleep(SECOND * clear);
     let before = net.wan.counters(Direction::Down).delivered_bytes;
     net.wan.change(|profile| profile.loss = Loss::Random(0.1));
-    let bulk = running.finish(60 * SECOND)?.stdout;
-    let bulk: Value = serde_json::from_str(bulk.lines().last().unwrap_or_default())?;
+    let bulk = flow::finish(running)?;
     figure("a fast flow before and with 10 % of loss", format!("{before} bytes, {bulk}"));
     figure("packets lost", net.wan.counters(Direction::Down).lost);
     clean(&bulk)

@@ -5,6 +5,7 @@ mod bulk;
 mod churn;
 mod datagrams;
 mod duplex;
+mod echo;
 mod hold;
 mod net;
 mod payload;
@@ -32,6 +33,8 @@ enum Command {
     Serve(serve::Args),
     /// Paced flows in both directions until SIGTERM; reports silences, resets and wrong bytes.
     Duplex(duplex::Args),
+    /// One byte there and back, again and again, on one connection.
+    Echo(echo::Args),
     /// A new connection every few milliseconds until SIGTERM; reports who answered and outages.
     Probe(probe::Args),
     /// Flows as fast as they go, some of them never read by the server.
@@ -69,6 +72,7 @@ fn main() -> Result<ExitCode> {
         match args.command {
             Command::Serve(args) => serve::run(args).await,
             Command::Duplex(args) => duplex::run(args).await,
+            Command::Echo(args) => echo::run(args).await,
             Command::Probe(args) => probe::run(args).await,
             Command::Bulk(args) => bulk::run(args).await,
             Command::Churn(args) => churn::run(args).await,
