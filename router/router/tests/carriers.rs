@@ -214,6 +214,16 @@ async fn udp_that_dies_leaves_the_link_to_tls() {
 }
 
 #[tokio::test]
+async fn a_neighbour_that_is_back_is_linked_over_udp_though_tls_finds_it_first() {
+    let mut nodes = nodes(2).await;
+    let relay = Relay::with_tcp(nodes[1].address().await);
+    relay.cut_until_tcp();
+    join(&mut nodes, 0, 1, Some(relay.addr)).await;
+    assert_eq!(nodes[0].up.len(), 1);
+    assert_eq!(status(&nodes[0]).carrier, "udp");
+}
+
+#[tokio::test]
 async fn a_tls_connection_that_ends_takes_its_link_with_it_at_once() {
     let (mut nodes, relay) = over_tls().await;
     relay.reset_tcp();

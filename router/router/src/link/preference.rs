@@ -24,6 +24,11 @@ pub(super) struct Plan {
 impl Plan {
     /// Looks for a better carrier than TLS.
     pub(super) const BETTER: Self = Self { udp_after: Duration::ZERO, tls_after: None };
+
+    /// Whether UDP is tried once more where TLS has worked first: not when there is reason to think that it does not work.
+    pub(super) fn udp_anew(self) -> bool {
+        self.tls_after.is_some_and(|tls_after| self.udp_after < tls_after)
+    }
 }
 
 /// What has worked for one link.
@@ -136,8 +141,10 @@ mod tests {
     fn udp_goes_first_until_tls_was_what_worked() {
         let (mut preference, now) = (Preference::new(INTERVAL), crate::clock::now());
         assert_eq!(preference.plan(now).tls_after, Some(TLS_AFTER));
+        assert!(preference.plan(now).udp_anew());
         preference.up(true);
         preference.lost(true, SECOND);
+        assert!(!preference.plan(now).udp_anew());
         let plan = preference.plan(now);
         assert_eq!(plan, Plan { udp_after: Duration::ZERO, tls_after: Some(Duration::ZERO) });
         preference.up(false);
@@ -149,6 +156,7 @@ mod tests {
         let (mut preference, now) = (Preference::new(INTERVAL), crate::clock::now());
         preference.unfit(now);
         assert_eq!(preference.plan(now).udp_after, UDP_AFTER);
+        assert!(!preference.plan(now).udp_anew());
         preference.up(true);
         assert!(preference.is_unfit(now));
         assert_eq!(preference.interval(now), 30 * INTERVAL);

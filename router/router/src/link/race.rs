@@ -28,6 +28,8 @@ const STAGGER: Duration = Duration::from_millis(30);
 const ADDRESSES_MAX: usize = 8;
 /// An attempt without an answer for this long is given up; longer than the handshake takes via satellite.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(3);
+/// Besides two round trips, for UDP to be tried anew when TLS has worked: for handshakes on a busy machine.
+const ANEW_MIN: Duration = Duration::from_millis(100);
 /// When nobody has answered for this long everything is tried anew beside the attempts under way: whenever the network
 /// comes back, the next attempt is near.
 const SILENCE: Duration = Duration::from_secs(1);
@@ -177,12 +179,13 @@ impl Race<'_> {
 async fn try_endpoint(inner: &Arc<Inner>, endpoint: &str, site: SiteId, plan: Plan) -> Outcome {
     match (inner.proxy_for(endpoint), plan.tls_after) {
         (Some(proxy), Some(tls_after)) => {
-            let udp = try_addresses(inner, endpoint, site, Plan { tls_after: None, ..plan });
+            let udp_alone = Plan { tls_after: None, ..plan };
+            let udp = || try_addresses(inner, endpoint, site, udp_alone);
             let tls = async {
                 time::sleep(tls_after).await;
                 Box::pin(over_tls(inner, endpoint, Way::Through(proxy), site)).await
             };
-            first_of(endpoint, udp, tls).await
+            first_of(endpoint, udp(), tls, plan.udp_anew().then(udp)).await
         }
         _ => try_addresses(inner, endpoint, site, plan).await,
     }
@@ -214,7 +217,7 @@ async fn try_addresses(inner: &Arc<Inner>, endpoint: &str, site: SiteId, plan: P
     Err(last)
 }
 
-/// Tries the carriers as planned; the first handshake wins.
+/// Tries the carriers as planned.
 async fn try_address(
     inner: &Inner,
     endpoint: &str,
@@ -231,36 +234,42 @@ async fn try_address(
         time::sleep(tls_after).await;
         Box::pin(over_tls(inner, endpoint, Way::Direct(addr), site)).await
     };
-    first_of(endpoint, udp, tls).await
+    first_of(endpoint, udp, tls, plan.udp_anew().then(|| over_udp(inner, addr, site))).await
 }
 
-/// The first handshake that is completed; a refusal over UDP counts for both.
+/// The first handshake that is completed; a refusal over UDP counts for both. TLS wins when UDP does not work `anew` either: what was sent to
+/// a neighbour that was away is repeated ever less often, so that which of both finds it back first is chance.
 async fn first_of(
     endpoint: &str,
     udp: impl Future<Output = Outcome>,
     tls: impl Future<Output = Outcome>,
+    anew: Option<impl Future<Output = Outcome>>,
 ) -> Outcome {
     let neither = |udp, tls| DialError::Neither { udp: Box::new(udp), tls: Box::new(tls) };
     tokio::pin!(udp, tls);
-    tokio::select! {
+    let (over_tls, not_udp) = tokio::select! {
         outcome = &mut udp => match outcome { // not polled again
-            Err(error) if !error.is_an_answer() => {
-                let not_udp = error.not_udp(endpoint);
-                match tls.await {
-                    Ok(won) => Ok(Won { not_udp, ..won }),
-                    Err(tls) => Err(neither(error, tls)),
-                }
-            }
-            outcome => outcome,
+            Err(error) if !error.is_an_answer() => match tls.await {
+                Ok(won) => (won, error.not_udp(endpoint)),
+                Err(tls) => return Err(neither(error, tls)),
+            },
+            outcome => return outcome,
         },
         outcome = &mut tls => match outcome { // the same
-            Ok(won) => Ok(Won { not_udp: unanswered(endpoint), ..won }),
-            Err(tls) => udp.await.map_err(|udp| match udp.is_an_answer() {
+            Ok(won) => (won, unanswered(endpoint)),
+            Err(tls) => return udp.await.map_err(|udp| match udp.is_an_answer() {
                 true => udp,
                 false => neither(udp, tls),
             }),
         },
+    };
+    if let Some(anew) = anew {
+        let patience = ANEW_MIN + 2 * over_tls.connection.rtt();
+        if let Ok(Ok(over_udp)) = time::timeout(patience, anew).await {
+            return Ok(over_udp);
+        }
     }
+    Ok(Won { not_udp, ..over_tls })
 }
 
 async fn over_udp(inner: &Inner, addr: SocketAddr, site: SiteId) -> Outcome {

@@ -28,6 +28,7 @@ struct State {
     front: UdpSocket,
     target: SocketAddr,
     cut: AtomicBool,
+    heals_with_tcp: AtomicBool,
     /// Longer datagrams are lost.
     len_max: AtomicUsize,
     back: Mutex<Arc<UdpSocket>>,
@@ -65,6 +66,7 @@ impl Relay {
             front,
             target,
             cut: AtomicBool::new(false),
+            heals_with_tcp: AtomicBool::new(false),
             len_max: AtomicUsize::new(usize::MAX),
             back: Mutex::new(Arc::new(net::udp_bind(any()).unwrap())),
             client: Mutex::default(),
@@ -80,6 +82,12 @@ impl Relay {
     /// Loses everything from now on, or nothing.
     pub(crate) fn cut(&self, cut: bool) {
         self.state.cut.store(cut, Ordering::Relaxed);
+    }
+
+    /// Loses everything until the next TCP connection comes.
+    pub(crate) fn cut_until_tcp(&self) {
+        self.state.heals_with_tcp.store(true, Ordering::Relaxed);
+        self.cut(true);
     }
 
     /// Ends every TCP connection there is.
@@ -112,6 +120,9 @@ async fn pass_tcp(state: Arc<State>, listener: TcpListener, target: SocketAddr) 
     let mut connections = JoinSet::new();
     loop {
         let (mut client, _) = listener.accept().await.unwrap();
+        if state.heals_with_tcp.swap(false, Ordering::Relaxed) {
+            state.cut.store(false, Ordering::Relaxed);
+        }
         let state = Arc::clone(&state);
         connections.spawn(async move {
             let mut server = net::tcp_connect(target, None).await.unwrap();
