@@ -524,7 +524,9 @@ impl World {
         match self.transit(id, side, 0) {
             Ok(due_us) => {
                 if let Some(conn) = self.conns.get_mut(&id) {
-                    conn.ends[side].uncredited = 0;
+                    let end = &mut conn.ends[side];
+                    end.uncredited = 0;
+                    (end.failing_since_us, end.retries) = (None, 0);
                 }
                 self.conn_later(due_us, id, ConnEvent::Credit { to: 1 - side, len });
             }
@@ -593,3 +595,6 @@ fn end_of_life(end: &mut End) {
     end.tx.clear();
     debug_assert!(!end.tx.has_remaining());
 }
+
+#[cfg(test)]
+mod tests;

@@ -155,48 +155,16 @@ impl Drop for OwnedWriteHalf {
     }
 }
 
-impl AsyncRead for OwnedReadHalf {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        self.0.poll_read(cx, buf)
-    }
-}
+/// A TCP connection.
+#[derive(Debug)]
+pub struct TcpStream(Arc<Socket>);
 
-impl AsyncWrite for OwnedWriteHalf {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        self.0.poll_write(cx, bytes)
-    }
+/// A connection within a host.
+#[derive(Debug)]
+pub struct UnixStream(Arc<Socket>);
 
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(self.0.finish())
-    }
-}
-
-macro_rules! stream {
-    ($name:ident, $what:literal) => {
-        #[doc = $what]
-        #[derive(Debug)]
-        pub struct $name(Arc<Socket>);
-
-        impl $name {
-            /// Two halves, each to be used on its own.
-            #[must_use]
-            pub fn into_split(self) -> (OwnedReadHalf, OwnedWriteHalf) {
-                (OwnedReadHalf(Arc::clone(&self.0)), OwnedWriteHalf(self.0))
-            }
-        }
-
+macro_rules! reads {
+    ($($name:ident),*) => {$(
         impl AsyncRead for $name {
             fn poll_read(
                 self: Pin<&mut Self>,
@@ -206,7 +174,11 @@ macro_rules! stream {
                 self.0.poll_read(cx, buf)
             }
         }
+    )*};
+}
 
+macro_rules! writes {
+    ($($name:ident),*) => {$(
         impl AsyncWrite for $name {
             fn poll_write(
                 self: Pin<&mut Self>,
@@ -224,11 +196,24 @@ macro_rules! stream {
                 Poll::Ready(self.0.finish())
             }
         }
-    };
+    )*};
 }
 
-stream!(TcpStream, "A TCP connection.");
-stream!(UnixStream, "A connection within a host.");
+macro_rules! splits {
+    ($($name:ident),*) => {$(
+        impl $name {
+            /// Two halves, each to be used on its own.
+            #[must_use]
+            pub fn into_split(self) -> (OwnedReadHalf, OwnedWriteHalf) {
+                (OwnedReadHalf(Arc::clone(&self.0)), OwnedWriteHalf(self.0))
+            }
+        }
+    )*};
+}
+
+reads!(TcpStream, UnixStream, OwnedReadHalf);
+writes!(TcpStream, UnixStream, OwnedWriteHalf);
+splits!(TcpStream, UnixStream);
 
 impl TcpStream {
     /// Connects from `host`, from `source` if given.

@@ -164,8 +164,7 @@ impl World {
     }
 
     pub(crate) fn path(&mut self, from: HostId, to: HostId) -> &mut PathState {
-        let default = &self.default_path;
-        self.paths.entry((from, to)).or_insert_with(|| PathState::new(default.clone()))
+        self.path_and_rng(from, to).0
     }
 
     /// The state of a path, and what it draws from.
