@@ -10,7 +10,7 @@ pub mod topology;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-pub use site::{Processes, Site, Usage};
+pub use site::{Processes, Shown, Site, Usage};
 
 /// Whether to run at full length (`SKEIN_LONG=1`, as `.ci/long` does).
 #[must_use]

@@ -186,6 +186,30 @@ impl Site {
         took.with_context(|| format!("{:?}", self.first_link()))
     }
 
+    /// [`Site::wait_link`] where it matters how long it takes.
+    ///
+    /// # Errors
+    /// With the row, when it does not in time.
+    pub fn watch_link(
+        &self,
+        what: &str,
+        timeout: Duration,
+        check: impl Fn(&Value) -> bool,
+    ) -> Result<Shown> {
+        let mut answer_max = Duration::ZERO;
+        let after = eventually(what, timeout, || {
+            let mut is_so = false;
+            let answer = eventually("an answer", Duration::ZERO, || {
+                is_so = check(&self.first_link()?);
+                Ok(true)
+            })?;
+            answer_max = answer_max.max(answer);
+            Ok(is_so)
+        });
+        let after = after.with_context(|| format!("{:?}", self.first_link()))?;
+        Ok(Shown { after, answer_max })
+    }
+
     /// `skctl status`.
     ///
     /// # Errors
@@ -282,6 +306,24 @@ pub struct Processes {
     pub controller: u32,
     /// The router.
     pub router: u32,
+}
+
+/// When `skctl` showed that something had happened.
+#[derive(Clone, Copy, Debug)]
+pub struct Shown {
+    /// Since it was waited for.
+    pub after: Duration,
+    /// The longest that `skctl` took for an answer meanwhile.
+    pub answer_max: Duration,
+}
+
+impl Shown {
+    /// `limit`, and what the machine adds where it is busy with other things: the answer that is under way when something happens does not
+    /// show it, the next one does, and those who act on it wait for the machine as `skctl` does.
+    #[must_use]
+    pub fn extended(&self, limit: Duration) -> Duration {
+        limit + 4 * self.answer_max
+    }
 }
 
 /// What a process holds.

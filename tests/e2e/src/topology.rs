@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use serde_json::Value;
 use skein_lab::{Host, Lab, Lan, Wan};
 
-use crate::Site;
+use crate::{Shown, Site};
 
 /// A public address range that is documentation.
 pub const PUBLIC: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 0);
@@ -170,7 +170,7 @@ impl Away {
     ///
     /// # Errors
     /// When it does not become so.
-    pub fn wait_link(&self, what: &str, check: impl Fn(&Value) -> bool) -> Result<Duration> {
-        self.branch.wait_link(what, Duration::from_secs(10), check)
+    pub fn wait_link(&self, what: &str, check: impl Fn(&Value) -> bool) -> Result<Shown> {
+        self.branch.watch_link(what, Duration::from_secs(10), check)
     }
 }
