@@ -49,8 +49,13 @@ pub struct ReceiveWindow {
     /// What it goes back to after a pause.
     initial_bytes: u64,
     granted_bytes: u64,
+    /// In order.
     received_bytes: u64,
+    /// Up to the last byte that has arrived, in order or ahead of its turn.
+    reached_bytes: u64,
     consumed_bytes: u64,
+    /// What had been consumed at the last grant.
+    consumed_at_grant_bytes: u64,
     sample_started: Instant,
     sample_bytes: u64,
     finished: bool,
@@ -65,7 +70,9 @@ impl ReceiveWindow {
             initial_bytes: reservation.bytes(),
             reservation,
             received_bytes: 0,
+            reached_bytes: 0,
             consumed_bytes: 0,
+            consumed_at_grant_bytes: 0,
             sample_started: now,
             sample_bytes: 0,
             finished: false,
@@ -78,25 +85,22 @@ impl ReceiveWindow {
         self.reservation.bytes()
     }
 
-    /// Checks a byte that arrived before its turn: `end_bytes` are those up to it.
+    /// Counts bytes that arrived before their turn: `end_bytes` are all up to the last of them.
     ///
     /// # Errors
-    /// When it is beyond what was granted.
-    pub(super) fn reaches(&self, end_bytes: u64) -> Result<(), CreditViolation> {
+    /// When they are beyond what was granted.
+    pub(super) fn reaches(&mut self, end_bytes: u64) -> Result<(), CreditViolation> {
+        self.reached_bytes = self.reached_bytes.max(end_bytes);
         if end_bytes > self.granted_bytes { Err(CreditViolation::Exceeded) } else { Ok(()) }
     }
 
-    /// Counts bytes that arrived.
+    /// Counts bytes whose turn it is.
     ///
     /// # Errors
     /// When they exceed what was granted.
     pub fn received(&mut self, bytes: u64) -> Result<(), CreditViolation> {
         self.received_bytes = self.received_bytes.saturating_add(bytes);
-        if self.received_bytes > self.granted_bytes {
-            Err(CreditViolation::Exceeded)
-        } else {
-            Ok(())
-        }
+        self.reaches(self.received_bytes)
     }
 
     /// Counts bytes that the local socket took, and returns the credit to grant now. `measure` reads time and round-trip time, when needed.
@@ -128,6 +132,7 @@ impl ReceiveWindow {
         let outstanding = self.granted_bytes - self.consumed_bytes;
         let add = self.window_bytes().saturating_sub(outstanding);
         self.granted_bytes += add;
+        self.consumed_at_grant_bytes = self.consumed_bytes;
         (add > 0).then_some(add)
     }
 
@@ -153,16 +158,17 @@ impl ReceiveWindow {
     /// needed.
     ///
     /// A return may be overtaken by bytes that were sent after it. If those were all that the sender had kept, and they are consumed, no more
-    /// bytes will come to grant for.
+    /// bytes will come to grant for. Where nothing was consumed since the last grant, the sender has kept nothing: it would return the next
+    /// grant as well.
     ///
     /// # Errors
-    /// When the sender does not have as much.
+    /// When the sender does not have as much: what has arrived is used up, also what lies ahead of its turn.
     pub fn returned(
         &mut self,
         bytes: u64,
         measure: impl FnOnce() -> (Instant, Duration),
     ) -> Result<Option<u64>, CreditViolation> {
-        if bytes > self.granted_bytes.saturating_sub(self.received_bytes) {
+        if bytes > self.granted_bytes.saturating_sub(self.reached_bytes) {
             return Err(CreditViolation::ReturnedTooMuch);
         }
         self.granted_bytes -= bytes;
@@ -171,7 +177,8 @@ impl ReceiveWindow {
             return Ok(None);
         }
         self.reservation.shrink(bytes);
-        let is_spent = self.granted_bytes == self.consumed_bytes;
+        let is_spent = self.granted_bytes == self.consumed_bytes
+            && self.consumed_bytes > self.consumed_at_grant_bytes;
         Ok(if is_spent { self.grant(measure) } else { None })
     }
 
@@ -328,6 +335,35 @@ mod tests {
         assert_eq!(flow.received(1), Err(CreditViolation::Exceeded));
     }
 
+    /// What lies ahead of a gap is held and not yet received.
+    #[test]
+    fn what_arrived_ahead_of_its_turn_cannot_be_returned() {
+        let budget = Budget::new(u64::MAX);
+        let now = crate::clock::now();
+        let mut flow = window(&budget, now);
+        flow.reaches(INITIAL_CREDIT_BYTES - 10).unwrap();
+        let returned = flow.returned(INITIAL_CREDIT_BYTES - 1, || (now, RTT));
+        assert_eq!(returned, Err(CreditViolation::ReturnedTooMuch));
+        assert_eq!(flow.returned(10, || (now, RTT)), Ok(None));
+        assert_eq!(budget.used_bytes(), INITIAL_CREDIT_BYTES - 10);
+    }
+
+    /// Otherwise the two would go on for ever.
+    #[test]
+    fn who_returns_all_again_and_again_is_answered_once() {
+        let budget = Budget::new(u64::MAX);
+        let now = crate::clock::now();
+        let mut flow = window(&budget, now);
+        assert_eq!(flow.returned(INITIAL_CREDIT_BYTES, || (now, RTT)), Ok(None));
+        let mut flow = window(&budget, now);
+        flow.received(1).unwrap();
+        assert_eq!(flow.consumed(1, || (now, RTT)), None);
+        let rest = INITIAL_CREDIT_BYTES - 1;
+        assert_eq!(flow.returned(rest, || (now, RTT)), Ok(Some(INITIAL_CREDIT_BYTES)));
+        assert_eq!(flow.returned(INITIAL_CREDIT_BYTES, || (now, RTT)), Ok(None));
+        assert_eq!(budget.used_bytes(), 0);
+    }
+
     #[test]
     fn what_is_held_after_the_end_stays_paid_for() {
         let budget = Budget::new(u64::MAX);
@@ -346,6 +382,8 @@ mod tests {
     #[derive(Clone, Debug)]
     enum Op {
         Send(u64),
+        /// One of the pieces on the way.
+        Arrive(usize),
         Consume(u64),
         GiveBack,
         ReturnArrives,
@@ -355,6 +393,8 @@ mod tests {
     fn op() -> impl Strategy<Value = Op> {
         prop_oneof![
             (1..1_000_000_u64).prop_map(Op::Send),
+            any::<usize>().prop_map(Op::Arrive),
+            any::<usize>().prop_map(Op::Arrive),
             (1..1_000_000_u64).prop_map(Op::Consume),
             Just(Op::GiveBack),
             Just(Op::ReturnArrives),
@@ -362,48 +402,103 @@ mod tests {
         ]
     }
 
+    /// Both ends of a flow, and the network between them, which keeps no order.
+    struct Ends {
+        sender: SendCredit,
+        receiver: ReceiveWindow,
+        now: Instant,
+        sent: u64,
+        /// Start and end of what is on the way.
+        under_way: Vec<(u64, u64)>,
+        /// The same of what has arrived ahead of its turn.
+        ahead: Vec<(u64, u64)>,
+        /// Arrived in order and not consumed.
+        held: u64,
+        /// Returned, and not heard of.
+        returning: u64,
+    }
+
+    impl Ends {
+        fn new(budget: &Arc<Budget>) -> Self {
+            let now = crate::clock::now();
+            Self {
+                sender: SendCredit::new(INITIAL_CREDIT_BYTES),
+                receiver: window(budget, now),
+                now,
+                sent: 0,
+                under_way: Vec::new(),
+                ahead: Vec::new(),
+                held: 0,
+                returning: 0,
+            }
+        }
+
+        fn step(&mut self, op: &Op) -> Result<(), CreditViolation> {
+            let now = self.now;
+            match *op {
+                Op::Send(bytes) => {
+                    let end = self.sent + bytes.min(self.sender.available(self.sent));
+                    self.under_way.push((self.sent, end));
+                    self.sent = end;
+                }
+                Op::Arrive(which) if !self.under_way.is_empty() => {
+                    let piece = self.under_way.remove(which % self.under_way.len());
+                    self.receiver.reaches(piece.1)?;
+                    self.ahead.push(piece);
+                    while let Some(next) = self
+                        .ahead
+                        .iter()
+                        .position(|(start, _)| *start == self.receiver.received_bytes)
+                    {
+                        let (start, end) = self.ahead.remove(next);
+                        self.receiver.received(end - start)?;
+                        self.held += end - start;
+                    }
+                }
+                Op::Arrive(_) => {}
+                Op::Consume(bytes) => {
+                    let bytes = bytes.min(self.held);
+                    self.held -= bytes;
+                    let granted = self.receiver.consumed(bytes, || (now, RTT));
+                    granted.into_iter().for_each(|add| self.sender.add(add));
+                }
+                Op::GiveBack => {
+                    let returned = self.sender.give_back(self.sent, IDLE_CREDIT_BYTES);
+                    self.returning += returned.unwrap_or(0);
+                }
+                Op::ReturnArrives => {
+                    let bytes = std::mem::take(&mut self.returning);
+                    let granted = self.receiver.returned(bytes, || (now, RTT))?;
+                    granted.into_iter().for_each(|add| self.sender.add(add));
+                }
+                Op::Wait(ms) => self.now += Duration::from_millis(ms.into()),
+            }
+            Ok(())
+        }
+    }
+
     proptest! {
-        /// An honest sender never violates, both ends always agree, and a drained flow can always send again.
+        /// An honest sender never violates, both ends always agree, whatever has arrived or may is paid for, and a drained flow can always
+        /// send again.
         #[test]
         fn the_two_ends_agree(ops in proptest::collection::vec(op(), 0..200), ceiling in 1_u64..8) {
             let budget = Budget::new(ceiling * INITIAL_CREDIT_BYTES);
-            let mut now = crate::clock::now();
-            let mut receiver = window(&budget, now);
-            let sender = SendCredit::new(INITIAL_CREDIT_BYTES);
-            // What the sender has returned and the receiver has not heard of.
-            let (mut sent, mut held, mut returning) = (0_u64, 0_u64, 0_u64);
+            let mut ends = Ends::new(&budget);
             for op in ops {
-                match op {
-                    Op::Send(bytes) => {
-                        let bytes = bytes.min(sender.available(sent));
-                        (sent, held) = (sent + bytes, held + bytes);
-                        prop_assert_eq!(receiver.received(bytes), Ok(()));
-                    }
-                    Op::Consume(bytes) => {
-                        let bytes = bytes.min(held);
-                        held -= bytes;
-                        if let Some(add) = receiver.consumed(bytes, || (now, RTT)) {
-                            sender.add(add);
-                        }
-                    }
-                    Op::GiveBack => {
-                        if let Some(bytes) = sender.give_back(sent, IDLE_CREDIT_BYTES) {
-                            returning += bytes;
-                        }
-                    }
-                    Op::ReturnArrives => {
-                        let granted = receiver.returned(std::mem::take(&mut returning), || (now, RTT));
-                        prop_assert!(granted.is_ok());
-                        granted.into_iter().flatten().for_each(|add| sender.add(add));
-                    }
-                    Op::Wait(ms) => now += Duration::from_millis(ms.into()),
-                }
-                let open = receiver.granted_bytes - receiver.received_bytes;
-                prop_assert_eq!(sender.available(sent) + returning, open);
-                prop_assert!(held + open <= receiver.window_bytes());
+                prop_assert_eq!(ends.step(&op), Ok(()));
+                let Ends { sender, receiver, sent, returning, held, .. } = &ends;
+                prop_assert_eq!(sender.available(*sent) + returning, receiver.granted_bytes - sent);
+                let reached = receiver.reached_bytes - receiver.received_bytes;
+                let open = receiver.granted_bytes - receiver.reached_bytes;
+                prop_assert!(held + reached + open <= receiver.window_bytes());
+                prop_assert!(ends.ahead.iter().all(|(_, end)| *end <= receiver.reached_bytes));
                 prop_assert!(budget.used_bytes() <= budget.ceiling_bytes());
-                prop_assert!(held > 0 || returning > 0 || sender.available(sent) > 0);
+                let is_drained = *held == 0 && ends.ahead.is_empty() && ends.under_way.is_empty();
+                prop_assert!(!is_drained || *returning > 0 || sender.available(*sent) > 0);
             }
+            let open = ends.receiver.granted_bytes - ends.receiver.reached_bytes;
+            let too_much = ends.receiver.returned(open + 1, || (ends.now, RTT));
+            prop_assert_eq!(too_much, Err(CreditViolation::ReturnedTooMuch));
         }
     }
 }
