@@ -8,7 +8,7 @@
 
 mod judge;
 #[cfg(test)]
-mod link;
+mod line;
 mod tolerant;
 
 use quinn::congestion::{Controller, ControllerFactory, ControllerMetrics, CubicConfig};

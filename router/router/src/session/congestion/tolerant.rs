@@ -1,6 +1,6 @@
 //! CUBIC that backs off for congestion and not for whatever else loses packets: see [`Judge`].
 
-use super::judge::{Finding, Judge, Verdict};
+use super::judge::Judge;
 use quinn::congestion::{Controller, ControllerFactory, ControllerMetrics, CubicConfig};
 use quinn_proto::RttEstimator;
 use std::{any::Any, sync::Arc, time::Instant};
@@ -9,27 +9,24 @@ use std::{any::Any, sync::Arc, time::Instant};
 pub(super) struct Tolerant {
     cubic: Box<dyn Controller>,
     judge: Judge,
-    /// As it was before cuts that may turn out to be in vain.
-    uncut: Option<Box<dyn Controller>>,
 }
 
 impl Tolerant {
     pub(super) fn new(config: &Arc<CubicConfig>, now: Instant, mtu: u16) -> Self {
         let cubic = Arc::clone(config).build(now, mtu);
-        Self { cubic, judge: Judge::new(now, mtu), uncut: None }
+        let judge = Judge::new(now, mtu, cubic.window());
+        Self { cubic, judge }
     }
 
     /// The packets take another path from now on.
     pub(super) fn path_changed(&mut self, now: Instant) {
-        self.judge.path_changed(now);
-        self.uncut = None;
+        self.judge.path_changed(now, self.cubic.window());
     }
 }
 
 impl Clone for Tolerant {
     fn clone(&self) -> Self {
-        let uncut = self.uncut.as_ref().map(|uncut| uncut.clone_box());
-        Self { cubic: self.cubic.clone_box(), judge: self.judge.clone(), uncut }
+        Self { cubic: self.cubic.clone_box(), judge: self.judge.clone() }
     }
 }
 
@@ -57,15 +54,7 @@ impl Controller for Tolerant {
         app_limited: bool,
         largest_packet_num_acked: Option<u64>,
     ) {
-        match self.judge.batch_over(now) {
-            Some(Finding::InVain) => {
-                if let Some(uncut) = self.uncut.take() {
-                    self.cubic = uncut;
-                }
-            }
-            Some(Finding::Helped) => self.uncut = None,
-            Some(Finding::Open) | None => {}
-        }
+        self.judge.batch_over(now);
         self.cubic.on_end_acks(now, in_flight, app_limited, largest_packet_num_acked);
     }
 
@@ -78,27 +67,15 @@ impl Controller for Tolerant {
     ) {
         // A mark is told as a loss of nothing, and means congestion and nothing else.
         let is_certain = is_persistent_congestion || lost_bytes == 0;
-        match self.judge.lost(now, sent, lost_bytes) {
-            Verdict::Bearable if !is_certain => return,
-            Verdict::Trial { is_first } if !is_certain => {
-                if is_first {
-                    self.uncut = Some(self.cubic.clone_box());
-                }
-            }
-            Verdict::Congestion => self.uncut = None,
-            Verdict::Bearable | Verdict::Trial { .. } => {
-                self.judge.answered(now);
-                self.uncut = None;
-            }
+        if is_certain || self.judge.is_congestion(sent, lost_bytes) {
+            self.cubic.on_congestion_event(now, sent, is_persistent_congestion, lost_bytes);
+            self.judge.answered(now, sent, self.cubic.window());
         }
-        self.cubic.on_congestion_event(now, sent, is_persistent_congestion, lost_bytes);
     }
 
     fn on_mtu_update(&mut self, new_mtu: u16) {
         self.judge.set_mtu(new_mtu);
-        for cubic in std::iter::once(&mut self.cubic).chain(&mut self.uncut) {
-            cubic.on_mtu_update(new_mtu);
-        }
+        self.cubic.on_mtu_update(new_mtu);
     }
 
     fn window(&self) -> u64 {
