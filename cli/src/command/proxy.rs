@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use clap::Args;
-use skein_api::{Manifest, ProxySpec, Resource, SiteSpec};
+use skein_api::{Invalids, Manifest, ProxySpec, Resource, SiteSpec};
 use skein_controller::{
     Paths,
     site::{self, InitOptions},
@@ -44,16 +44,16 @@ impl ProxyArgs {
         if self.proxy.is_some() {
             return None;
         }
-        let text = VARIABLES.into_iter().find_map(variable)?;
-        // Not with its text, which may contain a password.
-        let error = Url::parse_with_credentials(&text).err()?;
-        Some(format!("HTTPS_PROXY of the environment is not used: it {error}"))
+        let why = from_environment(&variable).err()?;
+        Some(format!("HTTPS_PROXY of the environment is not used: {why}"))
     }
 
     /// Checks everything before anything is changed.
     pub(crate) fn wanted(&self) -> Result<Wanted, Failure> {
         let Some(url) = &self.proxy else {
-            return Ok(Wanted { given: None, found: from_environment(&variable) });
+            // What makes no sense is said in a note and left alone: it is not ours.
+            let found = from_environment(&variable).unwrap_or_default();
+            return Ok(Wanted { given: None, found });
         };
         if url == "none" {
             return match self.proxy_credentials {
@@ -159,14 +159,22 @@ pub(crate) async fn change(
     Ok(Ok(Merged { site, notes, changes }))
 }
 
-/// Links and claims are TLS, for which programs look at `HTTPS_PROXY`. What makes no sense is left alone: it is not ours.
+/// Links and claims are TLS, for which programs look at `HTTPS_PROXY`. What a site could not have is told without its text, which may
+/// contain a password.
 fn from_environment(
     variable: &dyn Fn(&str) -> Option<String>,
-) -> Option<(ProxySpec, Option<Credentials>)> {
-    let text = VARIABLES.into_iter().find_map(variable)?;
-    let (url, credentials) = Url::parse_with_credentials(&text).ok()?;
+) -> Result<Option<(ProxySpec, Option<Credentials>)>, String> {
+    let Some(text) = VARIABLES.into_iter().find_map(variable) else { return Ok(None) };
+    let parsed = Url::parse_with_credentials(&text);
+    let (url, credentials) = parsed.map_err(|error| format!("it {error}"))?;
     let no_proxy = no_proxy(variable);
-    Some((ProxySpec { url: url.to_string(), credentials_file: None, no_proxy }, credentials))
+    let spec = ProxySpec { url: url.to_string(), credentials_file: None, no_proxy };
+    spec.check().map_err(|Invalids(broken)| {
+        let of = |field: &str| if field.ends_with("noProxy") { "NO_PROXY" } else { "it" };
+        let rules = broken.iter().map(|one| format!("{} {}", of(&one.field), one.rule));
+        rules.collect::<Vec<_>>().join("; ")
+    })?;
+    Ok(Some((spec, credentials)))
 }
 
 fn no_proxy(variable: &dyn Fn(&str) -> Option<String>) -> Vec<String> {
@@ -189,7 +197,9 @@ fn absolute(file: &str) -> Result<String, Failure> {
 mod tests {
     use super::*;
 
-    fn found(variables: &[(&str, &str)]) -> Option<(ProxySpec, Option<Credentials>)> {
+    fn found(
+        variables: &[(&str, &str)],
+    ) -> Result<Option<(ProxySpec, Option<Credentials>)>, String> {
         let of = |name: &str| {
             let found = variables.iter().find(|(variable, _)| *variable == name);
             found.map(|(_, value)| (*value).to_owned())
@@ -203,12 +213,25 @@ mod tests {
             ("https_proxy", "http://user:pass%21@proxy:3128"),
             ("NO_PROXY", "localhost, .corp.example,10.0.0.0/8,"),
         ])
+        .unwrap()
         .unwrap();
         assert_eq!(spec.url, "http://proxy:3128");
         assert_eq!(spec.no_proxy, ["localhost", ".corp.example", "10.0.0.0/8"]);
         assert_eq!(credentials.unwrap().expose(), "user:pass!");
-        assert!(found(&[("HTTPS_PROXY", "socks5://x:1")]).is_none());
-        assert!(found(&[("HTTP_PROXY", "http://x:1")]).is_none());
+        assert!(found(&[("HTTP_PROXY", "http://x:1")]).unwrap().is_none());
+    }
+
+    #[test]
+    fn an_environment_that_makes_no_sense_is_told_without_its_password() {
+        let many = ["a"; 65].join(",");
+        for (variables, said) in [
+            (vec![("HTTPS_PROXY", "socks5://u:secret@x:1")], "it must begin with http://"),
+            (vec![("HTTPS_PROXY", "http://u:secret@10.1:3128")], "it must be http://HOST:PORT"),
+            (vec![("HTTPS_PROXY", "http://x:1"), ("NO_PROXY", &many)], "NO_PROXY must have at"),
+        ] {
+            let why = found(&variables).unwrap_err();
+            assert!(why.starts_with(said) && !why.contains("secret"), "{why}");
+        }
     }
 
     #[test]

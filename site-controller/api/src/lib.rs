@@ -34,5 +34,5 @@ pub use value::{
 };
 pub use yaml::{
     DOCUMENT_LEN_MAX, DOCUMENTS_MAX, INPUT_LEN_MAX, ParseError, parse_documents, parse_json,
-    to_yaml,
+    parse_stored, to_yaml,
 };

@@ -27,6 +27,9 @@ pub trait Spec: JsonSchema + Serialize + for<'de> Deserialize<'de> {
     /// The kind whose `spec` this is.
     const KIND: Kind;
 
+    /// Rewrites what an earlier version took, and kept, in the form that the rules of this one ask for.
+    fn normalise(&mut self) {}
+
     /// Adds every broken rule to `invalids`; fields are named from `spec`.
     fn validate(&self, invalids: &mut Invalids);
 }

@@ -64,12 +64,35 @@ pub struct ProxySpec {
 }
 
 impl ProxySpec {
+    /// Checks every rule.
+    ///
+    /// # Errors
+    /// All broken rules with their fields.
+    pub fn check(&self) -> Result<(), Invalids> {
+        let mut invalids = Invalids::default();
+        self.validate(&mut invalids);
+        invalids.into_result()
+    }
+
+    /// URLs were once taken as environments have them.
+    fn normalise(&mut self) {
+        let Some((scheme, rest)) = self.url.split_once("://") else { return };
+        let scheme = scheme.to_ascii_lowercase();
+        let port = if scheme == "https" { 443 } else { 80 };
+        if let Ok(host) = rest.strip_suffix('/').unwrap_or(rest).parse::<HostPort>() {
+            self.url = format!("{scheme}://{}", host.with_default(port));
+        }
+    }
+
     fn validate(&self, invalids: &mut Invalids) {
         let host = ["http://", "https://"].iter().find_map(|scheme| self.url.strip_prefix(scheme));
         // Exactly as it is written: what is understood in two ways leads past the proxy.
-        let is_host = |host: &str| host.parse::<HostPort>().is_ok_and(|it| it.to_string() == host);
+        let is_host = |text: &str| {
+            let host = text.parse::<HostPort>();
+            host.is_ok_and(|host| host.port.is_some() && host.to_string() == text)
+        };
         let is_url = host.is_some_and(is_host) && self.url.len() <= PROXY_TEXT_MAX;
-        let rule = "must be http://HOST:PORT or https://HOST:PORT";
+        let rule = "must be http://HOST:PORT or https://HOST:PORT, with a name or an IP address";
         invalids.check(is_url, "spec.proxy.url", rule);
         let rule =
             "must not contain a user name or password: those go into spec.proxy.credentialsFile";
@@ -112,6 +135,12 @@ impl SiteSpec {
 
 impl Spec for SiteSpec {
     const KIND: Kind = Kind::Site;
+
+    fn normalise(&mut self) {
+        if let Some(proxy) = &mut self.proxy {
+            proxy.normalise();
+        }
+    }
 
     fn validate(&self, invalids: &mut Invalids) {
         let at_most = format!("must have at most {ENDPOINTS_MAX} entries");
@@ -249,6 +278,28 @@ mod tests {
         assert!(matches("*.prod", "pay.prod") && !matches("*.prod", "prod"));
         assert!(matches("a*a", "aa") && !matches("a*a", "a"));
         assert!(matches("db", "db") && !matches("db", "db2"));
+    }
+
+    #[test]
+    fn the_url_of_a_proxy_has_one_form_and_earlier_ones_are_put_in_it() {
+        let proxy = |url: &str| ProxySpec { url: url.into(), ..ProxySpec::default() };
+        for (url, now) in [
+            ("http://proxy:3128", "http://proxy:3128"),
+            ("http://proxy:3128/", "http://proxy:3128"),
+            ("HTTP://proxy", "http://proxy:80"),
+            ("https://[2001:db8::1]/", "https://[2001:db8::1]:443"),
+        ] {
+            let mut stored = proxy(url);
+            assert_eq!(stored.check().is_ok(), url == now, "{url}");
+            stored.normalise();
+            assert_eq!(stored, proxy(now));
+            stored.check().unwrap();
+        }
+        for url in ["http://10.1:3128", "http://u:p@proxy:1", "socks5://proxy:1", "http://a:1/b"] {
+            let mut stored = proxy(url);
+            stored.normalise();
+            stored.check().unwrap_err();
+        }
     }
 
     #[test]

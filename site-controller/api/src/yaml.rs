@@ -85,11 +85,33 @@ pub enum ParseError {
     },
 }
 
+/// Who wrote a document.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Author {
+    /// Somebody who can mend it.
+    User,
+    /// [`to_yaml`], of this or an earlier version.
+    State,
+}
+
 /// Parses a stream of YAML documents (JSON is YAML) into checked resources, in their order.
 ///
 /// # Errors
 /// The first document that cannot be taken, with its line; nothing is returned of the others.
 pub fn parse_documents(input: &[u8]) -> Result<Vec<Resource>, ParseError> {
+    parse(input, Author::User)
+}
+
+/// As [`parse_documents`], for what a site has kept: where an earlier version was less strict it is put in today's form. Refusing it would
+/// take from a site what its owner was once told is in force.
+///
+/// # Errors
+/// As there.
+pub fn parse_stored(input: &[u8]) -> Result<Vec<Resource>, ParseError> {
+    parse(input, Author::State)
+}
+
+fn parse(input: &[u8], author: Author) -> Result<Vec<Resource>, ParseError> {
     if input.len() > INPUT_LEN_MAX {
         return Err(ParseError::InputTooLong { len: input.len() });
     }
@@ -105,7 +127,7 @@ pub fn parse_documents(input: &[u8]) -> Result<Vec<Resource>, ParseError> {
         if resources.len() == DOCUMENTS_MAX {
             return Err(ParseError::TooManyDocuments);
         }
-        let resource = parse_document(document, line)?;
+        let resource = parse_document(document, line, author)?;
         let (kind, name) = (resource.kind(), resource.name().to_owned());
         if !seen.insert((kind, name.clone())) {
             return Err(ParseError::Duplicate { line, kind, name });
@@ -123,7 +145,7 @@ pub fn parse_json(json: &str) -> Result<Resource, ParseError> {
     if json.len() > DOCUMENT_LEN_MAX {
         return Err(ParseError::DocumentTooLong { line: 1, len: json.len() });
     }
-    parse_document(json, 1)
+    parse_document(json, 1, Author::User)
 }
 
 /// The canonical form: every field that differs from its default, in the order of the types, `---` between documents.
@@ -184,7 +206,7 @@ struct Header {
     kind: Option<String>,
 }
 
-fn parse_document(document: &str, line: u64) -> Result<Resource, ParseError> {
+fn parse_document(document: &str, line: u64, author: Author) -> Result<Resource, ParseError> {
     let header: Header = typed(document, line)?;
     let refuse = |what: String| ParseError::Document { line, column: 1, what };
     let version = header.api_version.ok_or_else(|| refuse("apiVersion is missing".to_owned()))?;
@@ -197,17 +219,20 @@ fn parse_document(document: &str, line: u64) -> Result<Resource, ParseError> {
         return Err(refuse(format!("unknown kind {name:?}; kinds are {known}")));
     };
     match kind {
-        Kind::Site => checked(document, line).map(Resource::Site),
-        Kind::Link => checked(document, line).map(Resource::Link),
-        Kind::AccessGrant => checked(document, line).map(Resource::AccessGrant),
-        Kind::AccessToken => checked(document, line).map(Resource::AccessToken),
-        Kind::Listener => checked(document, line).map(Resource::Listener),
-        Kind::Connector => checked(document, line).map(Resource::Connector),
+        Kind::Site => checked(document, line, author).map(Resource::Site),
+        Kind::Link => checked(document, line, author).map(Resource::Link),
+        Kind::AccessGrant => checked(document, line, author).map(Resource::AccessGrant),
+        Kind::AccessToken => checked(document, line, author).map(Resource::AccessToken),
+        Kind::Listener => checked(document, line, author).map(Resource::Listener),
+        Kind::Connector => checked(document, line, author).map(Resource::Connector),
     }
 }
 
-fn checked<S: Spec>(document: &str, line: u64) -> Result<Manifest<S>, ParseError> {
-    let manifest: Manifest<S> = typed(document, line)?;
+fn checked<S: Spec>(document: &str, line: u64, author: Author) -> Result<Manifest<S>, ParseError> {
+    let mut manifest: Manifest<S> = typed(document, line)?;
+    if author == Author::State {
+        manifest.spec.normalise();
+    }
     match manifest.validate() {
         Ok(()) => Ok(manifest),
         Err(invalids) => {

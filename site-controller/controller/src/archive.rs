@@ -151,7 +151,7 @@ pub fn open(archive: &[u8], passphrase: &str) -> Result<Rebuilt, ArchiveError> {
     let learned = BASE64.decode(content.learned.as_bytes()).map_err(|error| damaged(&error))?;
     kept.learned = Learned::decode(learned.as_slice()).map_err(|error| damaged(&error))?.records;
     if !content.resources.is_empty() {
-        let resources = skein_api::parse_documents(content.resources.as_bytes());
+        let resources = skein_api::parse_stored(content.resources.as_bytes());
         for resource in resources.map_err(|error| damaged(&error))? {
             match resource {
                 Resource::Site(site) => kept.site = Some(site),

@@ -31,6 +31,14 @@ pub enum StoreError {
         /// What is wrong with it.
         why: String,
     },
+    /// The document of the site is as it was written, and breaks a rule of this version.
+    #[error("{} cannot be used as it is ({why}); correct it there, or run the version that wrote it", path.display())]
+    Invalid {
+        /// Which file.
+        path: PathBuf,
+        /// Which rule.
+        why: String,
+    },
     /// A later version wrote it.
     #[error(
         "{} was written by a later version of Skein (state form {version}, this one knows {STATE_VERSION}); run that version again",

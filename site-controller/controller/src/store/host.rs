@@ -53,7 +53,7 @@ impl Store {
         let dir = self.paths().resources_dir();
         for name in self.list(&dir, ".yaml")?.iter().filter(|name| name.starts_with("site.")) {
             let bytes = self.read(&dir.join(name))?.unwrap_or_default();
-            let parsed = skein_api::parse_documents(&bytes).unwrap_or_default();
+            let parsed = skein_api::parse_stored(&bytes).unwrap_or_default();
             if let Some(Resource::Site(site)) = parsed.into_iter().next() {
                 return Ok(Some(site));
             }

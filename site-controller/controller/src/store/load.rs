@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, path::Path};
 
 use prost::Message as _;
 use serde::de::DeserializeOwned;
+use skein_api::{Kind, ParseError};
 use skein_core::{Address, SiteId};
 use skein_site_core::{AutoEndpoint, AutoEndpoints, Endorsed, Grant, Resources};
 use skein_trust::{SiteCa, SiteIdentity};
@@ -154,7 +155,12 @@ impl Store {
         for name in self.list(&dir, ".yaml")? {
             let path = dir.join(&name);
             let bytes = self.read(&path)?.unwrap_or_default();
-            let parsed = skein_api::parse_documents(&bytes).map_err(|error| error.to_string());
+            let parsed = skein_api::parse_stored(&bytes);
+            if let Err(error @ ParseError::Invalid { kind: Kind::Site, .. }) = parsed {
+                // Nothing is lost: closed, and without its proxy, it would go on as nobody said.
+                return Err(StoreError::Invalid { path, why: error.to_string() });
+            }
+            let parsed = parsed.map_err(|error| error.to_string());
             let inserted = parsed.and_then(|mut documents| {
                 let resource = documents.pop().filter(|_| documents.is_empty());
                 let resource = resource.ok_or_else(|| "it holds not one resource".to_owned())?;

@@ -403,6 +403,23 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn a_site_is_not_opened_by_a_rule_that_has_become_stricter() {
+        let (_dir, paths) = site();
+        let (store, file) =
+            (Store::new(paths.clone()), paths.resources_dir().join("site.hub.yaml"));
+        let before = fs::read_to_string(&file).unwrap();
+        let proxied = |url: &str| format!("{before}  proxy:\n    url: {url}\n");
+        fs::write(&file, proxied("http://proxy:3128/")).unwrap();
+        let site = store.load().unwrap().resources.site.unwrap();
+        assert_eq!(site.spec.proxy.unwrap().url, "http://proxy:3128");
+        fs::write(&file, proxied("http://10.1:3128")).unwrap();
+        let error = store.load().unwrap_err();
+        assert!(matches!(error, StoreError::Invalid { .. }), "{error}");
+        assert!(error.to_string().contains("spec.proxy.url"), "{error}");
+        assert_eq!(fs::read_to_string(&file).unwrap(), proxied("http://10.1:3128"));
+    }
+
+    #[test]
     fn a_file_far_too_long_is_set_aside_where_the_site_can_do_without() {
         for name in ["trust/learned.pb", "endpoints.json"] {
             let (_dir, paths) = site();
