@@ -15,13 +15,16 @@ impl Controller {
         if state.hosts_managed {
             let own = state.own_addresses();
             for (name, ports) in state.known_services(self.site) {
-                let by = ports.values().find_map(|sites| sites.first().copied());
                 let is_theirs = state.endpoints.contains_key(&name)
                     && !own.contains(name.as_str())
                     && hosts::may_be_named(&name);
-                wanted.extend(by.filter(|_| is_theirs).map(|site| (name, site)));
+                if is_theirs {
+                    let by = ports.values().flat_map(|sites| sites.iter().copied()).collect();
+                    wanted.insert(name, by);
+                }
             }
         }
+        state.hosts_due |= state.names.forget(&wanted, now);
         state.names.due(&wanted, now)
     }
 

@@ -1,6 +1,13 @@
 //! What names of others mean on this host without us: what is written to `/etc/hosts` would go before it.
 
-use std::{collections::BTreeMap, fs, io, net::IpAddr, path::Path, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    net::IpAddr,
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
 
 use skein_core::{Address, SiteId};
 use tokio::{task::JoinSet, time::MissedTickBehavior};
@@ -11,12 +18,20 @@ use crate::{clock, controller::Controller, hosts};
 const RESOLVER_FILE: &str = "/etc/resolv.conf";
 /// Domains looked at; resolvers take as many.
 const SEARCH_MAX: usize = 32;
-/// How long a name counts as what it was found to be: a host moves to another network, somebody sets up a machine.
+/// When a name is due again: a host moves to another network, somebody sets up a machine.
 const VERDICT_S: i64 = 600;
+/// How long a name counts at most as what it was found to be, where its turn does not come: far above the time that the names of a large
+/// network take, with a resolver that answers.
+const VERDICT_MAX_S: i64 = 6 * VERDICT_S;
 /// Names looked up at a time. Each is a thread while the resolver takes its time.
 const LOOKUPS_MAX: usize = 8;
+/// How many of them are kept for names that are known, which would never be due beside a site that offers new ones all the time.
+const KNOWN_MIN: usize = 2;
 /// A resolver that takes longer does not answer: nobody here gets anywhere by this name now.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Names that others chose, with the sites that serve them.
+pub(crate) type Wanted = BTreeMap<Address, BTreeSet<SiteId>>;
 
 /// Names of others, as far as they have been looked up.
 #[derive(Debug, Default)]
@@ -34,35 +49,36 @@ impl Names {
         self.0.get(name).is_some_and(|verdict| verdict.is_free)
     }
 
-    /// The next names to look up of those that are `wanted`, which have the sites that serve them; forgets all others. What nobody has
-    /// asked for yet comes first, then what was asked for longest ago, and of either a name of each site in turn: one that offers many
-    /// hides nobody else's.
-    pub(crate) fn due(
-        &mut self,
-        wanted: &BTreeMap<Address, SiteId>,
-        now_unix_s: i64,
-    ) -> Vec<Address> {
-        self.0.retain(|name, _| wanted.contains_key(name));
+    /// Forgets what nobody wants to know any more, and what was asked for too long ago. Returns whether a name that was free no longer is.
+    pub(crate) fn forget(&mut self, wanted: &Wanted, now_unix_s: i64) -> bool {
+        let is_over =
+            |verdict: &Verdict| now_unix_s.saturating_sub(verdict.at_unix_s) >= VERDICT_MAX_S;
+        let is_kept =
+            |name: &Address, verdict: &Verdict| wanted.contains_key(name) && !is_over(verdict);
+        let gone = self.0.extract_if(.., |name, verdict| !is_kept(name, verdict));
+        // Every one of them, not up to the first.
+        gone.filter(|(_, verdict)| verdict.is_free).count() > 0
+    }
+
+    /// The next names to look up of those that are `wanted`. What nobody has asked for yet comes first, but for [`KNOWN_MIN`], then what
+    /// was asked for longest ago, and of either a name of each site in turn: one that offers many, be it along with others, hides nobody
+    /// else's.
+    pub(crate) fn due(&self, wanted: &Wanted, now_unix_s: i64) -> Vec<Address> {
         let holds = |verdict: &Verdict| {
             (verdict.at_unix_s..verdict.at_unix_s.saturating_add(VERDICT_S)).contains(&now_unix_s)
         };
-        let asked = |name: &Address| self.0.get(name).map(|verdict| verdict.at_unix_s);
         let due = wanted.iter().filter(|(name, _)| !self.0.get(*name).is_some_and(holds));
-        let mut due: Vec<(Option<i64>, &Address, SiteId)> =
-            due.map(|(name, site)| (asked(name), name, *site)).collect();
-        due.sort_unstable();
-        let mut turns = BTreeMap::<(bool, SiteId), usize>::new();
-        let mut due: Vec<(bool, usize, &Address)> = due
-            .into_iter()
-            .map(|(asked, name, site)| {
-                let turn = turns.entry((asked.is_some(), site)).or_default();
-                *turn += 1;
-                (asked.is_some(), *turn, name)
-            })
-            .collect();
-        // Stable: within a turn it stays as it is.
-        due.sort_by_key(|(is_known, turn, _)| (*is_known, *turn));
-        due.into_iter().take(LOOKUPS_MAX).map(|(_, _, name)| name.clone()).collect()
+        let (mut fresh, mut known) = (Vec::new(), Vec::new());
+        for (name, sites) in due {
+            match self.0.get(name) {
+                None => fresh.push((0, name, sites)),
+                Some(verdict) => known.push((verdict.at_unix_s, name, sites)),
+            }
+        }
+        let (fresh, known) = (in_turn(fresh), in_turn(known));
+        let kept = known.len().min(KNOWN_MIN);
+        let fresh = fresh.into_iter().take(LOOKUPS_MAX - kept);
+        fresh.chain(known).take(LOOKUPS_MAX).cloned().collect()
     }
 
     /// Returns whether that changes what is known.
@@ -70,6 +86,25 @@ impl Names {
         let known = self.0.insert(name, Verdict { is_free, at_unix_s: now_unix_s });
         known.is_none_or(|known| known.is_free != is_free)
     }
+}
+
+/// Names, with when they were asked for and by which sites they are served, in the order in which they are due: the first of every site,
+/// then the second. The place of a name is the best that one of its sites gives it, so that no other can push it back by serving it too.
+fn in_turn<'a>(mut names: Vec<(i64, &'a Address, &BTreeSet<SiteId>)>) -> Vec<&'a Address> {
+    names.sort_unstable_by_key(|(asked, name, _)| (*asked, *name));
+    let mut turns = BTreeMap::<SiteId, usize>::new();
+    let turn_of = |(_, name, sites): (i64, &'a Address, &BTreeSet<SiteId>)| {
+        let turns = sites.iter().map(|site| {
+            let turn = turns.entry(*site).or_default();
+            *turn += 1;
+            *turn
+        });
+        (turns.min(), name)
+    };
+    let mut in_turn: Vec<_> = names.into_iter().map(turn_of).collect();
+    // Stable: within a turn it stays as it is.
+    in_turn.sort_by_key(|(turn, _)| *turn);
+    in_turn.into_iter().map(|(_, name)| name).collect()
 }
 
 /// Looks names up until the controller ends.
@@ -206,11 +241,15 @@ mod tests {
         }
     }
 
+    fn name(text: &str) -> Address {
+        text.parse().unwrap()
+    }
+
     #[test]
     fn names_are_looked_up_before_they_count_and_again() {
-        let [db, web]: [Address; 2] = ["db", "web"].map(|name| name.parse().unwrap());
-        let site = SiteId([1; 32]);
-        let wanted = BTreeMap::from([(db.clone(), site), (web.clone(), site)]);
+        let [db, web] = ["db", "web"].map(name);
+        let site = BTreeSet::from([SiteId([1; 32])]);
+        let wanted = BTreeMap::from([(db.clone(), site.clone()), (web.clone(), site.clone())]);
         let mut names = Names::default();
         assert_eq!(names.due(&wanted, 0), [db.clone(), web.clone()]);
         assert!(!names.is_free(&db), "nobody has asked yet");
@@ -219,24 +258,55 @@ mod tests {
         assert_eq!(names.due(&wanted, VERDICT_S - 1), []);
         assert_eq!(names.due(&wanted, VERDICT_S).len(), 2);
         assert!(!names.learn(web, false, VERDICT_S) && names.learn(db.clone(), false, VERDICT_S));
-        assert_eq!(names.due(&BTreeMap::from([(db, site)]), VERDICT_S), []);
+        let wanted = BTreeMap::from([(db, site)]);
+        assert!(!names.forget(&wanted, VERDICT_S), "it was not free");
+        assert_eq!(names.due(&wanted, VERDICT_S), []);
         assert_eq!(names.0.len(), 1);
     }
 
     #[test]
+    fn what_was_asked_for_too_long_ago_does_not_count() {
+        let [db, web] = ["db", "web"].map(name);
+        let wanted = [&db, &web].map(|name| (name.clone(), BTreeSet::from([SiteId([1; 32])])));
+        let (mut names, wanted) = (Names::default(), BTreeMap::from(wanted));
+        names.learn(db.clone(), true, 0);
+        names.learn(web.clone(), true, 1);
+        assert!(!names.forget(&wanted, VERDICT_MAX_S - 1));
+        assert!(names.forget(&wanted, VERDICT_MAX_S));
+        assert!(!names.is_free(&db) && names.is_free(&web));
+        assert_eq!(names.due(&wanted, VERDICT_MAX_S), [db, web]);
+    }
+
+    /// Sites of which one offers 5,000 names, and "web" as well, which is the other's.
+    fn beside_one_that_offers_many() -> (Wanted, BTreeSet<SiteId>) {
+        let greedy = BTreeSet::from([SiteId([1; 32])]);
+        let mut wanted: Wanted =
+            (0..5_000).map(|n| (name(&format!("0-{n}")), greedy.clone())).collect();
+        wanted.insert(name("web"), BTreeSet::from([SiteId([1; 32]), SiteId([2; 32])]));
+        (wanted, greedy)
+    }
+
+    #[test]
     fn who_offers_many_names_hides_nobody_elses() {
-        let name = |text: String| text.parse::<Address>().unwrap();
-        let mut wanted: BTreeMap<Address, SiteId> =
-            (0..5_000).map(|n| (name(format!("0-{n}")), SiteId([1; 32]))).collect();
-        wanted.insert(name("web".into()), SiteId([2; 32]));
-        let mut names = Names::default();
-        let due = names.due(&wanted, 0);
-        assert!(due.len() == LOOKUPS_MAX && due.contains(&name("web".into())), "{due:?}");
-        for name in due {
+        let (wanted, _) = beside_one_that_offers_many();
+        let due = Names::default().due(&wanted, 0);
+        assert!(due.len() == LOOKUPS_MAX && due.contains(&name("web")), "{due:?}");
+    }
+
+    #[test]
+    fn who_offers_new_names_all_the_time_keeps_none_from_being_asked_for_again() {
+        let (mut wanted, greedy) = beside_one_that_offers_many();
+        let (mut names, mut now) = (Names::default(), 0);
+        names.learn(name("web"), true, now);
+        now = VERDICT_S;
+        let due = names.due(&wanted, now);
+        assert!(due.len() == LOOKUPS_MAX && due.contains(&name("web")), "{due:?}");
+        // What is known of the other's is in turn with it as well.
+        for name in due.into_iter().filter(|due| *due != name("web")) {
             names.learn(name, true, 0);
         }
-        // Some of the other's are never asked for in time, and what is known is asked for again only after those.
-        let due = names.due(&wanted, VERDICT_S);
-        assert!(due.len() == LOOKUPS_MAX && !due.contains(&name("web".into())), "{due:?}");
+        wanted.extend((0..9).map(|n| (name(&format!("00-{n}")), greedy.clone())));
+        let due = names.due(&wanted, now);
+        assert!(due.len() == LOOKUPS_MAX && due.contains(&name("web")), "{due:?}");
     }
 }
