@@ -481,6 +481,47 @@ async fn many_associations_hold_little_and_leave_nothing() {
 }
 
 #[tokio::test]
+async fn associations_begin_however_much_memory_streams_of_the_same_site_take() {
+    const BUDGET_BYTES: u64 = 16 << 20;
+    let mut network = Network::with_budget(2, BUDGET_BYTES);
+    let (target, tcp) = (bind(), listen_on_loopback());
+    let datagrams = udp_connector("echo", target.local_addr().unwrap());
+    let streams = connector("stream", tcp.local_addr().unwrap());
+    network.edges[1].egress.configure(vec![datagrams, streams]);
+    network.edges[1].egress.entries().wait_for(|entries| entries.len() == 2).await.unwrap();
+    network.publish();
+    let entrance = listen(&network, 0, "echo").await;
+    let connection = network.rogue(0, 1).await;
+    let _control = say_hello(&connection, false).await;
+    let mut busy = Vec::new();
+    // As much as one site may.
+    loop {
+        let (mut send, mut recv) = within(connection.open_bi()).await.unwrap();
+        send.write_all(&open("stream", Protocol::Tcp)).await.unwrap();
+        tokio::select! {
+            server = accept(&tcp) => busy.push((send, recv, server)),
+            refused = recv.read_chunk(100, true) => {
+                refused.unwrap();
+                break;
+            }
+        }
+    }
+    assert!(network.edges[1].budget.used_bytes() > BUDGET_BYTES * 5 / 8);
+    let client = client(entrance).await;
+    within(async {
+        let asks = async {
+            for len in [1, 2_000, 9_000] {
+                ask(&client, &payload(len)).await;
+            }
+        };
+        tokio::select! { () = asks => {} () = echo(&target) => {} }
+    })
+    .await;
+    assert_eq!(network.edges[1].counters.datagrams.dropped(DatagramDrop::Memory), 0);
+    assert_eq!(connection.close_reason(), None, "nothing had to end for it");
+}
+
+#[tokio::test]
 async fn a_flood_leaves_streams_of_the_same_pair_alone() {
     let (mut network, target, entrance) = service().await;
     let tcp = listen_on_loopback();

@@ -11,7 +11,7 @@ use std::{
     },
 };
 
-/// One site may have so many times what is left for everybody else, as with memory.
+/// One site may have so many times what is left for everybody else, as with memory: in streams, and in associations.
 const SHARE: usize = 3;
 
 /// Associations may be one flow in so many: a datagram from a forged address begins one, which then lasts for a minute.
@@ -32,8 +32,8 @@ struct Taken {
     flows: [usize; 2],
     /// Those of them that are associations.
     associations: [usize; 2],
-    /// Those of other sites that leave here.
-    by_site: HashMap<SiteId, usize>,
+    /// Those that leave here and share the room, see [`FlowLimit::is_shared`].
+    by_site: HashMap<(SiteId, Protocol), usize>,
 }
 
 /// One flow, until it is dropped.
@@ -70,26 +70,39 @@ impl FlowLimit {
         site: SiteId,
     ) -> Option<FlowSlot> {
         let mut taken = self.taken.lock();
-        let all: usize = taken.flows.iter().sum();
-        let flows_max = self.flows_max.load(Ordering::Relaxed);
-        if protocol == Protocol::Udp
-            && taken.associations[edge as usize] >= flows_max / ASSOCIATIONS_SHARE
-        {
-            return None;
-        }
-        let flows_left = flows_max.saturating_sub(taken.flows[edge as usize]);
-        let left = flows_left.min(self.descriptors_max.saturating_sub(all)).checked_sub(1)?;
-        if site != self.local {
-            let used = taken.by_site.get(&site).copied().unwrap_or(0);
+        let left = self.left(&taken, edge, protocol).checked_sub(1)?;
+        if self.is_shared(edge, protocol, site) {
+            let used = taken.by_site.get(&(site, protocol)).copied().unwrap_or(0);
             // The first may take all there is.
             if used > 0 && used >= left.saturating_mul(SHARE) {
                 return None;
             }
-            taken.by_site.insert(site, used + 1);
+            taken.by_site.insert((site, protocol), used + 1);
         }
         taken.flows[edge as usize] += 1;
         taken.associations[edge as usize] += usize::from(protocol == Protocol::Udp);
         Some(FlowSlot { limit: Arc::clone(self), edge, protocol, site })
+    }
+
+    /// Room for flows of this protocol at this edge.
+    fn left(&self, taken: &Taken, edge: Edge, protocol: Protocol) -> usize {
+        let flows_max = self.flows_max.load(Ordering::Relaxed);
+        let of_flows = flows_max.saturating_sub(taken.flows[edge as usize]);
+        let of_descriptors = self.descriptors_max.saturating_sub(taken.flows.iter().sum());
+        let left = of_flows.min(of_descriptors);
+        match protocol {
+            Protocol::Tcp => left,
+            Protocol::Udp => {
+                let part = flows_max / ASSOCIATIONS_SHARE;
+                left.min(part.saturating_sub(taken.associations[edge as usize]))
+            }
+        }
+    }
+
+    /// Whether flows of `site` leave other sites their part. None enters here but our own; and where they leave, our own come first, but not
+    /// with what anybody near could have forged.
+    fn is_shared(&self, edge: Edge, protocol: Protocol, site: SiteId) -> bool {
+        edge == Edge::Egress && (site != self.local || protocol == Protocol::Udp)
     }
 }
 
@@ -98,10 +111,14 @@ impl Drop for FlowSlot {
         let mut taken = self.limit.taken.lock();
         taken.flows[self.edge as usize] -= 1;
         taken.associations[self.edge as usize] -= usize::from(self.protocol == Protocol::Udp);
-        if let Some(used) = taken.by_site.get_mut(&self.site) {
+        if !self.limit.is_shared(self.edge, self.protocol, self.site) {
+            return;
+        }
+        let key = (self.site, self.protocol);
+        if let Some(used) = taken.by_site.get_mut(&key) {
             *used -= 1;
             if *used == 0 {
-                taken.by_site.remove(&self.site);
+                taken.by_site.remove(&key);
             }
         }
     }
@@ -164,5 +181,26 @@ mod tests {
         assert_eq!((associations.len(), streams.len()), (50, 50));
         drop(associations);
         assert!(enter(Protocol::Udp).is_some());
+    }
+
+    #[test]
+    fn a_site_leaves_others_their_part_of_the_associations() {
+        let limit = FlowLimit::new(site(0), 100, usize::MAX);
+        let leave = |protocol, n: u8| limit.enter(Edge::Egress, protocol, site(n));
+        let streams: Vec<_> = std::iter::from_fn(|| leave(Protocol::Tcp, 1)).collect();
+        assert_eq!(streams.len(), 75);
+        assert!(leave(Protocol::Udp, 1).is_some(), "it has another part of these");
+        drop(streams);
+        let greedy: Vec<_> = std::iter::from_fn(|| leave(Protocol::Udp, 1)).collect();
+        assert_eq!(greedy.len(), 37);
+        let late: Vec<_> = std::iter::from_fn(|| leave(Protocol::Udp, 2)).collect();
+        assert!(late.len() >= 9, "{}", late.len());
+        assert!(leave(Protocol::Udp, 0).is_some(), "its own clients");
+        assert!(leave(Protocol::Udp, 1).is_none());
+        let streams: Vec<_> = std::iter::from_fn(|| leave(Protocol::Tcp, 1)).collect();
+        assert!(streams.len() >= 30, "{}", streams.len());
+        drop((greedy, late, streams));
+        let taken = limit.taken.lock();
+        assert!(taken.flows == [0, 0] && taken.by_site.is_empty());
     }
 }

@@ -163,7 +163,7 @@ impl Entrance {
             with,
             entrance: Arc::downgrade(self),
             progress: record.progress(),
-            state: Mutex::new(State::Opening(Held::new(Arc::clone(&surroundings.budget)))),
+            state: Mutex::new(State::Opening(Held::new(&self.ingress.0.held))),
             this: this.clone(),
         });
         self.clients.lock().insert(with, Arc::clone(&association));

@@ -1,6 +1,6 @@
 //! What a client says while an egress is sought: the newest of it, paid for. Pure.
 
-use crate::session::{Budget, Reservation};
+use crate::session::{Account, Reservation};
 use bytes::{Bytes, BytesMut};
 use skein_wire::association::{RECORD_PREFIX_LEN, record};
 use std::{collections::VecDeque, sync::Arc};
@@ -17,14 +17,13 @@ pub(super) struct Held {
     len_bytes: usize,
     /// So many of the first went along with the last open.
     sent: usize,
-    budget: Arc<Budget>,
-    /// Within half of the budget: what anybody can send without a handshake must not stop flows.
-    paid: Option<Reservation>,
+    paid: Reservation,
 }
 
 impl Held {
-    pub(super) fn new(budget: Arc<Budget>) -> Self {
-        Self { records: VecDeque::new(), len_bytes: 0, sent: 0, budget, paid: None }
+    /// Nothing yet; `account` pays for what comes.
+    pub(super) fn new(account: &Arc<Account>) -> Self {
+        Self { records: VecDeque::new(), len_bytes: 0, sent: 0, paid: account.nothing() }
     }
 
     /// Takes a datagram, and returns how many are lost: older ones that had to go and were not sent, or itself where there is no memory.
@@ -34,26 +33,16 @@ impl Held {
         while self.len_bytes + record.len() > HELD_BYTES_MAX || self.records.len() >= HELD_MAX {
             let Some(oldest) = self.records.pop_front() else { break };
             self.len_bytes -= oldest.len();
-            if let Some(paid) = &mut self.paid {
-                paid.shrink(oldest.len() as u64);
-            }
+            self.paid.shrink(oldest.len() as u64);
             dropped += u64::from(self.sent == 0);
             self.sent = self.sent.saturating_sub(1);
         }
-        if !self.pay(record.len() as u64) {
+        if !self.paid.try_grow(record.len() as u64) {
             return dropped + 1;
         }
         self.len_bytes += record.len();
         self.records.push_back(record);
         dropped
-    }
-
-    fn pay(&mut self, bytes: u64) -> bool {
-        if let Some(paid) = &mut self.paid {
-            return paid.try_grow(bytes);
-        }
-        self.paid = self.budget.reserve_half(bytes);
-        self.paid.is_some()
     }
 
     /// All of it, to go along with an open.
@@ -85,15 +74,16 @@ impl Held {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::session::{Budget, Class};
 
-    fn held() -> (Held, Arc<Budget>) {
-        let budget = Budget::new(1 << 20);
-        (Held::new(Arc::clone(&budget)), budget)
+    fn held(budget_bytes: u64) -> (Held, Arc<Budget>) {
+        let budget = Budget::new(budget_bytes);
+        (Held::new(&Account::new(Arc::clone(&budget), Class::Datagrams)), budget)
     }
 
     #[test]
     fn what_went_along_is_not_sent_again() {
-        let (mut held, budget) = held();
+        let (mut held, budget) = held(1 << 20);
         for payload in [&b"a"[..], b"", b"bc"] {
             assert_eq!(held.push(payload), 0);
         }
@@ -110,7 +100,7 @@ mod tests {
 
     #[test]
     fn the_newest_are_kept_and_paid_for() {
-        let (mut held, budget) = held();
+        let (mut held, budget) = held(1 << 20);
         assert_eq!(held.push(&[1; 65_507]), 0);
         assert_eq!(budget.used_bytes(), 65_509);
         assert_eq!(held.push(&[2; 100]), 1);
@@ -125,7 +115,7 @@ mod tests {
 
     #[test]
     fn without_memory_nothing_is_held() {
-        let mut held = Held::new(Budget::new(20));
+        let (mut held, _budget) = held(20);
         assert_eq!(held.push(&[0; 100]), 1);
         assert_eq!((held.push(b"short"), held.len()), (0, 1));
     }

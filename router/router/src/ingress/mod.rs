@@ -11,7 +11,7 @@ use crate::{
     egress::Egress,
     flows::{Edge, FlowCounters, FlowRecord, Outcome, Surroundings},
     net::TcpStream,
-    session::Sessions,
+    session::{Account, Class, Sessions},
     splice,
 };
 use attempt::Opening;
@@ -30,7 +30,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument as _;
 
 /// Flows of one address that may wait for an egress. At 16 KiB of credit each, a dead address takes a quarter of the default budget at most;
-/// what associations hold meanwhile is paid within half of it.
+/// what associations hold meanwhile comes out of what there is for those.
 const OPENING_MAX: usize = 4_096;
 
 /// What [`Ingress::start`] needs.
@@ -57,6 +57,8 @@ struct Inner {
     first_turn: u64,
     /// By name.
     listeners: Mutex<BTreeMap<String, Configured>>,
+    /// Pays for what clients say while an egress is sought for their associations.
+    held: Arc<Account>,
     /// Flows that enter here and leave at each router.
     outstanding: Mutex<HashMap<RouterId, u64>>,
     /// Flows that wait for an egress, by address.
@@ -83,6 +85,7 @@ impl Ingress {
         Self(Arc::new(Inner {
             first_turn: rng.random(),
             rng: Mutex::new(rng),
+            held: Account::new(Arc::clone(&config.surroundings.budget), Class::Datagrams),
             config,
             listeners: Mutex::default(),
             outstanding: Mutex::default(),

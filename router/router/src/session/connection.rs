@@ -1,14 +1,14 @@
 //! One session: a connection, its control stream, its ring of writers and its flows.
 
 use super::{
-    Account, INITIAL_CREDIT_BYTES, ReceiveWindow, Reservation, SendCredit, TURN_BYTES,
+    Account, Class, INITIAL_CREDIT_BYTES, ReceiveWindow, Reservation, SendCredit, TURN_BYTES,
     congestion::Relief,
     control::{self, ControlError, ControlReader, Outbox},
     datagrams::{self, Departures},
     flow::{FlowError, FlowState},
     inbound::Inbound,
     incoming::IncomingFlow,
-    pool::{Class, Key},
+    pool::Key,
     transport::{Role, STREAMS_INITIAL},
     window::{self, WriteMeter},
 };
@@ -174,7 +174,7 @@ pub(crate) struct Session {
     open_streams: AtomicUsize,
     /// Since when no flows are to be opened.
     draining: OnceLock<Instant>,
-    /// Pays for what the peer's site makes us hold.
+    /// Pays for what the peer's site makes us hold in sessions of this class.
     pub(crate) account: Arc<Account>,
     /// For what it holds besides flows.
     _paid: Reservation,
@@ -186,7 +186,7 @@ impl Session {
         connection: quinn::Connection,
         peer: Peer,
         terms: Terms,
-        (account, paid): (Arc<Account>, Reservation),
+        paid: Reservation,
         counters: Arc<FlowCounters>,
     ) -> Arc<Self> {
         Arc::new(Self {
@@ -203,11 +203,11 @@ impl Session {
             meter: WriteMeter::default(),
             outbox: Outbox::default(),
             departures: Departures::default(),
-            inbound: Mutex::new(Inbound::new(account.nothing(), clock::now())),
+            inbound: Mutex::new(Inbound::new(paid.account().nothing(), clock::now())),
             flows: Mutex::default(),
             open_streams: AtomicUsize::new(0),
             draining: OnceLock::new(),
-            account,
+            account: Arc::clone(paid.account()),
             _paid: paid,
             counters,
         })
@@ -388,14 +388,9 @@ impl Session {
         }
     }
 
-    /// Pays for the window of a new flow; `None` at the ceiling of memory, of which associations take no more than half: anybody can
-    /// begin any number of them.
+    /// Pays for the window of a new flow; `None` at the ceiling of memory.
     pub(crate) fn window(&self) -> Option<ReceiveWindow> {
-        let bytes = self.terms.own_credit_bytes();
-        let reservation = match self.terms.class {
-            Class::Streams => self.account.reserve(bytes)?,
-            Class::Datagrams => self.account.reserve_half(bytes)?,
-        };
+        let reservation = self.account.reserve(self.terms.own_credit_bytes())?;
         Some(ReceiveWindow::new(reservation, clock::now()))
     }
 

@@ -1,6 +1,6 @@
 //! The control stream of a session: hello, then credit and aborts, batched.
 
-use super::{INITIAL_CREDIT_BYTES, TURN_BYTES, connection::Session, pool::Class};
+use super::{Class, INITIAL_CREDIT_BYTES, TURN_BYTES, connection::Session};
 use bytes::BytesMut;
 use parking_lot::Mutex;
 use prost::Message as _;

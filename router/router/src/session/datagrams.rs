@@ -4,11 +4,11 @@
 //! lets those through now and then however many datagrams wait.
 
 use super::{
-    Account, Reservation,
+    Account, Class, Reservation,
+    class::Misplaced,
     connection::Session,
     fair::{FairQueue, WAITING_BYTES_TOTAL_MAX},
     halves::{Halves, Joined},
-    pool::{Class, Misplaced},
 };
 use crate::{
     clock,

@@ -95,7 +95,7 @@ impl Inbound {
             && if next <= QUICK_BYTES {
                 self.paid.try_grow(more)
             } else {
-                self.paid.try_grow_within_half(more)
+                self.paid.try_grow_lasting(more)
             };
         is_paid.then(|| {
             self.window_bytes = next;
@@ -120,7 +120,7 @@ mod tests {
     use super::*;
     use crate::{
         clock,
-        session::{Account, Budget},
+        session::{Account, Budget, Class},
     };
     use proptest::prelude::*;
     use std::sync::Arc;
@@ -128,7 +128,7 @@ mod tests {
     const RTT: Duration = Duration::from_millis(50);
 
     fn inbound(budget: &Arc<Budget>, now: Instant) -> Inbound {
-        Inbound::new(Account::new(Arc::clone(budget)).nothing(), now)
+        Inbound::new(Account::new(Arc::clone(budget), Class::Streams).nothing(), now)
     }
 
     #[test]

@@ -7,6 +7,7 @@
 mod admission;
 mod ahead;
 mod budget;
+mod class;
 mod congestion;
 mod connection;
 mod control;
@@ -25,6 +26,7 @@ mod upkeep;
 mod window;
 
 pub use budget::{Account, Budget, Reservation};
+pub use class::Class;
 pub use credit::{
     CreditViolation, INITIAL_CREDIT_BYTES, ReceiveWindow, SendCredit, TURN_BYTES, WINDOW_BYTES_MAX,
 };
@@ -35,7 +37,6 @@ pub(crate) use connection::{Session, Turn};
 pub(crate) use datagrams::Deliver;
 pub(crate) use flow::{Flow, FlowError, FlowSend};
 pub(crate) use incoming::IncomingFlow;
-pub(crate) use pool::Class;
 pub(crate) use receive::FlowRecv;
 
 use crate::{egress::Egress, flows::Surroundings};

@@ -1,17 +1,16 @@
 //! Which sessions there are: dialling single-flight, and accepting.
 
 use super::{
-    Account, Reservation, SESSION_BYTES, SessionsConfig,
+    Account, Class, Reservation, SESSION_BYTES, SessionsConfig,
     admission::{Admission, Slot, Verdict},
     connection::{Close, Peer, Session, Terms},
     control::{self, ControlError, ControlReader},
-    datagrams::DATAGRAMS_BYTES,
     transport::{self, Role},
 };
 use parking_lot::Mutex;
 use quinn::crypto::rustls::{NoInitialCipherSuite, QuicClientConfig, QuicServerConfig};
 use rustls_pki_types::CertificateDer;
-use skein_core::{Fib, Handle, Pin, Protocol, RouterId, SiteId, TrustView, parse_vaddr, vaddr};
+use skein_core::{Fib, Handle, Pin, RouterId, SiteId, TrustView, parse_vaddr, vaddr};
 use skein_trust::{PeerError, SERVER_NAME, peer_identity};
 use skein_wire::proto::session::SessionHello;
 use std::{
@@ -57,46 +56,6 @@ pub enum DialError {
     Connection(Arc<str>),
 }
 
-/// What a session is for. Each class has its own, so that floods of datagrams meet streams on the network alone, where congestion
-/// control shares it out, and not in one connection, which would send them first.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub(crate) enum Class {
-    /// Byte streams.
-    Streams,
-    /// Associations.
-    Datagrams,
-}
-
-/// The peer uses a session for what it has not said it is for, and what nobody has paid for.
-#[derive(Clone, Copy, Debug, thiserror::Error)]
-pub(super) enum Misplaced {
-    #[error("a datagram in a session for byte streams")]
-    Datagram,
-    #[error("an association in a session for byte streams")]
-    Association,
-    #[error("a byte stream in a session for associations")]
-    Stream,
-}
-
-impl Class {
-    /// Checks that flows of this protocol belong into such a session.
-    pub(super) fn check(self, protocol: Protocol) -> Result<(), Misplaced> {
-        match (self, protocol) {
-            (Self::Streams, Protocol::Tcp) | (Self::Datagrams, Protocol::Udp) => Ok(()),
-            (Self::Streams, Protocol::Udp) => Err(Misplaced::Association),
-            (Self::Datagrams, Protocol::Tcp) => Err(Misplaced::Stream),
-        }
-    }
-
-    /// What such a session may make us hold whatever its flows are granted.
-    fn held_bytes(self) -> u64 {
-        match self {
-            Self::Streams => SESSION_BYTES,
-            Self::Datagrams => SESSION_BYTES + DATAGRAMS_BYTES,
-        }
-    }
-}
-
 /// Names a session at its initiator.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(super) struct Key {
@@ -122,7 +81,7 @@ pub(super) struct Pool {
     /// Every session, dialled or accepted, that runs: in the order in which they began, so that what is done to all of them is done in the
     /// same order in every run of a simulation.
     running: Mutex<Running>,
-    accounts: Mutex<HashMap<SiteId, Weak<Account>>>,
+    accounts: Mutex<HashMap<(SiteId, Class), Weak<Account>>>,
     handshakes: Arc<Admission>,
     pub(super) tasks: TaskTracker,
     pub(super) stop: CancellationToken,
@@ -317,7 +276,8 @@ impl Pool {
             self.config.endpoint.connect_with(config, vaddr(key.handle, key.pin), SERVER_NAME);
         let connection = connecting.map_err(|e| failed(&e))?.await.map_err(|e| failed(&e))?;
         let peer = self.peer(&connection, key.handle, key.pin)?;
-        let paid = self.pay(&connection, &peer, key.class)?;
+        let paid = self.account(peer.site, key.class).reserve(key.class.held_bytes());
+        let paid = paid.ok_or_else(|| overloaded(&connection))?;
         let (mut writer, reader) = connection.open_bi().await.map_err(|e| failed(&e))?;
         let mut reader = ControlReader::new(reader);
         let hello = self.hello(&mut writer, &mut reader, key.pin, key.class);
@@ -346,31 +306,25 @@ impl Pool {
         connection: quinn::Connection,
         peer: Peer,
         terms: Terms,
-        paid: (Arc<Account>, Reservation),
+        paid: Reservation,
     ) -> Arc<Session> {
         let counters = Arc::clone(&self.config.surroundings.counters);
         Session::new(connection, peer, terms, paid, counters)
     }
 
-    /// Pays for what every session of its class may hold, or closes the connection.
-    fn pay(
-        &self,
-        connection: &quinn::Connection,
-        peer: &Peer,
-        class: Class,
-    ) -> Result<(Arc<Account>, Reservation), DialError> {
-        let account = self.account(peer.site);
-        let paid = account.reserve(class.held_bytes());
-        Ok((account, paid.ok_or_else(|| overloaded(connection))?))
+    /// Pays for a session whose peer has not said yet what it is for.
+    fn pay_before_hello(&self, site: SiteId) -> Option<Reservation> {
+        let pay = |class| self.account(site, class).reserve(SESSION_BYTES);
+        [Class::Streams, Class::Datagrams].into_iter().find_map(pay)
     }
 
-    /// One for all sessions with the routers of `site`.
-    fn account(&self, site: SiteId) -> Arc<Account> {
+    /// One for all sessions of this class with the routers of `site`.
+    fn account(&self, site: SiteId, class: Class) -> Arc<Account> {
         let mut accounts = self.accounts.lock();
         accounts.retain(|_, account| account.strong_count() > 0);
-        accounts.get(&site).and_then(Weak::upgrade).unwrap_or_else(|| {
-            let account = Account::new(Arc::clone(&self.config.surroundings.budget));
-            accounts.insert(site, Arc::downgrade(&account));
+        accounts.get(&(site, class)).and_then(Weak::upgrade).unwrap_or_else(|| {
+            let account = Account::new(Arc::clone(&self.config.surroundings.budget), class);
+            accounts.insert((site, class), Arc::downgrade(&account));
             account
         })
     }
@@ -465,18 +419,14 @@ impl Pool {
                 .close(Close::Stale.code(), b"handle and certificate are of different routers");
             return Err(DialError::NoPath);
         }
-        let (account, mut paid) = self.pay(&connection, &peer, Class::Streams)?;
+        let paid = self.pay_before_hello(peer.site).ok_or_else(|| overloaded(&connection))?;
         let (mut writer, reader) = connection.accept_bi().await.map_err(|e| failed(&e))?;
         let mut reader = ControlReader::new(reader);
         let hello = self.hello(&mut writer, &mut reader, pin, Class::Streams);
         let hello = hello.await.map_err(|e| failed(&e))?;
         let class = if hello.datagrams { Class::Datagrams } else { Class::Streams };
-        // Nothing more is no question of memory, even where there is none.
-        let more = class.held_bytes() - SESSION_BYTES;
-        if more > 0 && !paid.try_grow(more) {
-            return Err(overloaded(&connection));
-        }
-        let paid = (account, paid);
+        let paid = paid.settled(&self.account(peer.site, class), class.held_bytes());
+        let paid = paid.ok_or_else(|| overloaded(&connection))?;
         let terms = Terms::new(Role::Responder, class, transport::mtu(path), &hello);
         Ok((self.session_of(connection, peer, terms, paid), writer, reader))
     }

@@ -1,6 +1,6 @@
 //! Settings of the end-to-end endpoint and of each connection.
 
-use super::{congestion, credit::WINDOW_BYTES_MAX, datagrams, inbound, pool::Class};
+use super::{Class, congestion, credit::WINDOW_BYTES_MAX, datagrams, inbound};
 use aws_lc_rs::hmac;
 use quinn::{
     AsyncUdpSocket, Endpoint, EndpointConfig, IdleTimeout, TransportConfig, VarInt,

@@ -120,7 +120,7 @@ fn next_window(window: u64, written_bytes: u64, elapsed: Duration, rtt: Duration
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::session::Budget;
+    use crate::session::{Budget, Class};
 
     #[test]
     fn the_window_follows_the_bandwidth_delay_product() {
@@ -136,7 +136,7 @@ mod tests {
     #[test]
     fn growth_is_paid_for_and_decay_gives_back() {
         let budget = Budget::new(8 << 20);
-        let mut paid = Account::new(Arc::clone(&budget)).nothing();
+        let mut paid = Account::new(Arc::clone(&budget), Class::Streams).nothing();
         assert!(resize(&mut paid, 4 << 20));
         assert_eq!(budget.used_bytes(), (4 << 20) - SEND_WINDOW_BYTES_IDLE);
         assert!(!resize(&mut paid, 200 << 20));
