@@ -6,6 +6,7 @@ use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use skein_api::{Protocol, Resource, parse_json};
 use skein_controller::Paths;
+use skein_controller::store::ProxyCredentials;
 use skein_wire::proto::{
     routing,
     site::{self, site_client::SiteClient},
@@ -104,8 +105,23 @@ impl Client {
         dry_run: bool,
     ) -> Result<Vec<site::Change>, Failure> {
         let resources = resources.iter().map(message).collect();
-        let request = limited(site::ApplyRequest { resources, dry_run });
-        Ok(self.site.apply(request).await?.into_inner().changes)
+        let request = site::ApplyRequest { resources, dry_run, proxy_credentials: None };
+        Ok(self.site.apply(limited(request)).await?.into_inner().changes)
+    }
+
+    /// Applies the site itself, with what its proxy asks for.
+    pub(crate) async fn apply_site(
+        &mut self,
+        site: &Resource,
+        credentials: Option<&ProxyCredentials>,
+    ) -> Result<Vec<site::Change>, Failure> {
+        let proxy_credentials = credentials.map(|given| site::ProxyCredentials {
+            url: given.url.clone(),
+            credentials: given.credentials.expose().to_owned(),
+        });
+        let resources = vec![message(site)];
+        let request = site::ApplyRequest { resources, dry_run: false, proxy_credentials };
+        Ok(self.site.apply(limited(request)).await?.into_inner().changes)
     }
 
     /// Deletes one resource; the answer says what remains.

@@ -265,7 +265,7 @@ async fn apply(
 ) -> Result<(Vec<String>, Vec<String>), Failure> {
     let before = proxy::site_of(&mut client).await?;
     let options = args.options(paths)?;
-    let changed = proxy::change(&mut client, paths, before, options).await?;
+    let changed = proxy::change(&mut client, before, options).await?;
     let changed = changed.map_err(|error| match error {
         site::CreateError::Invalid(invalids) => Failure::usage(invalids),
         other => Failure::new(other),

@@ -118,8 +118,8 @@ async fn redeem(global: &Global, args: &Link, file: &str) -> Result<(), Failure>
     let token = check(&text, clock::now())?;
     progress.step(format!("connecting to {:?}", output::printable(&token.issuer_name)));
     let mut client = Client::connect(global).await?;
-    if let Some(url) = proxy.apply(&mut client, &client::paths(global)?).await? {
-        note(global, format_args!("note: connections over TCP go through the proxy {url}"));
+    for text in proxy.apply(&mut client, &client::paths(global)?).await? {
+        note(global, format_args!("note: {text}"));
     }
     let request = RedeemTokenRequest {
         token: text,

@@ -7,7 +7,7 @@ use skein_api::{Invalids, Manifest, ProxySpec, Resource, SiteSpec};
 use skein_controller::{
     Paths,
     site::{self, InitOptions},
-    store::{ProxyDefault, Store},
+    store::ProxyDefault,
 };
 use skein_proxy::{Credentials, Proxy, Url, UrlError};
 use skein_wire::proto::site::Change;
@@ -95,22 +95,30 @@ impl Wanted {
         InitOptions { proxy: given, proxy_default: found, ..options }
     }
 
-    /// Changes a running site; returns the proxy's URL if it has got one.
+    /// Changes a running site; returns what the user should know.
     pub(crate) async fn apply(
         self,
         client: &mut Client,
         paths: &Paths,
-    ) -> Result<Option<String>, Failure> {
-        if self.given.is_none() && self.found.is_none() {
-            return Ok(None);
+    ) -> Result<Vec<String>, Failure> {
+        let has_credentials = self.found.as_ref().is_some_and(|(_, given)| given.is_some());
+        let is_given = self.given.is_some();
+        if !is_given && self.found.is_none() {
+            return Ok(Vec::new());
         }
         let before = site_of(client).await?;
-        if self.given.is_none() && before.as_ref().is_some_and(|site| site.spec.proxy.is_some()) {
-            return Ok(None);
+        let has_one = before.as_ref().is_some_and(|site| site.spec.proxy.is_some());
+        // It keeps the one that it has, and gets no more of the environment than another password for that.
+        if !is_given && has_one && !has_credentials {
+            return Ok(Vec::new());
         }
         let options = self.into_options(paths, InitOptions::default());
-        let merged = change(client, paths, before, options).await?.map_err(Failure::new)?;
-        Ok(merged.site.spec.proxy.map(|proxy| proxy.url))
+        let merged = change(client, before, options).await?.map_err(Failure::new)?;
+        let mut notes = merged.notes;
+        if let Some(proxy) = merged.site.spec.proxy.filter(|_| is_given || !has_one) {
+            notes.push(format!("connections over TCP go through the proxy {}", proxy.url));
+        }
+        Ok(notes)
     }
 }
 
@@ -133,29 +141,19 @@ pub(crate) struct Merged {
 /// Merges options into a running site, and lets it have the credentials of its proxy.
 pub(crate) async fn change(
     client: &mut Client,
-    paths: &Paths,
     before: Option<Manifest<SiteSpec>>,
     options: InitOptions,
 ) -> Result<Result<Merged, site::CreateError>, Failure> {
-    let store = Store::new(paths.clone());
     let merged = input::blocking(move || {
-        let (site, notes) = match site::merged(before, &options) {
-            Ok(merged) => merged,
-            Err(error) => return Ok(Err(error)),
-        };
-        let proxy = site.spec.proxy.as_ref();
-        site::keep_credentials(&store, proxy, &options).map_err(Failure::new)?;
-        Ok(Ok((store, site, notes)))
+        let default = options.proxy_default.clone();
+        Ok(site::merged(before, &options).map(|(site, notes)| (site, notes, default)))
     });
-    let (store, site, notes) = match merged.await? {
+    let (site, notes, default) = match merged.await? {
         Ok(merged) => merged,
         Err(error) => return Ok(Err(error)),
     };
-    let changes = client.apply(&[Resource::Site(site.clone())], false).await?;
-    // Only now: until then the router may still need them.
-    let proxy = site.spec.proxy.clone();
-    let dropped = move || store.drop_credentials(proxy.as_ref()).map_err(Failure::new);
-    input::blocking(dropped).await?;
+    let given = default.as_ref().and_then(ProxyDefault::credentials);
+    let changes = client.apply_site(&Resource::Site(site.clone()), given).await?;
     Ok(Ok(Merged { site, notes, changes }))
 }
 

@@ -210,10 +210,9 @@ fn make(
     }
     store.save_learned(&kept.learned)?;
     let site_change = Change::put(Resource::Site(site.clone()));
-    let changes: Vec<Change> =
-        kept.resources.into_iter().map(Change::put).chain([site_change]).collect();
-    keep_credentials(store, site.spec.proxy.as_ref(), options)?;
-    store.commit(&changes)?;
+    let changes = kept.resources.into_iter().map(Change::put).chain([site_change]);
+    let credentials = credentials_change(store, &site, options)?;
+    store.commit(&changes.chain(credentials).collect::<Vec<_>>())?;
     // Last: from here on there is a site.
     store.save_identity(&identity)?;
     Ok(Created { site, site_id: identity.site_id(), is_new: true, is_changed: false, notes })
@@ -262,25 +261,23 @@ fn existing(
     // What was lost is not written anew before its owner has said what it shall be.
     let is_said = before.is_some() || options.listen.is_some();
     let is_changed = is_said && before.as_ref() != Some(&site);
-    keep_credentials(store, site.spec.proxy.as_ref(), options)?;
-    if is_changed {
-        store.commit(&[Change::put(Resource::Site(site.clone()))])?;
-        store.drop_credentials(site.spec.proxy.as_ref())?;
+    if is_said {
+        let site_change = is_changed.then(|| Change::put(Resource::Site(site.clone())));
+        let credentials = credentials_change(store, &site, options)?;
+        store.commit(&site_change.into_iter().chain(credentials).collect::<Vec<_>>())?;
     }
     let notes = loaded.problems.iter().map(ToString::to_string).chain(moved).collect();
     Ok(Created { site, site_id, is_new: false, is_changed, notes })
 }
 
-/// Keeps the credentials that come with a default if `proxy`, the one that the site has now, is that.
-///
-/// # Errors
-/// The file system refuses.
-pub fn keep_credentials(
+/// What becomes of the credentials in the site's own file.
+fn credentials_change(
     store: &Store,
-    proxy: Option<&ProxySpec>,
+    site: &Manifest<SiteSpec>,
     options: &InitOptions,
-) -> Result<(), StoreError> {
-    options.proxy_default.as_ref().map_or(Ok(()), |default| store.keep_credentials(default, proxy))
+) -> Result<Option<Change>, StoreError> {
+    let given = options.proxy_default.as_ref().and_then(ProxyDefault::credentials);
+    store.credentials_change(site.spec.proxy.as_ref(), given)
 }
 
 /// The resource of a site with the options merged in, to be applied, and what the user should know. A site whose resource was lost gets a
@@ -364,6 +361,8 @@ fn merge(
     } else if spec.proxy.is_none() {
         spec.proxy = options.proxy_default.as_ref().map(|default| default.spec().clone());
     }
+    let refusal = |proxy| options.proxy_default.as_ref()?.refusal(proxy);
+    notes.extend(spec.proxy.as_ref().and_then(refusal));
     spec.platform = options.platform.unwrap_or(spec.platform);
     spec.service = options.service.unwrap_or(spec.service);
     spec.manage_hosts = options.manage_hosts.unwrap_or(spec.manage_hosts);

@@ -12,7 +12,7 @@ use crate::{
     clock,
     controller::{Controller, DRAIN_S, DrainingUntil, State},
     service::failed,
-    store::Change,
+    store::{Change, ProxyCredentials},
 };
 
 /// Resources of one request; the largest `apply` people were seen to use has a few thousand.
@@ -28,8 +28,18 @@ impl Controller {
         }
         let wanted: Vec<Resource> =
             request.resources.iter().map(parse).collect::<Result<_, _>>()?;
+        let given = request.proxy_credentials.map(credentials).transpose()?;
+        let with_site = wanted.iter().any(|resource| resource.kind() == Kind::Site);
         let mut state = self.state();
-        let (resources, reports, mut changes) = staged(&state, wanted, self.site)?;
+        let (resources, mut reports, mut changes) = staged(&state, wanted, self.site)?;
+        if with_site {
+            let proxy = resources.site.as_ref().and_then(|site| site.spec.proxy.as_ref());
+            let change = self.store.credentials_change(proxy, given.as_ref()).map_err(failed)?;
+            if change.is_some() {
+                reports.iter_mut().for_each(report_credentials);
+            }
+            changes.extend(change);
+        }
         if request.dry_run || changes.is_empty() {
             return Ok(ApplyReply { changes: reports });
         }
@@ -235,6 +245,21 @@ fn staged(
     }
     resources.check().map_err(|conflict| Status::failed_precondition(conflict.to_string()))?;
     Ok((resources, reports, changes))
+}
+
+fn credentials(given: site::ProxyCredentials) -> Result<ProxyCredentials, Status> {
+    let credentials = skein_proxy::Credentials::from_text(&given.credentials);
+    let credentials = credentials
+        .ok_or_else(|| Status::invalid_argument("credentials of a proxy are USER:PASSWORD"))?;
+    Ok(ProxyCredentials { url: given.url, credentials })
+}
+
+/// The document may be as before, what it refers to is not.
+fn report_credentials(report: &mut ChangeReport) {
+    if report.kind == Kind::Site.as_str() && report.action == "unchanged" {
+        report.action = "changed".to_owned();
+        report.detail = "credentials of the proxy".to_owned();
+    }
 }
 
 /// Tokens whose AccessGrant changes: what it says now holds for everybody who redeems from now on.

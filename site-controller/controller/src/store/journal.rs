@@ -4,9 +4,10 @@
 
 use serde::{Deserialize, Serialize};
 use skein_api::{Kind, Resource};
+use skein_proxy::Credentials;
 use skein_site_core::{Endorsed, Grant};
 
-use super::{Store, StoreError, io_error, json, resource_file_name, resource_yaml};
+use super::{Store, StoreError, io_error, json, proxy, resource_file_name, resource_yaml};
 
 /// From this many files on, one sync of the file system is less work than two for each file.
 const SYNCED_TOGETHER_MIN: usize = 8;
@@ -27,6 +28,10 @@ pub enum Change {
     PutEndorsed(Box<Endorsed>),
     /// What this site says of another, given by its id, is to be gone.
     RemoveEndorsed(String),
+    /// The site's own file of its proxy's credentials is to have these.
+    PutCredentials(Credentials),
+    /// It is to be gone.
+    RemoveCredentials,
 }
 
 impl Change {
@@ -63,6 +68,10 @@ impl Store {
                 (endorsed_file(&endorsed.site), Some(json_text(&**endorsed)))
             }
             Change::RemoveEndorsed(site) => (endorsed_file(site), None),
+            Change::PutCredentials(credentials) => {
+                (proxy::FILE.to_owned(), Some(proxy::text(credentials).to_string()))
+            }
+            Change::RemoveCredentials => (proxy::FILE.to_owned(), None),
         };
         // What could not be finished earlier comes first: its journal is about to be replaced.
         self.finish_journal(&mut Vec::new())?;

@@ -4,7 +4,8 @@
 //! |---|---|
 //! | `identity.key` | identity keys (never rewritten but by a rotation) |
 //! | `ca.json` | key and certificate of the CA |
-//! | `site.json` | network, secrets, authorities, the last statement |
+//! | `site.secret` | from which routers derive keys that survive their restart |
+//! | `site.json` | network, authorities, the last statement |
 //! | `epochs.json` | boot epoch of each router |
 //! | `endpoints.json` | automatic endpoints handed out |
 //! | `resources/KIND.NAME.yaml` | desired state |
@@ -13,6 +14,8 @@
 //! | `trust/learned.pb` | statements heard of others |
 //! | `draining.json` | deleted connectors whose flows run on |
 //! | `host.json` | what runs the processes on this host |
+//! | `proxy-credentials` | user name and password of the proxy, where they came with the environment |
+//! | `apply.journal` | a change that is decided and not finished |
 //!
 //! A damaged file is set aside under another name and reported until somebody removes it; it is never overwritten. Identity and CA are different: without them
 //! there is no site, so a damaged one stops the controller.
@@ -50,7 +53,7 @@ pub use error::StoreError;
 pub use host::HostRecord;
 pub use journal::Change;
 pub use load::Loaded;
-pub use proxy::ProxyDefault;
+pub use proxy::{ProxyCredentials, ProxyDefault};
 
 use crate::paths::Paths;
 use error::io_error;

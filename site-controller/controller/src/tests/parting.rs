@@ -17,7 +17,7 @@ fn apply(controller: &Controller, resource: &Resource) -> rpc::ApplyReply {
         json: resource.to_json(),
         ..Default::default()
     };
-    controller.apply(rpc::ApplyRequest { resources: vec![resource], dry_run: false }).unwrap()
+    controller.apply(rpc::ApplyRequest { resources: vec![resource], ..Default::default() }).unwrap()
 }
 
 async fn until(controller: &Controller, holds: impl Fn() -> bool) {
