@@ -257,7 +257,7 @@ fn spawn(paths: &Paths) -> Result<(), Failure> {
 
 fn controller(paths: &Paths) -> std::process::Command {
     let mut command = std::process::Command::new(paths.bin_dir().join("skein-controller"));
-    linux::without_proxies(&mut command);
+    skein_proxy::hide_proxies(&mut command);
     command.args(linux::controller_arguments(paths));
     command
 }

@@ -4,8 +4,10 @@
 
 mod bypass;
 mod config;
+mod environment;
 mod tunnel;
 
 pub use bypass::Bypass;
 pub use config::{ConfigError, Credentials, Proxy, Url, UrlError};
+pub use environment::hide_proxies;
 pub use tunnel::{Tunnel, TunnelError};

@@ -57,7 +57,10 @@ pub(crate) async fn run(
 }
 
 async fn start_and_wait(program: &OsString, args: &[OsString]) {
-    let child = Command::new(program)
+    let mut command = std::process::Command::new(program);
+    // Ours may have one where we were started by hand.
+    skein_proxy::hide_proxies(&mut command);
+    let child = Command::from(command)
         .args(args)
         .stdin(Stdio::null())
         .process_group(0) // Ctrl-C in a terminal is for us, not for it.

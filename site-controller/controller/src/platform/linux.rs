@@ -16,7 +16,6 @@ use crate::{hosts, paths::Paths};
 
 pub use processes::Processes;
 pub(crate) use supervise::supervise;
-pub use supervise::without_proxies;
 pub use units::{UnitError, Units};
 
 /// The names under which the site's processes run.

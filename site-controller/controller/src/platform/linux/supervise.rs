@@ -58,22 +58,11 @@ pub(crate) async fn supervise(controller: Arc<Controller>) {
     }
 }
 
-/// Variables of the environment that may have the password of a proxy in them.
-const PROXY_VARIABLES: [&str; 3] = ["https_proxy", "http_proxy", "all_proxy"];
-
-/// Keeps passwords of proxies out of the environment of a process, which others may read for as long as it lives. What the site needs of
-/// them is in its resource and a file.
-pub fn without_proxies(command: &mut std::process::Command) {
-    for name in PROXY_VARIABLES {
-        command.env_remove(name).env_remove(name.to_uppercase());
-    }
-}
-
 fn spawn(controller: &Controller) -> io::Result<Child> {
     let paths = controller.store.paths();
     let log = log_file(paths, "router.log")?;
     let mut command = std::process::Command::new(sibling(paths, "skein-router"));
-    without_proxies(&mut command);
+    skein_proxy::hide_proxies(&mut command);
     command
         .arg("--name")
         .arg(ROUTER)
