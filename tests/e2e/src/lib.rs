@@ -4,13 +4,15 @@ pub mod clients;
 pub mod faults;
 pub mod flow;
 pub mod servers;
+mod shown;
 mod site;
 pub mod topology;
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-pub use site::{Processes, Shown, Site, Usage};
+pub use shown::Shown;
+pub use site::{Processes, Site, Usage};
 
 /// Whether to run at full length (`SKEIN_LONG=1`, as `.ci/long` does).
 #[must_use]

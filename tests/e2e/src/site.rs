@@ -8,6 +8,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 use skein_lab::{Command, Host, Signal, eventually};
 
+use crate::Shown;
+
 /// How long links, addresses and endpoints may take to appear on a busy machine.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -196,18 +198,8 @@ impl Site {
         timeout: Duration,
         check: impl Fn(&Value) -> bool,
     ) -> Result<Shown> {
-        let mut answer_max = Duration::ZERO;
-        let after = eventually(what, timeout, || {
-            let mut is_so = false;
-            let answer = eventually("an answer", Duration::ZERO, || {
-                is_so = check(&self.first_link()?);
-                Ok(true)
-            })?;
-            answer_max = answer_max.max(answer);
-            Ok(is_so)
-        });
-        let after = after.with_context(|| format!("{:?}", self.first_link()))?;
-        Ok(Shown { after, answer_max })
+        let shown = Shown::watch(what, timeout, || self.first_link(), |link| Ok(check(link)));
+        shown.with_context(|| format!("{:?}", self.first_link()))
     }
 
     /// `skctl status`.
@@ -306,24 +298,6 @@ pub struct Processes {
     pub controller: u32,
     /// The router.
     pub router: u32,
-}
-
-/// When `skctl` showed that something had happened.
-#[derive(Clone, Copy, Debug)]
-pub struct Shown {
-    /// Since it was waited for.
-    pub after: Duration,
-    /// The longest that `skctl` took for an answer meanwhile.
-    pub answer_max: Duration,
-}
-
-impl Shown {
-    /// `limit`, and what the machine adds where it is busy with other things: the answer that is under way when something happens does not
-    /// show it, the next one does, and those who act on it wait for the machine as `skctl` does.
-    #[must_use]
-    pub fn extended(&self, limit: Duration) -> Duration {
-        limit + 4 * self.answer_max
-    }
 }
 
 /// What a process holds.

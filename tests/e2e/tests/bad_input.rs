@@ -59,7 +59,7 @@ fn tokens_that_are_no_good() -> Result<()> {
         let rows = hub.json(&["token", "list"])?;
         Ok(rows.as_array().into_iter().flatten().any(|row| row["state"] == state))
     };
-    eventually("it has expired", Duration::from_secs(5), || row("expired"))?;
+    eventually("it has expired", Duration::from_secs(30), || row("expired"))?;
     link(text(&short)?, &["expired", "token create"])?;
 
     site.link(&good, &[])?;

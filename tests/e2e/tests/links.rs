@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use skein_e2e::flow::clean;
 use skein_e2e::topology::{Hub, PUBLIC};
-use skein_e2e::{Site, figure, flow};
+use skein_e2e::{Shown, Site, figure, flow};
 use skein_lab::{Lab, eventually};
 
 const OTHER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 0);
@@ -17,6 +17,8 @@ fn answers(from: &Site, to: SocketAddr) -> Result<bool> {
 
 /// A running router that learns of a new path uses it within this.
 const REROUTE_MAX: Duration = Duration::from_secs(5);
+/// Nothing here takes this long unless it fails.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 #[test]
 fn flows_survive_a_gateway_that_gets_another_address() -> Result<()> {
@@ -27,11 +29,13 @@ fn flows_survive_a_gateway_that_gets_another_address() -> Result<()> {
     let running = flow::start(net.branch.host(), "duplex", to, &["--flows", "20"])?;
     for site in [&net.branch, &net.dc, &net.branch] {
         site.host().gateway().context("a gateway")?.renumber(&net.internet)?;
-        let took = eventually("the path carries", REROUTE_MAX, || answers(&net.branch, to))?;
+        let ask = || net.branch.status();
+        let shown = Shown::watch("the path carries", PATIENCE, ask, |_| answers(&net.branch, to))?;
         figure(
             &format!("new connections after {} was renumbered", site.name()),
-            format!("{took:?}"),
+            format!("{shown:?}"),
         );
+        ensure!(shown.after < shown.extended(REROUTE_MAX), "{shown:?}");
     }
     clean(&flow::stop(running)?)
 }
@@ -60,9 +64,11 @@ fn two_links_between_the_same_pair_carry_for_each_other() -> Result<()> {
     let running = flow::start(near.host(), "duplex", to, &["--flows", "20"])?;
     for lan in [&lans[0], &lans[1], &lans[0]] {
         hosts[0].unplug(lan)?;
-        let took = eventually("the other link carries", REROUTE_MAX, || answers(&near, to))
-            .with_context(|| format!("{:?}", near.json(&["link", "list"])))?;
-        figure(&format!("new connections without LAN {}", lan.name()), format!("{took:?}"));
+        let ask = || near.json(&["link", "list"]);
+        let shown = Shown::watch("the other link carries", PATIENCE, ask, |_| answers(&near, to))
+            .with_context(|| format!("{:?}", ask()))?;
+        figure(&format!("new connections without LAN {}", lan.name()), format!("{shown:?}"));
+        ensure!(shown.after < shown.extended(REROUTE_MAX), "{shown:?}");
         hosts[0].plug(lan)?;
         near.wait_links_up(2)?;
     }

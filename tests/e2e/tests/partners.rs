@@ -69,7 +69,7 @@ fn partners_share_what_both_named_until_one_withdraws() -> Result<()> {
     hub.refuses(&["unlink", &name], 1, &["incoming", "--withdraw"])?;
     let gone = hub.skctl(&["unlink", &name, "--withdraw"]).check()?;
     ensure!(gone.stderr.contains("no longer endorses"), "{gone}");
-    eventually("the incoming link is cut", Duration::from_secs(5), || Ok(links(&hub)? == 0))?;
+    eventually("the incoming link is cut", SETTLE, || Ok(links(&hub)? == 0))?;
     eventually("nothing is served any more", SETTLE, || Ok(!answers(&partner, catalogue)?))?;
     Ok(())
 }

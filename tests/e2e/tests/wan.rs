@@ -215,7 +215,11 @@ fn sites_on_one_host_use_jumbo_frames() -> Result<()> {
     let two = Site::init_in(&host, "two", &["--no-listen"])?;
     two.link_to(&one, &[])?;
     two.wait_links_up(1)?;
-    eventually("jumbo frames", 5 * SECOND, || Ok(two.json(&["link", "list"])?[0]["mtu"] == 8_940))?;
+    eventually(
+        "jumbo frames",
+        20 * SECOND,
+        || Ok(two.json(&["link", "list"])?[0]["mtu"] == 8_940),
+    )?;
     Ok(())
 }
 
