@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test stops at what it cannot unwrap")]
 
 mod fabric_net;
+mod stopwatch;
 
 use fabric_net::{Node, PATIENCE, Relay, eventually, join, nodes, publish};
 use quinn::{Connection, Endpoint};
@@ -13,6 +14,7 @@ use skein_wire::proto::{
     routing::{DatabaseSummary, LinkMessage, link_message::Message},
 };
 use std::{net::SocketAddr, sync::Arc, time::Duration};
+use stopwatch::Stopwatch;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -115,6 +117,7 @@ async fn a_link_moves_to_udp_under_its_flows() {
     let (a, server) = (nodes[0].endpoint(), echo(nodes[1].endpoint()));
     let connection = nodes[0].connect(&a, &nodes[1], Pin(0)).await;
     let mut flows = JoinSet::new();
+    let watch = Stopwatch::start();
     for _ in 0..10 {
         let connection = connection.clone();
         flows.spawn(async move {
@@ -144,7 +147,8 @@ async fn a_link_moves_to_udp_under_its_flows() {
     assert_eq!(status.error, "", "a move is no loss");
     while let Some(gap) = flows.join_next().await {
         let gap = gap.unwrap();
-        assert!(gap < Duration::from_millis(900), "a flow stood still for {gap:?}");
+        let gap_max = watch.extended(Duration::from_millis(900));
+        assert!(gap < gap_max, "a flow stood still for {gap:?}, {gap_max:?}");
     }
     server.abort();
 }
@@ -207,9 +211,9 @@ async fn udp_that_dies_leaves_the_link_to_tls() {
     assert_eq!(status(&nodes[0]).carrier, "udp");
     relay.cut(true);
     nodes[0].next_down().await;
-    let lost = Instant::now();
+    let lost = Stopwatch::start();
     nodes[0].next_up().await;
-    assert!(lost.elapsed() < Duration::from_millis(1_500), "{:?}", lost.elapsed());
+    lost.assert_within(Duration::from_millis(1_500));
     assert_eq!(status(&nodes[0]).carrier, "tls");
 }
 
@@ -227,12 +231,14 @@ async fn a_neighbour_that_is_back_is_linked_over_udp_though_tls_finds_it_first()
 async fn a_tls_connection_that_ends_takes_its_link_with_it_at_once() {
     let (mut nodes, relay) = over_tls().await;
     relay.reset_tcp();
-    let reset = Instant::now();
-    let (_, reason) = nodes[0].next_down().await;
-    assert!(reset.elapsed() < Duration::from_millis(500), "{:?}: {reason}", reset.elapsed());
-    nodes[1].next_down().await;
+    let reset = Stopwatch::start();
+    for node in &mut nodes {
+        // Not by its silence, which takes longer.
+        let (_, reason) = node.next_down().await;
+        assert!(reason.contains("closed the connection"), "{reason}");
+    }
     nodes[0].next_up().await;
-    assert!(reset.elapsed() < Duration::from_millis(1_500), "{:?}", reset.elapsed());
+    reset.assert_within(Duration::from_millis(1_500));
     assert_eq!(status(&nodes[0]).carrier, "tls");
 }
 
@@ -360,11 +366,12 @@ async fn what_strangers_send_in_a_tls_connection_ends_it() {
         let mut stream = connector.connect(name, stream).await.unwrap();
         stream.write_all(noise).await.unwrap();
         stream.flush().await.unwrap();
-        let began = Instant::now();
+        let began = Stopwatch::start();
         let mut rest = Vec::new();
         // Closed or reset: either is fine, as long as it ends.
         let _ = time::timeout(PATIENCE, stream.read_to_end(&mut rest)).await.unwrap();
-        assert!(began.elapsed() < Duration::from_secs(7) && rest.is_empty());
+        began.assert_within(Duration::from_secs(7));
+        assert!(rest.is_empty());
         eventually(|| (counters.connections_refused.total() == i).then_some(())).await;
     }
     assert!(nodes[0].links.status().is_empty());

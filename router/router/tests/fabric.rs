@@ -3,15 +3,14 @@
 #![allow(clippy::unwrap_used, reason = "a test stops at what it cannot unwrap")]
 
 mod fabric_net;
+mod stopwatch;
 
 use fabric_net::{Node, PATIENCE, Relay, eventually, join, nodes, publish};
 use quinn::{Connection, Endpoint};
 use skein_core::Pin;
 use std::time::Duration;
-use tokio::{
-    task::JoinHandle,
-    time::{self, Instant},
-};
+use stopwatch::Stopwatch;
+use tokio::{task::JoinHandle, time};
 
 const MIB: usize = 1 << 20;
 /// What every path in these tests carries.
@@ -100,12 +99,11 @@ async fn the_first_link_dies_and_flows_go_on_at_once() {
     // The transit is gone for both of its neighbours, as when its host has lost power.
     ab.cut(true);
     bc.cut(true);
-    let cut = Instant::now();
+    let cut = Stopwatch::start();
     round_trip(&connection, MIB).await;
-    let stall = cut.elapsed();
+    cut.assert_within(Duration::from_secs(2));
     nodes[0].next_down().await;
     nodes[2].next_down().await;
-    assert!(stall < Duration::from_secs(2), "{stall:?}");
     assert!(nodes[3].fabric.counters().bytes_forwarded.total() > 2 * MIB as u64);
     assert!(nodes[0].fabric.counters().kicks.total() >= 1);
     round_trip(&connection, MIB).await;
@@ -118,11 +116,11 @@ async fn a_dial_that_the_loss_of_a_path_interrupts_goes_on_at_once() {
     let (a, server) = (nodes[0].endpoint(), echo(nodes[2].endpoint()));
     ab.cut(true);
     bc.cut(true);
-    let cut = Instant::now();
+    let cut = Stopwatch::start();
     // Its first flight, which a post-quantum key makes two packets, would be sent again after 9 s.
     let rtt = Duration::from_secs(3);
     let connection = nodes[0].connect_with(&a, &nodes[2], Pin(0), rtt).await;
-    assert!(cut.elapsed() < Duration::from_secs(3), "{:?}", cut.elapsed());
+    cut.assert_within(Duration::from_secs(3));
     // All of the flight was repeated, so that none of it had to be found missing first.
     assert_eq!(connection.stats().path.lost_packets, 0);
     nodes[0].next_down().await;

@@ -1,0 +1,61 @@
+//! Limits of time on a machine that is busy with other things.
+
+use parking_lot::Mutex;
+use std::{sync::Arc, time::Duration};
+use tokio::{
+    task::JoinSet,
+    time::{self, Instant},
+};
+
+/// How often it is looked whether the runtime comes to it in time.
+const TICK: Duration = Duration::from_millis(10);
+
+/// The time since it was started, and how late tasks ran meanwhile on the runtime that it was started on.
+pub(crate) struct Stopwatch {
+    began: Instant,
+    ticks: Arc<Mutex<Ticks>>,
+    _ticking: JoinSet<()>,
+}
+
+struct Ticks {
+    next: Instant,
+    late_max: Duration,
+}
+
+impl Ticks {
+    fn late_max(&self) -> Duration {
+        self.late_max.max(self.next.elapsed())
+    }
+}
+
+impl Stopwatch {
+    pub(crate) fn start() -> Self {
+        let began = Instant::now();
+        let ticks = Arc::new(Mutex::new(Ticks { next: began + TICK, late_max: Duration::ZERO }));
+        let mut ticking = JoinSet::new();
+        ticking.spawn(tick(Arc::clone(&ticks)));
+        Self { began, ticks, _ticking: ticking }
+    }
+
+    /// `limit`, and what the machine adds: on a way of a few steps each waits for it once.
+    pub(crate) fn extended(&self, limit: Duration) -> Duration {
+        limit + 4 * self.ticks.lock().late_max()
+    }
+
+    /// That it was started less than `limit` ago, extended.
+    #[track_caller]
+    pub(crate) fn assert_within(&self, limit: Duration) {
+        let (took, extended) = (self.began.elapsed(), self.extended(limit));
+        assert!(took < extended, "{took:?}, and no more than {extended:?} are expected");
+    }
+}
+
+async fn tick(ticks: Arc<Mutex<Ticks>>) {
+    loop {
+        let next = ticks.lock().next;
+        time::sleep_until(next).await;
+        let mut ticks = ticks.lock();
+        ticks.late_max = ticks.late_max();
+        ticks.next = Instant::now() + TICK;
+    }
+}
