@@ -2,127 +2,125 @@
 
 use crate::{
     run::Run,
-    scenario::{Fault, What},
-    site::Site,
+    scenario::{Fault, LinkPlan, What},
 };
 use anyhow::Result;
+use skein_netsim::{Path, Process};
 use std::time::Duration;
+use tokio::task::JoinHandle;
 
-/// A killed controller's socket is closed after this.
-const CLOSES_MS: u64 = 10;
+/// Flows that have not ended by then are reset when a site leaves.
+const DRAINS: Duration = Duration::from_millis(500);
+/// A site that leaves has left after this.
+const LEAVES_MS: u64 = 3_000;
+
+/// The router of a site that says farewell.
+pub(crate) struct Leaving {
+    site: usize,
+    pub(crate) process: Process,
+    drain: JoinHandle<u64>,
+    until_ms: u64,
+}
 
 impl Run<'_> {
-    /// Begins or ends a fault.
+    /// Begins or ends a fault. What another one still spoils stays spoilt.
     pub(crate) fn change(&mut self, fault: &Fault, begins: bool) -> Result<()> {
-        let now_ms = self.net.now_us() / 1_000;
-        match &fault.what {
+        if begins {
+            self.active.push(fault.clone());
+        } else if let Some(at) = self.active.iter().position(|active| active == fault) {
+            self.active.remove(at);
+        }
+        match fault.what {
             What::Kill { site, loses_disk } => {
-                self.take_router(*site, begins)?;
-                if *loses_disk && begins {
-                    self.sites[*site].lose_disk();
+                self.take_router(site, begins)?;
+                if loses_disk && begins {
+                    self.sites[site].lose_disk();
                 }
             }
             What::Withdraw { site } => {
-                self.withdrawn[*site] = true;
-                self.take_router(*site, begins)?;
-                self.sites[*site].shared.change(|brain| brain.resources.connectors.clear());
+                self.withdrawn[site] = true;
+                self.take_router(site, begins)?;
+                self.sites[site].shared.change(|brain| brain.resources.connectors.clear());
             }
-            What::PowerLoss { site } => self.power(*site, begins)?,
+            What::PowerLoss { site } => self.power(site, begins)?,
             What::Freeze { site } => {
-                if let Some(process) = self.sites[*site].process() {
-                    process.set_frozen(begins);
+                let is_frozen =
+                    self.ails(|what| matches!(what, What::Freeze { site: s } if *s == site));
+                if let Some(process) = self.sites[site].process() {
+                    process.set_frozen(is_frozen);
                 }
             }
-            What::ControllerAway { site } => {
-                if begins {
-                    self.sites[*site].kill_controller();
-                } else if !self.sites[*site].has_controller() {
-                    // The old socket is closed when its task has run, which it has not if time passed over the fault while a site left.
-                    self.pass_until(now_ms + CLOSES_MS);
-                    let site = &mut self.sites[*site];
-                    self.desk_process.run(|| site.start_controller())?;
-                }
+            What::ControllerAway { site } => self.controller(site)?,
+            What::DiskFull { site } => {
+                let is_full =
+                    self.ails(|what| matches!(what, What::DiskFull { site: s } if *s == site));
+                self.sites[site].set_disk_full(is_full)?;
             }
-            What::DiskFull { site } => self.sites[*site].set_disk_full(begins)?,
-            What::Clock { site, ahead_ms } => {
-                let plan = &self.scenario.sites[*site];
-                let ahead_ms = if begins { *ahead_ms } else { plan.clock_ahead_ms };
-                self.sites[*site].host.set_wall_offset_ms(ahead_ms);
-            }
-            What::NatExpiry { site, expiry_ms } => {
-                let usual_ms = self.scenario.sites[*site].nat_expiry_ms.unwrap_or(*expiry_ms);
-                let expiry_ms = if begins { *expiry_ms } else { usual_ms };
-                self.sites[*site].host.set_nat_expiry(expiry_ms * 1_000);
-            }
-            What::Rebind { site } => self.sites[*site].host.rebind_nat(),
+            What::Clock { site, .. } => self.set_clock(site),
+            What::NatExpiry { site, .. } => self.set_nat_expiry(site),
+            What::Rebind { site } => self.sites[site].host.rebind_nat(),
             What::Leave { site } => {
                 if begins {
-                    self.leave(*site, now_ms);
+                    self.leave(site);
                 }
             }
-            What::Partition { below } => {
-                for link in self.scenario.links.iter() {
-                    if (link.from < *below) != (link.to < *below) {
-                        self.change_link(link.from, link.to, |path| path.is_cut = begins);
-                    }
-                }
-            }
-            _ => self.change_path(fault, begins),
+            What::Cut { .. }
+            | What::OneWay { .. }
+            | What::UdpBlocked { .. }
+            | What::Degraded { .. }
+            | What::Mtu { .. }
+            | What::Partition { .. } => self.set_paths(),
         }
         Ok(())
     }
 
-    fn change_path(&self, fault: &Fault, begins: bool) {
-        let (What::Cut { link }
-        | What::OneWay { link, .. }
-        | What::UdpBlocked { link }
-        | What::Degraded { link, .. }
-        | What::Mtu { link, .. }) = fault.what
-        else {
-            return;
-        };
-        let plan = &self.scenario.links[link];
-        let original = &plan.path;
-        match &fault.what {
-            What::OneWay { backwards, .. } => {
-                let (from, to) =
-                    if *backwards { (plan.to, plan.from) } else { (plan.from, plan.to) };
-                let (from, to) = (&self.sites[from].host, &self.sites[to].host);
-                self.net.change_path(from, to, |path| path.is_cut = begins);
-            }
-            what => self.change_link(plan.from, plan.to, |path| match what {
-                What::Cut { .. } => path.is_cut = begins,
-                What::UdpBlocked { .. } => path.blocks_udp = begins,
-                What::Mtu { mtu, .. } => path.mtu = if begins { *mtu } else { original.mtu },
-                What::Degraded {
-                    loss_permille,
-                    burst_permille,
-                    reorder_permille,
-                    duplicate_permille,
-                    jitter_us,
-                    ..
-                } => {
-                    let of = |bad: u16| if begins { bad } else { 0 };
-                    path.loss_permille =
-                        if begins { *loss_permille } else { original.loss_permille };
-                    path.burst_permille = of(*burst_permille);
-                    path.reorder_permille = of(*reorder_permille);
-                    path.duplicate_permille = of(*duplicate_permille);
-                    path.jitter_us = if begins { *jitter_us } else { original.jitter_us };
-                }
-                _ => {}
-            }),
+    /// Whether something of that kind goes on.
+    fn ails(&self, is: impl Fn(&What) -> bool) -> bool {
+        self.active.iter().any(|fault| is(&fault.what))
+    }
+
+    fn set_clock(&self, site: usize) {
+        let set = self.active.iter().rev().find_map(|fault| match fault.what {
+            What::Clock { site: s, ahead_ms } if s == site => Some(ahead_ms),
+            _ => None,
+        });
+        let ahead_ms = set.unwrap_or(self.scenario.sites[site].clock_ahead_ms);
+        self.sites[site].host.set_wall_offset_ms(ahead_ms);
+    }
+
+    fn set_nat_expiry(&self, site: usize) {
+        let set = self.active.iter().rev().find_map(|fault| match fault.what {
+            What::NatExpiry { site: s, expiry_ms } if s == site => Some(expiry_ms),
+            _ => None,
+        });
+        if let Some(expiry_ms) = set.or(self.scenario.sites[site].nat_expiry_ms) {
+            self.sites[site].host.set_nat_expiry(expiry_ms * 1_000);
         }
     }
 
-    fn change_link(&self, a: usize, b: usize, change: impl Fn(&mut skein_netsim::Path)) {
-        let (a, b) = (&self.sites[a].host, &self.sites[b].host);
-        self.net.change_path(a, b, &change);
-        self.net.change_path(b, a, &change);
+    /// Makes every path what it is by nature and what goes wrong now.
+    fn set_paths(&self) {
+        for (index, plan) in self.scenario.links.iter().enumerate() {
+            for is_backwards in [false, true] {
+                let mut path = plan.path.clone();
+                for fault in &self.active {
+                    spoil(&mut path, &fault.what, (index, plan, is_backwards));
+                }
+                let [from, to] = [plan.from, plan.to].map(|site| &self.sites[site].host);
+                let (from, to) = if is_backwards { (to, from) } else { (from, to) };
+                self.net.change_path(from, to, |now| *now = path);
+            }
+        }
     }
 
     fn take_router(&mut self, index: usize, begins: bool) -> Result<()> {
         let now_ms = self.net.now_us() / 1_000;
+        let is_down = self.ails(|what| match *what {
+            What::Kill { site, .. } | What::Withdraw { site } | What::PowerLoss { site } => {
+                site == index
+            }
+            _ => false,
+        });
         let site = &mut self.sites[index];
         if begins {
             if site.router().is_some() {
@@ -130,7 +128,8 @@ impl Run<'_> {
             }
             site.kill_router();
             site.shared.forget_status();
-        } else if site.router().is_none() && !self.gone[index] {
+            self.leaving.retain(|leaving| leaving.site != index);
+        } else if site.router().is_none() && !self.gone[index] && !is_down {
             // A full disk keeps a router from starting; its supervisor would try again and again.
             site.set_disk_full(false)?;
             site.start_router()?;
@@ -141,33 +140,80 @@ impl Run<'_> {
     fn power(&mut self, index: usize, begins: bool) -> Result<()> {
         if begins {
             self.sites[index].host.lose_power();
-            self.sites[index].kill_controller();
-            return self.take_router(index, true);
+        } else if !self.has_power(index) {
+            return Ok(());
+        } else {
+            self.sites[index].host.power_on();
+            self.start_targets(index)?;
         }
-        self.sites[index].host.power_on();
-        self.start_targets(index)?;
-        let site = &mut self.sites[index];
-        if !site.has_controller() {
-            self.desk_process.run(|| site.start_controller())?;
-        }
-        self.take_router(index, false)
+        self.controller(index)?;
+        self.take_router(index, begins)
     }
 
-    /// The site says farewell; what becomes of it is over when time has passed.
-    fn leave(&mut self, index: usize, now_ms: u64) {
+    fn has_power(&self, index: usize) -> bool {
+        !self.ails(|what| *what == What::PowerLoss { site: index })
+    }
+
+    /// Starts or kills a controller.
+    fn controller(&mut self, index: usize) -> Result<()> {
+        let is_away = self.ails(|what| *what == What::ControllerAway { site: index });
+        let is_up = self.has_power(index) && !is_away;
+        let site = &mut self.sites[index];
+        if !is_up {
+            site.kill_controller();
+        } else if !site.has_controller() {
+            self.desk_process.run(|| site.start_controller())?;
+        }
+        Ok(())
+    }
+
+    /// The site says farewell, and has left some time later.
+    fn leave(&mut self, index: usize) {
+        let now_ms = self.net.now_us() / 1_000;
         self.kills_ms.push((index, now_ms));
         self.gone[index] = true;
-        let Some((router, mut process)) = self.sites[index].take_router() else { return };
-        let flows_max = Duration::from_millis(500);
-        let drain = process.handle().spawn(async move { router.drain(flows_max, true).await });
-        // The others go on meanwhile.
-        let until_ms = now_ms + 3_000;
-        while self.net.now_us() / 1_000 < until_ms && !drain.is_finished() {
-            let next_us = self.net.now_us() + self.tick_us;
-            let mut processes = vec![&mut self.desk_process, &mut process];
-            processes.extend(self.sites.iter_mut().filter_map(Site::process));
-            self.net.run_until(next_us, self.tick_us, &mut processes);
+        let Some((router, process)) = self.sites[index].take_router() else { return };
+        let drain = process.handle().spawn(async move { router.drain(DRAINS, true).await });
+        self.leaving.push(Leaving { site: index, process, drain, until_ms: now_ms + LEAVES_MS });
+    }
+
+    /// Ends the routers of sites that have left.
+    pub(crate) fn forget_left(&mut self) {
+        let now_ms = self.net.now_us() / 1_000;
+        self.leaving.retain(|leaving| {
+            let stays = !leaving.drain.is_finished() && now_ms < leaving.until_ms;
+            if !stays {
+                self.sites[leaving.site].shared.forget_status();
+            }
+            stays
+        });
+    }
+}
+
+/// What becomes of a path, in one of the directions of a link, when something goes wrong.
+fn spoil(path: &mut Path, what: &What, (index, plan, is_backwards): (usize, &LinkPlan, bool)) {
+    match *what {
+        What::Cut { link } if link == index => path.is_cut = true,
+        What::OneWay { link, backwards } if link == index => {
+            path.is_cut |= backwards == is_backwards
         }
-        self.sites[index].shared.forget_status();
+        What::Partition { below } => path.is_cut |= (plan.from < below) != (plan.to < below),
+        What::UdpBlocked { link } if link == index => path.blocks_udp = true,
+        What::Mtu { link, mtu } if link == index => path.mtu = mtu,
+        What::Degraded {
+            link,
+            loss_permille,
+            burst_permille,
+            reorder_permille,
+            duplicate_permille,
+            jitter_us,
+        } if link == index => {
+            path.loss_permille = loss_permille;
+            path.burst_permille = burst_permille;
+            path.reorder_permille = reorder_permille;
+            path.duplicate_permille = duplicate_permille;
+            path.jitter_us = jitter_us;
+        }
+        _ => {}
     }
 }

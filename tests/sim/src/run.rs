@@ -4,6 +4,7 @@ use crate::{
     association::Talks,
     controller::{self, Brain},
     entropy,
+    fault::Leaving,
     flow::{Desk, Ledger},
     oracle,
     passage::Passages,
@@ -39,8 +40,12 @@ const TARGET_PORT: u16 = 10_000;
 const SETTLE_MS: u64 = 60_000;
 /// After the last fault, links are up and databases equal within this: a dial and the longest wait between two, twice.
 const CONVERGES_MS: u64 = 20_000;
+/// A link that moves to a better carrier is up twice for a moment, which not everybody learns of at once.
+const MOVES_MS: u64 = 5_000;
 /// Between looks whether everything has ended.
 const LOOK_MS: u64 = 1_000;
+/// While a site leaves, between looks whether it has left.
+const LEFT_CHECK_MS: u64 = 100;
 /// An association over which nothing passes ends after this.
 const ASSOCIATION_IDLE: Duration = Duration::from_secs(3);
 /// So many looks in a row must find all well.
@@ -140,6 +145,9 @@ pub(crate) struct Run<'a> {
     pub(crate) sites: Vec<Site>,
     /// Routers that ended with all they knew, and when.
     pub(crate) kills_ms: Vec<(usize, u64)>,
+    /// What goes wrong now.
+    pub(crate) active: Vec<Fault>,
+    pub(crate) leaving: Vec<Leaving>,
     pub(crate) gone: Vec<bool>,
     /// Sites that serve nothing any more.
     pub(crate) withdrawn: Vec<bool>,
@@ -175,6 +183,8 @@ impl<'a> Run<'a> {
             desk,
             sites: Vec::new(),
             kills_ms: Vec::new(),
+            active: Vec::new(),
+            leaving: Vec::new(),
             gone: vec![false; scenario.sites.len()],
             withdrawn: vec![false; scenario.sites.len()],
             stalls: Stalls::default(),
@@ -326,7 +336,9 @@ impl<'a> Run<'a> {
             if now_ms >= until_ms {
                 return;
             }
-            self.step_until(until_ms.min(now_ms + LOOK_MS));
+            let look_ms = if self.leaving.is_empty() { LOOK_MS } else { LEFT_CHECK_MS };
+            self.step_until(until_ms.min(now_ms + look_ms));
+            self.forget_left();
             let mut stalls = std::mem::take(&mut self.stalls);
             stalls.look(self);
             self.stalls = stalls;
@@ -335,6 +347,7 @@ impl<'a> Run<'a> {
 
     fn step_until(&mut self, until_ms: u64) {
         let mut processes = vec![&mut self.desk_process];
+        processes.extend(self.leaving.iter_mut().map(|leaving| &mut leaving.process));
         processes.extend(self.sites.iter_mut().filter_map(Site::process));
         self.net.run_until(until_ms * 1_000, self.tick_us, &mut processes);
     }
@@ -359,10 +372,13 @@ impl<'a> Run<'a> {
         let healed_ms = self.scenario.healed_ms();
         self.pass_until(self.scenario.judged_from_ms());
         let (mut failures, mut content) = (Vec::new(), 0);
+        let mut converged_by_ms = healed_ms + CONVERGES_MS;
         while content < CONTENT_LOOKS {
             let now_ms = self.net.now_us() / 1_000;
             failures = oracle::unconverged(&self);
-            if !failures.is_empty() && now_ms >= healed_ms + CONVERGES_MS {
+            if failures.is_empty() {
+                converged_by_ms = converged_by_ms.max(now_ms + MOVES_MS);
+            } else if now_ms >= converged_by_ms {
                 break;
             }
             failures.extend(oracle::open_matters(&self, now_ms));
