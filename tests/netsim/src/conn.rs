@@ -2,7 +2,10 @@
 //!
 //! A Unix socket's connection is one within a host that was found by a path instead of a port.
 
-use crate::world::{ANY, Event, HostId, Owner, World};
+use crate::{
+    net::Sockets,
+    world::{ANY, Event, HostId, Owner, World},
+};
 use bytes::{Buf as _, Bytes, BytesMut};
 use std::{collections::VecDeque, io, net::SocketAddr, task::Waker};
 
@@ -216,6 +219,25 @@ impl End {
 }
 
 impl World {
+    /// What the programs of a process hold open.
+    pub(crate) fn sockets_of(&self, owner: Owner) -> Sockets {
+        let mut sockets = Sockets::default();
+        for conn in self.conns.values() {
+            let is_within = conn.ends[0].host == conn.ends[1].host;
+            let count = match (&conn.path, is_within) {
+                (Some(_), _) => &mut sockets.unix,
+                (None, true) => &mut sockets.tcp_within,
+                (None, false) => &mut sockets.tcp_between,
+            };
+            let is_held = |end: &&End| end.owner == owner && end.is_open;
+            *count += conn.ends.iter().filter(is_held).count();
+        }
+        let udp = self.udp.values().filter(|socket| socket.owner == owner);
+        let (connected, bound): (Vec<_>, Vec<_>) = udp.partition(|socket| socket.peer.is_some());
+        (sockets.udp_connected, sockets.udp_bound) = (connected.len(), bound.len());
+        sockets
+    }
+
     pub(crate) fn listener_close(&mut self, id: u64) {
         let Some(listener) = self.listeners.remove(&id) else { return };
         let host = &mut self.hosts[listener.host];
@@ -418,12 +440,7 @@ impl World {
             return self.wake(&mut wakers);
         }
         if !self.hosts[conn.ends[to].host].is_up {
-            // It is sent again until somebody answers.
-            let sender = &mut conn.ends[1 - to];
-            let mut again = BytesMut::from(&bytes[..]);
-            again.unsplit(std::mem::take(&mut sender.tx));
-            sender.tx = again;
-            sender.in_flight = sender.in_flight.saturating_sub(bytes.len());
+            // Whoever read it has gone with the power. It is sent again until somebody answers, and what it was does not matter any more.
             return self.retry_later(id, 1 - to);
         }
         // Nobody will read it.

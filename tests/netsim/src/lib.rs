@@ -17,7 +17,7 @@ mod trace;
 mod udp;
 mod world;
 
-pub use net::{Counts, Host, Net, current, unix_ms};
+pub use net::{Counts, Host, Net, Sockets, current, unix_ms};
 pub use path::{LATENCY_US_MIN, Path};
 pub use process::Process;
 pub use stream::{OwnedReadHalf, OwnedWriteHalf, TcpListener, TcpStream, UnixListener, UnixStream};

@@ -49,6 +49,21 @@ pub struct Counts {
     pub listeners: usize,
 }
 
+/// What a process holds open, for oracles.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sockets {
+    /// Unix connections.
+    pub unix: usize,
+    /// TCP connections within the host.
+    pub tcp_within: usize,
+    /// TCP connections with other hosts.
+    pub tcp_between: usize,
+    /// UDP sockets that talk to one other alone.
+    pub udp_connected: usize,
+    /// UDP sockets that talk to anybody.
+    pub udp_bound: usize,
+}
+
 /// The host whose process runs on this thread now.
 #[must_use]
 pub fn current() -> Option<Host> {

@@ -1,6 +1,6 @@
 //! A process on a simulated host: a runtime of its own, stepped in virtual time.
 
-use crate::net::{Host, enter};
+use crate::net::{Host, Sockets, enter};
 use std::{io, time::Duration};
 use tokio::{
     runtime::{Builder, Handle, Runtime},
@@ -49,6 +49,12 @@ impl Process {
     #[must_use]
     pub fn handle(&self) -> &Handle {
         self.runtime.as_ref().expect("invariant: taken only when dropped").handle()
+    }
+
+    /// What it holds open.
+    #[must_use]
+    pub fn sockets(&self) -> Sockets {
+        self.host.net.with(|world| world.sockets_of(self.host.owner))
     }
 
     /// Runs `f` as a part of this process, at once.

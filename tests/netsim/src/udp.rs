@@ -29,7 +29,7 @@ pub(crate) struct UdpState {
     pub(crate) owner: Owner,
     pub(crate) local: SocketAddr,
     /// The only one it talks to, if it is connected.
-    peer: Option<SocketAddr>,
+    pub(crate) peer: Option<SocketAddr>,
     /// What was sent last came back: nobody is there.
     is_refused: bool,
     queue: VecDeque<Datagram>,

@@ -159,7 +159,9 @@ fn many(seeds: Range<u64>, jobs: usize, count: bool) -> Result<bool> {
     for (kind, count) in &found.kinds {
         println!("  {count} × {kind}");
     }
-    Ok(count || found.failed == 0)
+    // What was ended early has not shown anything.
+    let is_done = found.done == batch.seeds.end - batch.seeds.start;
+    Ok(is_done && (count || found.failed == 0))
 }
 
 /// After Ctrl-C what runs is run to its end, and what was found is said.

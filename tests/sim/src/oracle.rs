@@ -4,7 +4,10 @@ use crate::{
     flow::{Attempt, Ended, Seen},
     run::Run,
     scenario::{Fault, FlowPlan, Scenario, What},
+    site::Site,
 };
+use skein_api::Protocol;
+use skein_netsim::Sockets;
 use skein_wire::proto::control::{LinkStatus, RouterStatus, link_status::LinkState};
 use std::collections::BTreeMap;
 
@@ -111,12 +114,7 @@ fn databases(run: &Run<'_>, failures: &mut Vec<String>) {
 fn farewells(run: &Run<'_>, failures: &mut Vec<String>) {
     for fault in &run.scenario.faults {
         let What::Leave { site } = fault.what else { continue };
-        let from_ms = fault.at_ms.saturating_sub(RECOVERS_MS);
-        let is_alone = |other: &Fault| {
-            let ends_ms = other.at_ms + other.for_ms;
-            other == fault || other.at_ms > fault.at_ms + FAREWELL_MS || ends_ms < from_ms
-        };
-        if !run.scenario.faults.iter().all(is_alone) {
+        if !is_surely_heard(run.scenario, site, fault) {
             continue;
         }
         let id = run.sites[site].id().0;
@@ -131,6 +129,28 @@ fn farewells(run: &Run<'_>, failures: &mut Vec<String>) {
             }
         }
     }
+}
+
+/// Whether nothing keeps the neighbours of a site from hearing its farewell, and from passing it on before anything happens to them. What goes wrong
+/// farther away may keep it from others for a while, but not for good.
+fn is_surely_heard(scenario: &Scenario, site: usize, farewell: &Fault) -> bool {
+    let is_near = |other: usize| {
+        let is_end = |end: usize| end == site || end == other;
+        other == site || scenario.links.iter().any(|link| is_end(link.from) && is_end(link.to))
+    };
+    let from_ms = farewell.at_ms.saturating_sub(RECOVERS_MS);
+    let spoils = |fault: &&Fault| match fault.what {
+        What::Partition { .. } => true,
+        What::ControllerAway { .. } | What::DiskFull { .. } | What::Clock { .. } => false,
+        _ => {
+            let ends = fault.link().map(|link| &scenario.links[link]);
+            fault.site().is_some_and(is_near)
+                || ends.is_some_and(|link| link.from == site || link.to == site)
+        }
+    };
+    !scenario.faults.iter().filter(|fault| *fault != farewell).filter(spoils).any(|fault| {
+        fault.at_ms <= farewell.at_ms + FAREWELL_MS && fault.at_ms + fault.for_ms >= from_ms
+    })
 }
 
 /// What all routers must agree on.
@@ -221,15 +241,9 @@ pub(crate) fn associations(run: &Run<'_>) -> Vec<String> {
 
 /// Nothing is held for flows that are over.
 fn leftovers(run: &Run<'_>, failures: &mut Vec<String>) {
-    let (counts, sites, links) = (run.net.counts(), run.sites.len(), run.scenario.links.len());
-    // Entrances, and targets, which are open however little is said.
-    let for_datagrams = sites * run.scenario.addresses() + run.scenario.services.len();
-    let udp_max = sites + 2 * links + for_datagrams;
-    if counts.conns > 2 * sites + 2 * links || counts.udp_sockets > udp_max {
-        failures.push(format!("sockets are left: {counts:?} of {sites} sites, {links} links"));
-    }
     for site in run.sites.iter().filter(|site| site.router().is_some()) {
         let Some(status) = site.shared.status() else { continue };
+        sockets(run, site, &status, failures);
         if status.flows_active > 0 {
             failures.push(format!(
                 "site {} counts {} flows, and there are none",
@@ -246,6 +260,34 @@ fn leftovers(run: &Run<'_>, failures: &mut Vec<String>) {
         for problem in site.shared.problems() {
             failures.push(format!("site {}: {problem}", site.index));
         }
+    }
+}
+
+/// A router holds the sockets of its links and entrances, and one to its controller.
+fn sockets(run: &Run<'_>, site: &Site, status: &RouterStatus, failures: &mut Vec<String>) {
+    let scenario = run.scenario;
+    let over_tls = status.links.iter().filter(|link| link.carrier == "tls").count();
+    let dialled = scenario.links.iter().filter(|link| link.from == site.index).count();
+    let listens = usize::from(scenario.sites[site.index].is_interior);
+    let has_entrances = scenario.kinds_of_services().any(|(_, kind)| kind == Protocol::Udp);
+    let entrances = if has_entrances { scenario.addresses() } else { 0 };
+    let most = Sockets {
+        unix: 1,
+        tcp_within: 0,
+        tcp_between: over_tls,
+        udp_connected: 0,
+        // Where UDP does not pass it is tried now and then.
+        udp_bound: listens + dialled + over_tls + entrances,
+    };
+    let held = site.sockets();
+    let is_within = held.unix <= most.unix
+        && held.tcp_within <= most.tcp_within
+        && held.tcp_between <= most.tcp_between
+        && held.udp_connected <= most.udp_connected
+        && held.udp_bound <= most.udp_bound;
+    if !is_within {
+        let index = site.index;
+        failures.push(format!("site {index} holds sockets for nothing: {held:?}, not {most:?}"));
     }
 }
 

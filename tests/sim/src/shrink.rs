@@ -128,7 +128,7 @@ fn is_sound(scenario: &Scenario) -> bool {
 }
 
 impl Fault {
-    fn site(&self) -> Option<usize> {
+    pub(crate) fn site(&self) -> Option<usize> {
         self.clone().site_mut().copied()
     }
 
@@ -148,7 +148,7 @@ impl Fault {
         }
     }
 
-    fn link(&self) -> Option<usize> {
+    pub(crate) fn link(&self) -> Option<usize> {
         self.clone().link_mut().copied()
     }
 

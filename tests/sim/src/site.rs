@@ -3,7 +3,7 @@
 use crate::controller::{self, Brain, Shared};
 use anyhow::{Context as _, Result};
 use skein_core::SiteId;
-use skein_netsim::{Host, Process};
+use skein_netsim::{Host, Process, Sockets};
 use skein_router_sim::{Config, ControllerAddress, Router, Runtimes};
 use std::{path::PathBuf, sync::Arc};
 use tokio_util::sync::CancellationToken;
@@ -110,6 +110,11 @@ impl Site {
 
     pub(crate) fn router(&self) -> Option<&Router> {
         self.router.as_ref().map(|(router, _)| router)
+    }
+
+    /// What its router holds open.
+    pub(crate) fn sockets(&self) -> Sockets {
+        self.router.as_ref().map(|(_, process)| process.sockets()).unwrap_or_default()
     }
 
     pub(crate) fn process(&mut self) -> Option<&mut Process> {

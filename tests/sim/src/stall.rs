@@ -51,7 +51,7 @@ impl Stalls {
         let since_ms = *since_ms;
         if now_ms - since_ms >= STALLS_MS
             && self.failures.is_empty()
-            && oracle::is_surely_connected(run, plan.site, *far, since_ms, now_ms)
+            && oracle::is_surely_connected(run, plan.site, *far, now_ms - STALLS_MS, now_ms)
         {
             self.failures.push(format!(
                 "flow {flow}.{number} stands still from {since_ms} to {now_ms} ms, and there is a way from site {} to {far}: \

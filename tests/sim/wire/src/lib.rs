@@ -1,5 +1,5 @@
-//! `skein-wire` for simulated routers, some of which are of a later minor version: whatever they say to another router has fields that are
-//! not known yet, and between the messages of control streams there are others of kinds that are not known yet.
+//! `skein-wire` for simulated routers, some of which are of a later minor version: what they say on control streams and before flows has fields that
+//! are not known yet, and between the messages of control streams there are others of kinds that are not known yet.
 
 pub use skein_wire::*;
 
