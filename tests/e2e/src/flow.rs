@@ -86,8 +86,8 @@ pub fn finish(process: Process) -> Result<Value> {
 /// # Errors
 /// With the report, when one did.
 pub fn clean(report: &Value) -> Result<()> {
-    // A flow of `bulk` that ends early has failed.
-    let whole = report["truncated"].is_null() || report["truncated"] == 0;
+    // A flow of `bulk`, whose report has shares, has failed when it ends early.
+    let whole = report["shares"].is_array() || report["truncated"] == 0;
     ensure!(report["failed"] == 0 && report["wrong"] == 0 && whole, "{report}");
     Ok(())
 }

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use skein_e2e::flow::clean;
 use skein_e2e::topology::{internet, reachable};
-use skein_e2e::{Shown, Site, clients, figure, flow, scaled, servers};
+use skein_e2e::{Processes, Shown, Site, clients, figure, flow, scaled, servers};
 use skein_lab::{Command, Lab, Lan, Process, eventually, require_programs};
 
 /// A link is moved to UDP within this.
@@ -194,9 +194,12 @@ impl BehindProxy {
         branch.skctl(&["stop"]).check()?;
         branch.skctl(&["start"]).env("HTTPS_PROXY", &in_environment).check()?;
         self.net.wait_carrier("tls", MOVE_MAX)?;
-        let environments = host.command("sh").args(["-c", "cat /proc/[0-9]*/environ"]).run()?;
-        let is_told = environments.stdout.contains(SECRET);
-        ensure!(!is_told, "the password is in the environment of a process");
+        let Processes { controller, router } = branch.processes()?;
+        for pid in [controller, router] {
+            let environment = host.read(format!("/proc/{pid}/environ"))?;
+            ensure!(environment.contains("PATH="), "unreadable: {environment}");
+            ensure!(!environment.contains(SECRET), "the password is in a process's environment");
+        }
         self.skctl_init().args(["--proxy", "none"]).check()?;
         ensure!(self.secrets()? == 0, "the password is still kept");
         Ok(())

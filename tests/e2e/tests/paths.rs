@@ -337,7 +337,7 @@ fn flows_between_sites_of_one_host() -> Result<()> {
         chain[0].expose("machine", SKEIN, &[])?;
         let last = chain.last().context("a site")?;
         let to = last.endpoint("machine", SKEIN)?;
-        last.wait_link("jumbo frames", 5 * SECOND, |link| link["mtu"].as_u64() >= Some(8_940))?;
+        last.wait_link("jumbo frames", 20 * SECOND, |link| link["mtu"].as_u64() >= Some(8_940))?;
         let echo = flow::run(&host, "echo", to, &["--interval-ms", "1", "--seconds", "2"])?;
         figure(&format!("one host, {sites} sites, one byte there and back"), &echo);
         for flows in ["1", "8"] {
