@@ -218,6 +218,24 @@ async fn udp_that_dies_leaves_the_link_to_tls() {
 }
 
 #[tokio::test]
+async fn udp_that_comes_up_and_dies_again_and_again_leaves_the_link_to_tls() {
+    let mut nodes = nodes(2).await;
+    let relay = Relay::with_tcp(nodes[1].address().await);
+    relay.kill_after(Duration::from_millis(400));
+    join(&mut nodes, 0, 1, Some(relay.addr)).await;
+    let mut lives = 0;
+    while status(&nodes[0]).carrier == "udp" {
+        lives += 1;
+        assert!(lives <= 8, "flaps for ever");
+        nodes[0].next_down().await;
+        nodes[0].next_up().await;
+    }
+    assert!(lives > 2, "it may have been anything");
+    let reason = status(&nodes[0]).carrier_reason;
+    assert_eq!(reason, "UDP comes up, and falls silent soon after");
+}
+
+#[tokio::test]
 async fn a_neighbour_that_is_back_is_linked_over_udp_though_tls_finds_it_first() {
     let mut nodes = nodes(2).await;
     let relay = Relay::with_tcp(nodes[1].address().await);

@@ -43,6 +43,7 @@ pub(crate) struct FrameLink {
     opener: Mutex<Opener>,
     up: AtomicBool,
     too_small: AtomicBool,
+    silent: AtomicBool,
     down: CancellationToken,
     liveness: Mutex<Liveness>,
     frame_size: Mutex<FrameSize>,
@@ -86,6 +87,7 @@ impl FrameLink {
             opener: Mutex::new(Opener::new(keys.receive)),
             up: AtomicBool::new(true),
             too_small: AtomicBool::new(false),
+            silent: AtomicBool::new(false),
             down: CancellationToken::new(),
             liveness: Mutex::new(liveness),
             frame_len_max: AtomicU16::new(frame_size.current()),
@@ -150,6 +152,11 @@ impl FrameLink {
     /// Whether the path has been found not to carry frames of the smallest size.
     pub(crate) fn is_too_small(&self) -> bool {
         self.too_small.load(Ordering::Relaxed)
+    }
+
+    /// Whether it was given up because nothing came any more.
+    pub(crate) fn is_silent(&self) -> bool {
+        self.silent.load(Ordering::Relaxed)
     }
 
     pub(crate) fn rtt(&self) -> Duration {
@@ -221,7 +228,10 @@ impl FrameLink {
         let due = self.liveness.lock().handle_timeout(now);
         let mut attention = None;
         match due {
-            Some(Due::Dead(silence)) => return Attention::Dead(silence),
+            Some(Due::Dead(silence)) => {
+                self.silent.store(true, Ordering::Relaxed);
+                return Attention::Dead(silence);
+            }
             Some(Due::Probe { token, missed }) => {
                 self.send_control(Control::Probe { token }, 0);
                 if missed {

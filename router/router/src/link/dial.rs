@@ -3,9 +3,9 @@
 
 use super::{
     Inner, Links,
-    established::{Established, PATH_TOO_SMALL, Terms},
+    established::{Established, Neighbour, PATH_TOO_SMALL, Terms},
     hello::{self, REFUSED},
-    preference::{Plan, Preference},
+    preference::{self, Loss, Plan, Preference, Rest},
     race::{DialError, Race, Won},
 };
 use crate::{clock, fabric::FrameLink};
@@ -33,6 +33,8 @@ const LOST_BACKOFF_MAX: Duration = Duration::from_millis(500);
 const GOOD_AFTER: Duration = Duration::from_secs(10);
 /// How long two links to a neighbour are in service when one replaces the other: until every router has heard of the new one.
 const OVERLAP: Duration = Duration::from_secs(2);
+/// Why a link does not use UDP over which others died young.
+const DIES_YOUNG: &str = "UDP comes up, and falls silent soon after";
 /// What the neighbour is told of a link over TLS that another one has replaced.
 const MOVED: &str = "moved to udp";
 
@@ -67,12 +69,15 @@ pub(super) struct Dialler {
     pub(super) endpoints: watch::Receiver<Vec<String>>,
     pub(super) progress: Arc<Mutex<Progress>>,
     pub(super) preference: Preference,
+    /// Who was there until the last link was lost; none once a dial has failed since.
+    pub(super) lost: Option<Neighbour>,
     pub(super) stop: CancellationToken,
 }
 
 /// A link in the care of a task of its own.
 struct Running {
     id: LinkId,
+    neighbour: Neighbour,
     is_tls: bool,
     frames: Arc<FrameLink>,
     since: Instant,
@@ -96,10 +101,14 @@ impl Dialler {
             };
             match established {
                 Ok((link, mut not_udp)) => {
-                    if !not_udp.is_empty() && self.preference.is_unfit(clock::now()) {
-                        not_udp = format!("UDP: {PATH_TOO_SMALL}");
-                    }
                     let began = clock::now();
+                    if !not_udp.is_empty() {
+                        match self.preference.resting(began) {
+                            Some(Rest::Unfit) => not_udp = format!("UDP: {PATH_TOO_SMALL}"),
+                            Some(Rest::Dying) => DIES_YOUNG.clone_into(&mut not_udp),
+                            Some(Rest::Failed) | None => {}
+                        }
+                    }
                     let reason = self.serve(link, not_udp).await;
                     self.progress.lock().link_down(reason);
                     if clock::now().saturating_duration_since(began) >= GOOD_AFTER {
@@ -133,7 +142,8 @@ impl Dialler {
     async fn dial(&mut self) -> Result<(Established, String), DialError> {
         let endpoints = self.endpoints.borrow_and_update().clone();
         self.progress.lock().attempts.retain(|endpoint, _| endpoints.contains(endpoint));
-        let plan = self.preference.plan(clock::now());
+        let (began, lost) = (clock::now(), self.lost.take());
+        let plan = self.preference.plan(began);
         let race = Race { inner: &self.inner, endpoints: &endpoints, site: self.site, plan };
         let progress = Arc::clone(&self.progress);
         let note = |endpoint, error: &DialError| {
@@ -143,7 +153,11 @@ impl Dialler {
             won = race.run(note) => won?, // dropped, its sockets close
             _ = self.endpoints.changed() => return Err(DialError::EndpointsChanged), // cancel-safe
         };
-        self.greet(won).await
+        let (link, not_udp) = self.greet(won).await?;
+        let took = clock::now().saturating_duration_since(began);
+        let was_there = lost == Some(link.neighbour()) && preference::was_there(took, link.rtt());
+        self.preference.redialled(was_there);
+        Ok((link, not_udp))
     }
 
     async fn greet(&self, won: Won) -> Result<(Established, String), DialError> {
@@ -184,23 +198,25 @@ impl Dialler {
     /// Takes note of how a link has ended.
     fn lost(&mut self, link: &Running) {
         let now = clock::now();
+        self.lost = Some(link.neighbour);
         if link.frames.is_too_small() {
             self.preference.unfit(now);
         } else {
             let lasted = now.saturating_duration_since(link.since);
-            self.preference.lost(link.is_tls, lasted);
+            let how = if link.frames.is_silent() { Loss::Silence } else { Loss::Told };
+            self.preference.lost(now, link.is_tls, lasted, how);
         }
     }
 
     /// Puts a link into service.
     fn start(&mut self, mut link: Established, not_udp: String) -> Running {
         let (id, is_tls, in_service) = (link.id(), link.is_tls(), link.in_service());
-        let frames = link.frames();
+        let (neighbour, frames) = (link.neighbour(), link.frames());
         let (inner, stop) = (Arc::clone(&self.inner), self.stop.clone());
         let task = self.inner.spawn(async move { link.run(&inner, &stop).await });
         self.preference.up(is_tls);
         self.progress.lock().link_up(id, not_udp);
-        Running { id, is_tls, frames, since: clock::now(), in_service, task }
+        Running { id, neighbour, is_tls, frames, since: clock::now(), in_service, task }
     }
 
     /// Waits until UDP works; while it does not, says why.
@@ -231,7 +247,6 @@ impl Dialler {
 
     /// Moves from one link to another without a moment between them; returns the one that is there then.
     async fn replace(&mut self, old: Running, better: Established) -> Running {
-        let not_udp = self.progress.lock().not_udp.clone();
         let mut new = self.start(better, String::new());
         let settled = async {
             // Without an answer the link has ended before it was in service.
@@ -244,12 +259,9 @@ impl Dialler {
             () = settled => None, // cancel-safe
         };
         if let Some(ended) = failed {
-            match new.frames.is_too_small() {
-                true => self.preference.unfit(clock::now()),
-                false => self.preference.fell_back(clock::now()),
-            }
-            let not_udp = format!("{not_udp}, came up and was lost: {}", reason(ended));
-            self.progress.lock().link_up(old.id, not_udp);
+            let why = if new.frames.is_too_small() { Rest::Unfit } else { Rest::Failed };
+            self.preference.fell_back(clock::now(), why);
+            self.progress.lock().fell_back(old.id, &reason(ended));
             return old;
         }
         Links(Arc::clone(&self.inner)).close(old.id, MOVED);
@@ -273,6 +285,11 @@ impl Progress {
         self.since_unix_ms = clock::unix_ms();
     }
 
+    /// Another link, over UDP, was lost beside this one over TLS.
+    fn fell_back(&mut self, to: LinkId, reason: &str) {
+        self.link_up(to, format!("UDP came up and was lost: {reason}"));
+    }
+
     fn link_down(&mut self, reason: String) {
         self.up = None;
         self.error = reason;
@@ -282,5 +299,20 @@ impl Progress {
 
     fn failed(&mut self, error: &DialError) {
         self.error = error.to_string();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_people_are_told_of_udp_is_the_last_that_became_of_it() {
+        let mut progress = Progress::default();
+        progress.link_up(LinkId(1), "UDP to example.net:7443 unanswered".to_owned());
+        for _ in 0..3 {
+            progress.fell_back(LinkId(1), "no sign of life for 900 ms");
+            assert_eq!(progress.not_udp, "UDP came up and was lost: no sign of life for 900 ms");
+        }
     }
 }

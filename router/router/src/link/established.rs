@@ -13,7 +13,7 @@ use crate::{
     fabric::{Attention, FrameLink, LinkKeys},
 };
 use quinn::{Connection, ConnectionError, SendStream};
-use skein_core::LinkId;
+use skein_core::{LinkId, RouterId};
 use skein_wire::{
     frame::Key,
     proto::routing::{LinkMessage, LinkParameters, link_message::Message},
@@ -51,6 +51,13 @@ pub(super) struct Established {
     frames: Arc<FrameLink>,
     port: Arc<ServedPort>,
     in_service: Option<oneshot::Sender<()>>,
+}
+
+/// A router, from one start of it to the next.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Neighbour {
+    router: RouterId,
+    boot_epoch: u64,
 }
 
 /// What a link is called and costs here; an incoming one adopts what the neighbour says.
@@ -108,8 +115,17 @@ impl Established {
         self.up.id
     }
 
+    /// The router at the other end, and its boot.
+    pub(super) fn neighbour(&self) -> Neighbour {
+        Neighbour { router: self.up.peer.router, boot_epoch: self.up.hello.boot_epoch }
+    }
+
     pub(super) fn is_tls(&self) -> bool {
         self.frames.carrier().name() == "tls"
+    }
+
+    pub(super) fn rtt(&self) -> Duration {
+        self.up.rtt
     }
 
     pub(super) fn frames(&self) -> Arc<FrameLink> {

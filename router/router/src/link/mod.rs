@@ -223,6 +223,7 @@ impl Links {
             endpoints: receiver,
             progress: Arc::clone(&progress),
             preference: Preference::new(self.0.udp_interval),
+            lost: None,
             stop: stop.clone(),
         };
         self.0.spawn(dialler.run());

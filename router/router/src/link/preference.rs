@@ -11,6 +11,12 @@ const GOOD_AFTER: Duration = Duration::from_secs(60);
 /// UDP is tried so soon after a link has come up over TLS. What both were lost for, as when the neighbour was started again, is over by
 /// then, and which of them was back first is chance.
 const LOOK_AFTER: Duration = Duration::from_millis(200);
+/// UDP over which so many links in a row died young, while the neighbour was there all the time, is killed by something on the way. Fewer may
+/// be chance: what ends while the next attempt begins looks the same.
+const DEATHS_MAX: u32 = 3;
+/// A neighbour that was never away is back this soon, and some round trips for both handshakes.
+const THERE_WITHIN: Duration = Duration::from_millis(100);
+const THERE_WITHIN_RTTS: u32 = 4;
 /// UDP that comes and goes is left alone for at most this many intervals: 5 minutes.
 const INTERVALS_MAX: u32 = 30;
 
@@ -31,6 +37,31 @@ impl Plan {
     }
 }
 
+/// Whether the first dial after a loss took so short a time that the neighbour was there all along, over a path with this round-trip time.
+pub(super) fn was_there(took: Duration, rtt: Duration) -> bool {
+    took <= THERE_WITHIN + THERE_WITHIN_RTTS * rtt
+}
+
+/// How a link was lost.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Loss {
+    /// Nothing came any more.
+    Silence,
+    /// The neighbour said so, or this router.
+    Told,
+}
+
+/// Why UDP is left alone for now.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Rest {
+    /// It does not carry frames.
+    Unfit,
+    /// Links over it die young.
+    Dying,
+    /// It came and went.
+    Failed,
+}
+
 /// What has worked for one link.
 #[derive(Debug)]
 pub(super) struct Preference {
@@ -42,9 +73,12 @@ pub(super) struct Preference {
     is_suspect: bool,
     /// UDP was tried since the link has come up.
     has_looked: bool,
+    /// The last link was one over UDP, died young, and of silence.
+    died_young: bool,
+    /// So many such deaths in a row were followed at once by the next link to the same neighbour.
+    deaths: u32,
     /// UDP has just failed again: until then it comes second.
-    udp_rests_until: Option<Instant>,
-    is_unfit: bool,
+    udp_rests: Option<(Rest, Instant)>,
 }
 
 impl Preference {
@@ -56,14 +90,15 @@ impl Preference {
             last_tls: false,
             is_suspect: false,
             has_looked: false,
-            udp_rests_until: None,
-            is_unfit: false,
+            died_young: false,
+            deaths: 0,
+            udp_rests: None,
         }
     }
 
     /// How to dial now.
     pub(super) fn plan(&self, now: Instant) -> Plan {
-        if self.udp_rests_until.is_some_and(|until| now < until) {
+        if self.resting(now).is_some() {
             return Plan { udp_after: UDP_AFTER, tls_after: Some(Duration::ZERO) };
         }
         let tls_after = if self.last_tls { Duration::ZERO } else { TLS_AFTER };
@@ -72,8 +107,19 @@ impl Preference {
 
     /// How long to wait until UDP is tried beside a link over TLS.
     pub(super) fn interval(&self, now: Instant) -> Duration {
-        let is_resting = self.udp_rests_until.is_some_and(|until| now < until);
-        if self.has_looked || is_resting { self.interval } else { LOOK_AFTER }
+        if self.has_looked || self.resting(now).is_some() { self.interval } else { LOOK_AFTER }
+    }
+
+    /// Why UDP is left alone, if it is.
+    pub(super) fn resting(&self, now: Instant) -> Option<Rest> {
+        self.udp_rests.and_then(|(why, until)| (now < until).then_some(why))
+    }
+
+    /// The link is about to come up, dialled; `was_there` says whether its neighbour was, all the time since the last was lost.
+    pub(super) fn redialled(&mut self, was_there: bool) {
+        if std::mem::take(&mut self.died_young) {
+            self.deaths = if was_there { self.deaths + 1 } else { 0 };
+        }
     }
 
     /// A link has come up.
@@ -87,45 +133,52 @@ impl Preference {
     pub(super) fn still_fails(&mut self, now: Instant) {
         self.has_looked = true;
         if std::mem::take(&mut self.is_suspect) {
-            self.rest(now);
+            self.rest(now, Rest::Failed);
         }
     }
 
-    /// A link over UDP was lost while one over TLS was up, and stays so.
-    pub(super) fn fell_back(&mut self, now: Instant) {
+    /// A link over UDP was lost, or turned out to be of no use, while one over TLS was up, and stays so.
+    pub(super) fn fell_back(&mut self, now: Instant, why: Rest) {
         self.last_tls = true;
         self.has_looked = true;
-        self.is_unfit = false;
-        self.rest(now);
+        self.rest(now, why);
     }
 
-    fn rest(&mut self, now: Instant) {
-        self.interval = (self.interval * 2).min(self.interval_min * INTERVALS_MAX);
-        self.udp_rests_until = Some(now + self.interval);
-    }
-
-    /// A link over UDP came up at a place that is of no use for frames, which does not change often.
+    /// A link over UDP came up at a place that is of no use for frames.
     pub(super) fn unfit(&mut self, now: Instant) {
-        self.interval = self.interval_min * INTERVALS_MAX;
-        self.udp_rests_until = Some(now + self.interval);
-        self.is_unfit = true;
+        self.rest(now, Rest::Unfit);
     }
 
-    /// Whether that is why UDP was not used.
-    pub(super) fn is_unfit(&self, now: Instant) -> bool {
-        self.is_unfit && self.udp_rests_until.is_some_and(|until| now < until)
+    fn rest(&mut self, now: Instant, why: Rest) {
+        let longest = self.interval_min * INTERVALS_MAX;
+        self.interval = match why {
+            // That does not change often.
+            Rest::Unfit => longest,
+            Rest::Dying | Rest::Failed => (self.interval * 2).min(longest),
+        };
+        self.udp_rests = Some((why, now + self.interval));
     }
 
     /// A link that came up was lost, having lasted for `lasted`.
-    pub(super) fn lost(&mut self, tls: bool, lasted: Duration) {
+    pub(super) fn lost(&mut self, now: Instant, tls: bool, lasted: Duration, how: Loss) {
         if tls {
             return;
         }
-        self.is_unfit = false;
+        if let Some((why @ Rest::Unfit, _)) = &mut self.udp_rests {
+            // It was of use after all.
+            *why = Rest::Failed;
+        }
         if lasted >= GOOD_AFTER {
             self.interval = self.interval_min;
-        } else {
-            self.is_suspect = true;
+            self.deaths = 0;
+            return;
+        }
+        self.is_suspect = true;
+        self.died_young = how == Loss::Silence;
+        if !self.died_young {
+            self.deaths = 0;
+        } else if self.deaths >= DEATHS_MAX {
+            self.rest(now, Rest::Dying);
         }
     }
 }
@@ -143,7 +196,7 @@ mod tests {
         assert_eq!(preference.plan(now).tls_after, Some(TLS_AFTER));
         assert!(preference.plan(now).udp_anew());
         preference.up(true);
-        preference.lost(true, SECOND);
+        preference.lost(now, true, SECOND, Loss::Silence);
         assert!(!preference.plan(now).udp_anew());
         let plan = preference.plan(now);
         assert_eq!(plan, Plan { udp_after: Duration::ZERO, tls_after: Some(Duration::ZERO) });
@@ -158,10 +211,10 @@ mod tests {
         assert_eq!(preference.plan(now).udp_after, UDP_AFTER);
         assert!(!preference.plan(now).udp_anew());
         preference.up(true);
-        assert!(preference.is_unfit(now));
+        assert_eq!(preference.resting(now), Some(Rest::Unfit));
         assert_eq!(preference.interval(now), 30 * INTERVAL);
         let later = now + 30 * INTERVAL;
-        assert!(!preference.is_unfit(later));
+        assert_eq!(preference.resting(later), None);
         assert_eq!(preference.plan(later).udp_after, Duration::ZERO);
     }
 
@@ -171,7 +224,7 @@ mod tests {
         let mut intervals = Vec::new();
         for _ in 0..7 {
             preference.up(false);
-            preference.lost(false, SECOND);
+            preference.lost(now, false, SECOND, Loss::Silence);
             assert_eq!(preference.plan(now).udp_after, Duration::ZERO, "it may have been anything");
             preference.up(true);
             preference.still_fails(now);
@@ -181,7 +234,7 @@ mod tests {
         }
         assert_eq!(intervals, [20, 40, 80, 160, 300, 300, 300]);
         preference.up(false);
-        preference.lost(false, 60 * SECOND);
+        preference.lost(now, false, 60 * SECOND, Loss::Silence);
         assert_eq!(preference.interval, INTERVAL);
     }
 
@@ -190,8 +243,78 @@ mod tests {
         let (mut preference, now) = (Preference::new(INTERVAL), crate::clock::now());
         preference.up(true);
         preference.up(false);
-        preference.fell_back(now);
+        preference.fell_back(now, Rest::Failed);
         assert_eq!(preference.interval(now), 2 * INTERVAL);
+    }
+
+    #[test]
+    fn tls_is_not_forgotten_when_the_way_to_udp_is_of_no_use() {
+        let (mut preference, now) = (Preference::new(INTERVAL), crate::clock::now());
+        preference.up(true);
+        preference.up(false);
+        preference.fell_back(now, Rest::Unfit);
+        assert_eq!(preference.resting(now), Some(Rest::Unfit));
+        let later = now + 30 * INTERVAL;
+        assert_eq!(preference.interval(later), 30 * INTERVAL);
+        assert_eq!(preference.plan(later).tls_after, Some(Duration::ZERO));
+    }
+
+    /// Dialled, and lost after a second.
+    fn life(preference: &mut Preference, now: Instant, was_there: bool) {
+        preference.redialled(was_there);
+        preference.up(false);
+        preference.lost(now, false, SECOND, Loss::Silence);
+    }
+
+    #[test]
+    fn udp_that_dies_young_again_and_again_rests_though_it_comes_up_at_once() {
+        let (mut preference, now) = (Preference::new(INTERVAL), crate::clock::now());
+        life(&mut preference, now, false);
+        for _ in 0..DEATHS_MAX {
+            assert_eq!(preference.resting(now), None, "it may have been anything");
+            life(&mut preference, now, true);
+        }
+        assert_eq!(preference.resting(now), Some(Rest::Dying));
+        assert_eq!(preference.plan(now).tls_after, Some(Duration::ZERO));
+        preference.redialled(true);
+        preference.up(true);
+        // When it is over, UDP gets one more chance, until it has been good for long.
+        let later = now + preference.interval(now);
+        assert_eq!(preference.resting(later), None);
+        preference.up(false);
+        preference.lost(later, false, SECOND, Loss::Silence);
+        assert_eq!(preference.resting(later + 3 * INTERVAL), Some(Rest::Dying), "for longer");
+        preference.redialled(true);
+        preference.lost(later, false, 60 * SECOND, Loss::Silence);
+        life(&mut preference, later, true);
+        assert_eq!(preference.resting(later + 4 * INTERVAL), None);
+    }
+
+    #[test]
+    fn deaths_of_the_neighbour_are_not_held_against_udp() {
+        let (mut preference, now) = (Preference::new(INTERVAL), crate::clock::now());
+        for _ in 0..10 {
+            // It was away in between, once in a while.
+            life(&mut preference, now, false);
+            for _ in 0..DEATHS_MAX {
+                life(&mut preference, now, true);
+                // It has said so itself, over UDP.
+                preference.redialled(true);
+                preference.up(false);
+                preference.lost(now, false, SECOND, Loss::Told);
+            }
+            life(&mut preference, now, true);
+            life(&mut preference, now, true);
+            assert_eq!(preference.resting(now), None);
+        }
+    }
+
+    #[test]
+    fn a_neighbour_was_there_if_it_answers_within_some_round_trips() {
+        let (quick, slow) = (Duration::from_millis(1), Duration::from_millis(600));
+        assert!(was_there(Duration::from_millis(100), quick));
+        assert!(!was_there(Duration::from_millis(300), quick));
+        assert!(was_there(3 * slow, slow) && !was_there(6 * slow, slow));
     }
 
     #[test]
@@ -201,7 +324,7 @@ mod tests {
             preference.up(true);
             assert_eq!(preference.interval(now), LOOK_AFTER);
             preference.up(false);
-            preference.lost(false, SECOND);
+            preference.lost(now, false, SECOND, Loss::Silence);
         }
         preference.up(true);
         preference.still_fails(now + 60 * SECOND);

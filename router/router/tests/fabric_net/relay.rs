@@ -14,7 +14,7 @@ use tokio::{
     net::{TcpListener, UdpSocket},
     sync::Notify,
     task::JoinSet,
-    time,
+    time::{self, Duration, Instant},
 };
 
 /// Passes datagrams to `target` and back, for one client at a time per mapping.
@@ -29,10 +29,13 @@ struct State {
     target: SocketAddr,
     cut: AtomicBool,
     heals_with_tcp: AtomicBool,
+    /// What a client's address may send and get, from its first datagram on.
+    lifetime: Mutex<Option<Duration>>,
     /// Longer datagrams are lost.
     len_max: AtomicUsize,
     back: Mutex<Arc<UdpSocket>>,
-    client: Mutex<Option<SocketAddr>>,
+    /// And since when.
+    client: Mutex<Option<(SocketAddr, Instant)>>,
     rebound: Notify,
     tcp_reset: Notify,
 }
@@ -67,6 +70,7 @@ impl Relay {
             target,
             cut: AtomicBool::new(false),
             heals_with_tcp: AtomicBool::new(false),
+            lifetime: Mutex::default(),
             len_max: AtomicUsize::new(usize::MAX),
             back: Mutex::new(Arc::new(net::udp_bind(any()).unwrap())),
             client: Mutex::default(),
@@ -90,6 +94,12 @@ impl Relay {
         self.cut(true);
     }
 
+    /// From now on loses what a client sends and gets when it has done so for this long, until it comes from another address: as a firewall
+    /// does that takes against a flow once it has looked into it.
+    pub(crate) fn kill_after(&self, lifetime: Duration) {
+        *self.state.lifetime.lock() = Some(lifetime);
+    }
+
     /// Ends every TCP connection there is.
     pub(crate) fn reset_tcp(&self) {
         self.state.tcp_reset.notify_waiters();
@@ -111,8 +121,10 @@ impl Relay {
 }
 
 impl State {
-    fn passes(&self, len: usize) -> bool {
-        !self.cut.load(Ordering::Relaxed) && len <= self.len_max.load(Ordering::Relaxed)
+    fn passes(&self, len: usize, since: Instant) -> bool {
+        !self.cut.load(Ordering::Relaxed)
+            && len <= self.len_max.load(Ordering::Relaxed)
+            && self.lifetime.lock().is_none_or(|lifetime| since.elapsed() <= lifetime)
     }
 }
 
@@ -142,9 +154,15 @@ async fn forward(state: Arc<State>) {
     let mut buffer = vec![0; 65_536];
     loop {
         let Ok((n, from)) = state.front.recv_from(&mut buffer).await else { continue };
-        *state.client.lock() = Some(from);
+        let since = {
+            let mut client = state.client.lock();
+            let (_, since) =
+                client.take_if(|(addr, _)| *addr == from).unwrap_or_else(|| (from, Instant::now()));
+            *client = Some((from, since));
+            since
+        };
         let back = Arc::clone(&state.back.lock());
-        if state.passes(n) {
+        if state.passes(n, since) {
             time::timeout(PATIENCE, back.send_to(&buffer[..n], state.target))
                 .await
                 .unwrap()
@@ -162,8 +180,8 @@ async fn backward(state: Arc<State>) {
             () = state.rebound.notified() => continue,
         };
         let client = *state.client.lock();
-        if let Some(client) = client
-            && state.passes(n)
+        if let Some((client, since)) = client
+            && state.passes(n, since)
         {
             state.front.send_to(&buffer[..n], client).await.unwrap();
         }
