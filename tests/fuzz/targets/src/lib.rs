@@ -6,7 +6,7 @@
 use bytes::BytesMut;
 use prost::Message;
 use rustls_pki_types::CertificateDer;
-use skein_api::{Token, parse_documents, to_yaml};
+use skein_api::{Token, parse_documents, parse_stored, to_yaml};
 use skein_core::{Handle, Label, Pin, SiteId};
 use skein_trust::{
     Issuer, SpiffeId, VerifiedAnswer, peer_identity, verify_answer, verify_claim,
@@ -260,9 +260,11 @@ pub fn router_config(data: &[u8]) {
     assert!(version == 1 && assembled == config);
 }
 
-/// YAML as users write it.
+/// YAML as users write it, and as sites have kept it.
 pub fn resources(data: &[u8]) {
-    let Ok(resources) = parse_documents(data) else { return };
+    let asked = parse_documents(data);
+    let Ok(resources) = parse_stored(data) else { return assert!(asked.is_err()) };
+    assert!(asked.is_err() || asked.as_ref() == Ok(&resources), "what is taken is kept as it is");
     let text = to_yaml(&resources);
     let again = parse_documents(text.as_bytes()).expect("what was written is read");
     assert_eq!(again, resources);
