@@ -9,7 +9,10 @@ use skein_api::{
 use crate::{
     args::Global,
     client::Client,
-    command::resource::{self, PortPair, ProtocolArg, free_name},
+    command::{
+        port::{PortPair, ProtocolArg},
+        resource::{self, free_name},
+    },
     error::Failure,
     output::note,
 };

@@ -10,6 +10,7 @@ pub(crate) mod init;
 pub(crate) mod link;
 pub(crate) mod listen;
 pub(crate) mod logs;
+pub(crate) mod port;
 pub(crate) mod process;
 pub(crate) mod proxy;
 pub(crate) mod resource;

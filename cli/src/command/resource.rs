@@ -1,33 +1,28 @@
 //! `skctl apply|get|delete|export`: the same state as documents.
 
+mod watch;
+
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
-    str::FromStr,
     time::Duration,
 };
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use serde::Serialize;
-use skein_api::{
-    INPUT_LEN_MAX, Kind, NAME_LEN_MAX, Phase, Protocol, Resource, parse_documents, to_yaml,
-};
-use skein_wire::proto::site::{Change, GetRequest, ResourceEvent};
-use tonic::Streaming;
+use skein_api::{INPUT_LEN_MAX, Kind, NAME_LEN_MAX, Phase, Resource, parse_documents, to_yaml};
+use skein_wire::proto::site::Change;
 
 use crate::{
     args::{Format, Global},
-    client::{self, Client},
+    client::Client,
     clock,
     command::process,
     error::Failure,
     input,
     output::{self, Show, columns, note, printable},
 };
-
-/// How often a controller that went away is looked for.
-const RECONNECT_INTERVAL: Duration = Duration::from_millis(500);
 
 /// How long a change is watched until it works or does not, so that a typo shows at once.
 const SETTLE_MAX: Duration = Duration::from_secs(3);
@@ -134,60 +129,6 @@ fn parse_kinds(text: &str) -> Result<Kinds, String> {
         return Ok(Kinds::All);
     }
     text.parse().map(Kinds::One).map_err(|error: skein_api::UnknownKind| error.to_string())
-}
-
-/// `P[:LOCAL][/PROTOCOL]` of `expose` and `listen`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct PortPair {
-    pub(crate) port: u32,
-    pub(crate) local: Option<u32>,
-    /// Where it is said with the port.
-    pub(crate) protocol: Option<Protocol>,
-}
-
-/// `--protocol` of `expose` and `listen`.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub(crate) enum ProtocolArg {
-    /// Connections
-    Tcp,
-    /// Datagrams
-    Udp,
-}
-
-impl From<ProtocolArg> for Protocol {
-    fn from(protocol: ProtocolArg) -> Self {
-        match protocol {
-            ProtocolArg::Tcp => Self::Tcp,
-            ProtocolArg::Udp => Self::Udp,
-        }
-    }
-}
-
-/// The protocol after the last slash, and what is in front of it.
-pub(crate) fn split_protocol(text: &str) -> Result<(&str, Option<Protocol>), String> {
-    match text.rsplit_once('/') {
-        None => Ok((text, None)),
-        Some((rest, "tcp")) => Ok((rest, Some(Protocol::Tcp))),
-        Some((rest, "udp")) => Ok((rest, Some(Protocol::Udp))),
-        Some((_, other)) => Err(format!("{other:?} is no protocol; tcp and udp are")),
-    }
-}
-
-impl FromStr for PortPair {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (numbers, protocol) = split_protocol(text)?;
-        let number = |text: &str| match text.parse::<u16>() {
-            Ok(port) if port > 0 => Ok(u32::from(port)),
-            _ => Err(format!("{text:?} is not a port of 1 to 65535")),
-        };
-        let (port, local) = match numbers.split_once(':') {
-            None => (number(numbers)?, None),
-            Some((port, local)) => (number(port)?, Some(number(local)?)),
-        };
-        Ok(Self { port, local, protocol })
-    }
 }
 
 /// Checks a resource made from arguments.
@@ -409,7 +350,7 @@ pub(crate) async fn get(global: &Global, args: Get) -> Result<(), Failure> {
     let mut client = Client::connect(global).await?;
     let (kind, name) = (args.kind.as_str(), args.name.unwrap_or_default());
     if args.watch {
-        return watch(global, client, kind, &name).await;
+        return watch::watch(global, client, kind, &name).await;
     }
     let resources = client.get(kind, &name).await?;
     if resources.is_empty() && !name.is_empty() {
@@ -424,100 +365,6 @@ pub(crate) async fn get(global: &Global, args: Get) -> Result<(), Failure> {
         }
         _ => output::show(global, &Listing(resources)),
     }
-}
-
-/// Prints changes until interrupted. A controller that restarts is waited for; what changed meanwhile is told then.
-async fn watch(global: &Global, client: Client, kind: &str, name: &str) -> Result<(), Failure> {
-    let mut known = Known::new();
-    let mut client = Some(client);
-    loop {
-        let mut connected = match client.take() {
-            Some(client) => client,
-            None => reconnect(global).await?,
-        };
-        let request = GetRequest { kind: kind.to_owned(), name: name.to_owned() };
-        let ended = match connected.raw().watch(request).await {
-            Ok(stream) => follow(global, stream.into_inner(), &mut known).await?,
-            // A kind that does not exist, at the first attempt only.
-            Err(status) if known.is_empty() => return Err(status.into()),
-            Err(status) => Failure::from(status),
-        };
-        note(global, format_args!("note: {ended}; waiting for the controller"));
-    }
-}
-
-/// What was printed last of each resource.
-type Known = BTreeMap<(Kind, String), Resource>;
-
-/// Prints the changes of one stream; the answer says why it ended.
-async fn follow(
-    global: &Global,
-    mut stream: Streaming<ResourceEvent>,
-    known: &mut Known,
-) -> Result<Failure, Failure> {
-    let mut seen = BTreeSet::new();
-    loop {
-        let event = match stream.message().await {
-            Ok(Some(event)) => event,
-            Ok(None) => return Ok(Failure::new("the controller ended")),
-            Err(status) => return Ok(status.into()),
-        };
-        let Some(message) = &event.resource else {
-            // All that exists has been told; what was there before and is not is gone.
-            let gone: Vec<_> = known.extract_if(.., |key, _| !seen.contains(key)).collect();
-            for (_, resource) in gone {
-                print_event(global, "deleted", resource)?;
-            }
-            continue;
-        };
-        let resource = client::resource(message)?;
-        let key = (resource.kind(), resource.name().to_owned());
-        if event.event == "deleted" {
-            known.remove(&key);
-            print_event(global, "deleted", resource)?;
-            continue;
-        }
-        seen.insert(key.clone());
-        let before = known.insert(key, resource.clone());
-        match before {
-            None => print_event(global, "added", resource)?,
-            Some(before) if before != resource => print_event(global, "modified", resource)?,
-            Some(_) => {}
-        }
-    }
-}
-
-async fn reconnect(global: &Global) -> Result<Client, Failure> {
-    loop {
-        clock::sleep(RECONNECT_INTERVAL).await;
-        match Client::connect(global).await {
-            Ok(client) => return Ok(client),
-            Err(failure) if !client::paths(global)?.has_site() => return Err(failure),
-            Err(_) => {}
-        }
-    }
-}
-
-fn print_event(global: &Global, event: &str, resource: Resource) -> Result<(), Failure> {
-    let text = match global.output {
-        Format::Yaml => format!("---\n# {event}\n{}", to_yaml(&[resource])),
-        // One document a line, for programs that read lines.
-        Format::Json => {
-            format!("{{\"event\":{event:?},\"resource\":{}}}\n", resource.to_json())
-        }
-        _ => {
-            let status = resource.status().cloned().unwrap_or_default();
-            let line = format!(
-                "{event:<9} {}/{}  {:?}  {}",
-                resource.kind().as_str().to_lowercase(),
-                resource.name(),
-                status.phase,
-                status.message
-            );
-            printable(line.trim_end()) + "\n"
-        }
-    };
-    output::print(&text)
 }
 
 pub(crate) async fn delete(global: &Global, args: Delete) -> Result<(), Failure> {
@@ -553,19 +400,7 @@ pub(crate) async fn export(global: &Global, args: &Export) -> Result<(), Failure
 #[cfg(test)]
 mod tests {
     use super::*;
-    use skein_api::{ConnectorPort, ConnectorSpec, Manifest};
-
-    #[test]
-    fn port_pairs_parse() {
-        let parse = |text: &str| text.parse::<PortPair>();
-        let pair = |port, local, protocol| Ok(PortPair { port, local, protocol });
-        assert_eq!(parse("80"), pair(80, None, None));
-        assert_eq!(parse("80:8080/tcp"), pair(80, Some(8080), Some(Protocol::Tcp)));
-        assert_eq!(parse("53/udp"), pair(53, None, Some(Protocol::Udp)));
-        for bad in ["", "0", "70000", "80:", ":80", "80:0", "80/sctp", "a", "-1", "80:80:80"] {
-            assert!(parse(bad).is_err(), "{bad}");
-        }
-    }
+    use skein_api::{ConnectorPort, ConnectorSpec, Manifest, Protocol};
 
     #[test]
     fn names_are_labels_and_free() {

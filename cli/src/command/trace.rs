@@ -5,7 +5,7 @@ use skein_api::{Protocol, status::TraceReport};
 use skein_core::Address;
 
 use crate::{
-    args::Global, client::Client, command::resource::split_protocol, error::Failure, output, render,
+    args::Global, client::Client, command::port::split_protocol, error::Failure, output, render,
 };
 
 /// Shows the path that a new flow to an address would take now
