@@ -3,6 +3,7 @@
 use crate::Bypass;
 use data_encoding::BASE64;
 use http::HeaderValue;
+use rustix::fs::{Mode, OFlags};
 use std::{
     fmt, fs, io,
     path::{Path, PathBuf},
@@ -183,13 +184,15 @@ impl Proxy {
 fn read_credentials(path: &Path) -> Result<Credentials, ConfigError> {
     use std::{io::Read as _, os::unix::fs::PermissionsExt as _};
     let failed = |error| ConfigError::Credentials { path: path.to_owned(), error };
-    // Before it is opened, which takes for ever where a pipe has no writer.
-    let metadata = fs::metadata(path).map_err(failed)?;
+    // A pipe without a writer is opened at once as well, and told from a file once nobody can put another in its place.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let opened = rustix::fs::open(path, flags, Mode::empty());
+    let file = fs::File::from(opened.map_err(|error| failed(error.into()))?);
+    let metadata = file.metadata().map_err(failed)?;
     if !metadata.is_file() {
         return Err(ConfigError::NotAFile(path.to_owned()));
     }
-    let file = fs::File::open(path).map_err(failed)?;
-    if file.metadata().map_err(failed)?.permissions().mode() & 0o077 != 0 {
+    if metadata.permissions().mode() & 0o077 != 0 {
         return Err(ConfigError::Exposed(path.to_owned()));
     }
     let mut text = Zeroizing::new(String::new());
@@ -308,6 +311,15 @@ mod tests {
         assert!(matches!(proxy.credentials(), Err(ConfigError::Malformed(_))));
         let directory = Proxy { credentials_file: Some(dir.path().to_owned()), ..proxy };
         assert!(matches!(directory.credentials(), Err(ConfigError::NotAFile(_))));
+    }
+
+    /// Also where it has just taken the place of a file: it is not looked at before it is open.
+    #[test]
+    fn a_pipe_holds_nobody_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pipe");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &path, Mode::RUSR | Mode::WUSR).unwrap();
+        assert!(matches!(read_credentials(&path), Err(ConfigError::NotAFile(_))));
     }
 
     #[test]

@@ -175,10 +175,7 @@ pub(crate) async fn run(
             Outcome::Idle
         }
         Ok(outcome) => outcome,
-        Err(FlowError::Reset) => Outcome::FarReset,
-        Err(FlowError::SessionLost | FlowError::NoStream | FlowError::Malformed(_)) => {
-            Outcome::SessionLost
-        }
+        Err(error) => Outcome::from(&error),
     }
 }
 

@@ -76,6 +76,8 @@ pub enum Outcome {
     FarReset,
     /// The session was lost.
     SessionLost,
+    /// The other router broke the protocol of the flow.
+    Violation,
     /// Nothing moved for the address's idle timeout.
     Idle,
     /// This router reset it: shutdown, its connector was withdrawn at once, or the site at the other end may not any more.
@@ -90,11 +92,12 @@ pub enum Outcome {
 
 impl Outcome {
     /// All of them, for tables.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Finished,
         Self::NearReset,
         Self::FarReset,
         Self::SessionLost,
+        Self::Violation,
         Self::Idle,
         Self::Aborted,
         Self::Refused,
@@ -110,11 +113,22 @@ impl Outcome {
             Self::NearReset => "near_reset",
             Self::FarReset => "far_reset",
             Self::SessionLost => "session_lost",
+            Self::Violation => "violation",
             Self::Idle => "idle",
             Self::Aborted => "aborted",
             Self::Refused => "refused",
             Self::Unreachable => "unreachable",
             Self::Overloaded => "overloaded",
+        }
+    }
+}
+
+impl From<&FlowError> for Outcome {
+    fn from(error: &FlowError) -> Self {
+        match error {
+            FlowError::Reset => Self::FarReset,
+            FlowError::SessionLost | FlowError::NoStream => Self::SessionLost,
+            FlowError::Malformed(_) => Self::Violation,
         }
     }
 }
@@ -302,12 +316,7 @@ impl FlowRecord {
 
     /// It ended before it was one, or with its session.
     pub(crate) fn note_loss(&mut self, error: &FlowError) {
-        self.outcome = match error {
-            FlowError::Reset => Outcome::FarReset,
-            FlowError::SessionLost | FlowError::NoStream | FlowError::Malformed(_) => {
-                Outcome::SessionLost
-            }
-        };
+        self.outcome = error.into();
     }
 
     fn duration(&self) -> Duration {

@@ -11,7 +11,7 @@ use crate::{
 use anyhow::Context as _;
 use std::{path::PathBuf, time::Duration};
 use tokio::{
-    runtime::{Builder, Handle},
+    runtime::{Builder, Handle, Runtime},
     signal::unix::{SignalKind, signal},
     sync::{mpsc, oneshot},
     time,
@@ -146,14 +146,24 @@ pub(crate) fn run_process(config: Config) -> anyhow::Result<()> {
     let stopped = CancellationToken::new();
     let data_thread = std::thread::Builder::new().name("data".into()).spawn({
         let stopped = stopped.clone();
-        move || data.block_on(stopped.cancelled())
+        move || {
+            data.block_on(stopped.cancelled());
+            end(data);
+        }
     })?;
     let outcome = control.block_on(run_until_signal(config, &runtimes));
+    end(control);
     stopped.cancel();
     if data_thread.join().is_err() {
         anyhow::bail!("the data thread panicked");
     }
     outcome
+}
+
+/// Ends a runtime whose tasks have been joined. What a file system holds up, as where credentials are on a server that is gone, goes with the
+/// process: nobody waits for it any more.
+fn end(runtime: Runtime) {
+    runtime.shutdown_background();
 }
 
 async fn run_until_signal(config: Config, runtimes: &Runtimes) -> anyhow::Result<()> {
@@ -181,5 +191,26 @@ fn raise_open_files_limit() {
         setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })
     {
         tracing::warn!(%error, "the limit of open files cannot be raised");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+
+    #[test]
+    fn a_file_system_that_hangs_does_not_hold_up_the_end() {
+        let (answer, file_system) = mpsc::channel::<()>();
+        let runtime = Builder::new_current_thread().build().unwrap();
+        let (reading, is_reading) = mpsc::channel();
+        let _read = runtime.spawn_blocking(move || {
+            reading.send(()).unwrap();
+            file_system.recv()
+        });
+        is_reading.recv().unwrap();
+        // Waits for ever if it waits.
+        end(runtime);
+        drop(answer);
     }
 }

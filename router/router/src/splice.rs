@@ -448,12 +448,7 @@ async fn socket_to_socket(
 }
 
 fn outcome(error: FlowError) -> Outcome {
-    match error {
-        FlowError::Reset => Outcome::FarReset,
-        FlowError::SessionLost | FlowError::NoStream | FlowError::Malformed(_) => {
-            Outcome::SessionLost
-        }
-    }
+    Outcome::from(&error)
 }
 
 /// A socket that is reset when dropped before its splice ended cleanly.

@@ -251,9 +251,9 @@ async fn a_tls_connection_that_ends_takes_its_link_with_it_at_once() {
     relay.reset_tcp();
     let reset = Stopwatch::start();
     for node in &mut nodes {
-        // Not by its silence, which takes longer.
+        // Not by its silence, which takes longer; closed or reset, as what was under way has it.
         let (_, reason) = node.next_down().await;
-        assert!(reason.contains("closed the connection"), "{reason}");
+        assert!(!reason.contains("no sign of life"), "{reason}");
     }
     nodes[0].next_up().await;
     reset.assert_within(Duration::from_millis(1_500));

@@ -422,6 +422,9 @@ async fn who_uses_a_session_for_what_it_is_not_loses_it() {
         let reason = within(connection.closed()).await.to_string();
         assert!(reason.contains("broke the protocol"), "{misplaced:?}: {reason}");
     }
+    let counters = &network.edges[1].counters;
+    within(eventually(|| counters.ended(Edge::Egress, Outcome::Violation) == 2)).await;
+    assert_eq!(counters.ended(Edge::Egress, Outcome::SessionLost), 0);
     assert_eq!(network.edges[1].counters.datagrams.associations(), 0);
 }
 

@@ -100,11 +100,11 @@ async fn serve_opened(
         Ok(asked) => asked,
         Err(refusal) => return refuse(flow, &mut record, refusal).await,
     };
+    record.address = Some(asked.address.clone());
     if !flow.is_in_place(asked.port.protocol) {
-        record.outcome = Outcome::SessionLost;
+        record.outcome = Outcome::Violation;
         return;
     }
-    record.address = Some(asked.address.clone());
     if asked.port.protocol == Protocol::Udp {
         record.set_association();
         return datagrams::serve(egress, asked, flow, record).await;

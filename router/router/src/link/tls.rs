@@ -81,7 +81,7 @@ pub(super) async fn connect(
     match way {
         Way::Direct(addr) => {
             let tcp = tcp(addr).await?;
-            let addresses = (tcp.0.local_addr().map_err(|e| TlsError::Connect(addr, e))?, addr);
+            let addresses = (tcp.local_addr().map_err(|e| TlsError::Connect(addr, e))?, addr);
             let stream = handshake(tcp, addr, name, dial).await?;
             Ok((ServedPort::tls(inner, stream, addresses, None), addr))
         }
@@ -123,8 +123,7 @@ async fn through(
     for addr in resolved.map_err(unresolved)?.into_iter().take(PROXY_ADDRESSES_MAX) {
         match tcp(addr).await {
             Ok(stream) => {
-                let local =
-                    stream.0.local_addr().map_err(|error| TlsError::Connect(addr, error))?;
+                let local = stream.local_addr().map_err(|error| TlsError::Connect(addr, error))?;
                 let tunnel = proxy.tunnel(stream, endpoint).await;
                 let tunnel = tunnel.map_err(|error| TlsError::Proxy(proxy.url.clone(), error))?;
                 return Ok((tunnel, (local, addr)));
@@ -140,7 +139,7 @@ async fn tcp(addr: SocketAddr) -> Result<Prompt, TlsError> {
     let connected = time::timeout(CONNECT_TIMEOUT, net::tcp_connect(addr, None)).await;
     let stream = connected.map_err(|_| TlsError::Unanswered(addr))?.map_err(failed)?;
     net::tcp_carrier_options(&stream).map_err(failed)?;
-    Ok(Prompt(stream))
+    Ok(Prompt::new(stream))
 }
 
 /// Completes the handshake of a client that wants to link.
@@ -158,7 +157,7 @@ pub(super) async fn accept(
 ) -> io::Result<Arc<ServedPort>> {
     net::tcp_carrier_options(&stream)?;
     let addresses = (stream.local_addr()?, stream.peer_addr()?);
-    let stream = BufReader::with_capacity(READ_BYTES, Prompt(stream));
+    let stream = BufReader::with_capacity(READ_BYTES, Prompt::new(stream));
     let mut stream = StartHandshake::from_parts(hello, stream).into_stream(config).await?;
     stream.get_mut().1.set_buffer_limit(Some(UNSENT_BYTES_MAX));
     Ok(ServedPort::tls(inner, Stream::from(stream), addresses, None))

@@ -16,7 +16,8 @@ const DATA_BYTES_MIN: usize = 32 << 10;
 const DATA_BYTES_MAX: usize = 256 << 10;
 /// The same before anything was measured.
 const DATA_BYTES_INITIAL: usize = 64 << 10;
-/// Written at a time: a TLS record. Control frames wait for one of them.
+/// Written at a time: a TLS record. Each class gets at least one datagram, however little room the others leave: with all control frames that
+/// may wait and two datagrams of the largest size it is 26 KiB. Control frames wait for one of them.
 pub(super) const CHUNK_BYTES: usize = 16 << 10;
 /// The rate is measured over spans of at least this.
 const RATE_SPAN: Duration = Duration::from_millis(20);
