@@ -263,6 +263,9 @@ impl World {
         self.listeners.retain(|_, listener| listener.host != host);
         let mut wakers = Vec::new();
         for conn in self.conns.values_mut() {
+            if conn.ends[0].host == host {
+                wakers.append(&mut conn.connecting);
+            }
             for end in conn.ends.iter_mut().filter(|end| end.host == host) {
                 end.vanish(&mut wakers);
             }

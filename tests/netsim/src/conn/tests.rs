@@ -391,6 +391,19 @@ fn a_connection_to_nobody_fails_as_it_does_everywhere() {
 }
 
 #[test]
+fn who_connects_from_a_host_that_loses_power_is_told() {
+    let mut two = Two::new(Path::default());
+    let (_listener, addr) = two.listen();
+    two.change_paths(|path| path.is_cut = true);
+    let connecting = two.connect(addr);
+    two.pass_ms(2_000);
+    two.client.host().clone().lose_power();
+    two.pass_ms(SOON_MS);
+    let kind = connecting.outcome().map(drop).map_err(|error| error.kind());
+    assert_eq!(kind, Err(io::ErrorKind::ConnectionAborted));
+}
+
+#[test]
 fn a_connection_is_made_when_the_path_is_back() {
     let mut two = Two::new(Path::default());
     let (_listener, addr) = two.listen();
