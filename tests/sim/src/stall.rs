@@ -38,8 +38,8 @@ impl Stalls {
             && reader.over_ms.is_none()
             && script.reads_per_s == 0
             && reader.read < writer.written;
-        // Within a site there is no way that could be lost.
-        if !waits || plan.site == *far {
+        // Within a site there is no way that could be lost, and of a site that has left nobody says any more what was not sent.
+        if !waits || plan.site == *far || run.gone[plan.site] || run.gone[*far] {
             self.moved.remove(&direction);
             return;
         }
