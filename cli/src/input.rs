@@ -63,7 +63,15 @@ pub(crate) fn write_secret(path: &Path, content: &[u8], replace: bool) -> Result
         _ => Path::new("."),
     };
     // Temporary files of this crate have mode 0600.
-    let mut file = tempfile::NamedTempFile::new_in(dir).map_err(failed)?;
+    let mut file = tempfile::NamedTempFile::new_in(dir).map_err(|error| {
+        // The file that cannot be made has a name of no interest.
+        let why = match error.kind() {
+            io::ErrorKind::NotFound => "it does not exist".to_owned(),
+            other => other.to_string(),
+        };
+        Failure::new(format_args!("cannot write {}", path.display()))
+            .because(format_args!("directory {}: {why}", dir.display()))
+    })?;
     file.write_all(content).and_then(|()| file.as_file().sync_all()).map_err(failed)?;
     if replace {
         file.persist(path).map_err(|error| failed(error.error))?;

@@ -64,10 +64,14 @@ fn run_parsed(cli: Cli) -> Result<(), Failure> {
         if matches!(&cli.command, Command::Init(init) if init.is_foreground()) {
             return command::run(cli).await;
         }
+        let redeems = matches!(&cli.command, Command::Link(link) if link.redeems());
         // Dropping the command's future undoes what it began: progress lines, temporary files, the demo's sites.
         tokio::select! {
             biased; // an interrupted command must not be reported as a success
-            result = interrupted() => result,
+            result = interrupted() => result.map_err(|failure| match redeems {
+                true => failure.because("the site may still redeem the token").next("see `skctl link list`"),
+                false => failure,
+            }),
             result = command::run(cli) => result,
         }
     });

@@ -88,15 +88,23 @@ pub(crate) fn links(links: &[LinkRow], wide: bool, now: Timestamp) -> String {
 /// Answer to `service list`.
 #[derive(Serialize)]
 #[serde(transparent)]
-pub(crate) struct Services(pub(crate) Vec<ServiceRow>);
+pub(crate) struct Services {
+    pub(crate) rows: Vec<ServiceRow>,
+    /// Whether a link is up, without which only this site's own are known.
+    #[serde(skip)]
+    pub(crate) is_linked: bool,
+}
 
 impl Show for Services {
     fn table(&self, wide: bool) -> String {
-        services(&self.0, wide)
+        if self.rows.is_empty() && !self.is_linked {
+            return "No services: no link is up, see `skctl status`. Offer one with: skctl expose ADDRESS --port PORT\n".to_owned();
+        }
+        services(&self.rows, wide)
     }
 
     fn names(&self) -> Vec<String> {
-        self.0.iter().map(|service| service.address.clone()).collect()
+        self.rows.iter().map(|service| service.address.clone()).collect()
     }
 }
 
@@ -307,20 +315,28 @@ fn network(status: &NetworkStatus, wide: bool) -> String {
 /// Answer to `trace`.
 #[derive(Serialize)]
 #[serde(transparent)]
-pub(crate) struct Trace(pub(crate) TraceReport);
+pub(crate) struct Trace {
+    pub(crate) report: TraceReport,
+    /// That was asked for; the report does not say it.
+    #[serde(skip)]
+    pub(crate) protocol: Protocol,
+}
 
 impl Show for Trace {
     fn table(&self, _: bool) -> String {
-        trace(&self.0)
+        trace(&self.report, self.protocol)
     }
 
     fn names(&self) -> Vec<String> {
-        self.0.candidates.iter().filter(|c| c.chosen).map(|c| c.site.clone()).collect()
+        self.report.candidates.iter().filter(|c| c.chosen).map(|c| c.site.clone()).collect()
     }
 }
 
-fn trace(report: &TraceReport) -> String {
-    let port = if report.port == 0 { String::new() } else { format!(":{}", report.port) };
+fn trace(report: &TraceReport, protocol: Protocol) -> String {
+    let port = match report.port {
+        0 => String::new(),
+        number => format!(":{}", port(&ServicePort { port: number, protocol })),
+    };
     let mut out = String::new();
     let chosen = report.candidates.iter().find(|candidate| candidate.chosen);
     match chosen {

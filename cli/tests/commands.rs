@@ -10,7 +10,6 @@ use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, process::Output};
 
 use fake::Fake;
 use skein_api::{Code, Token, to_yaml};
-use skein_core::SiteId;
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
@@ -175,12 +174,18 @@ fn tokens_are_written_private_and_never_over_a_file() {
     ok(&fake.run(&["token", "create", file, "--force"]));
     assert_eq!(ok(&fake.run(&["token", "create", "-"])), fake::TOKEN);
     // A token that could not be written is taken back.
-    assert!(fails(&fake.run(&["token", "create", "/nowhere/a.token"]), 1).contains("cannot write"));
+    let nowhere = fails(&fake.run(&["token", "create", "/nowhere/a.token"]), 1);
+    assert!(
+        nowhere.contains("cannot write /nowhere/a.token; directory /nowhere: it does not"),
+        "{nowhere}"
+    );
+    let unknown = fails(&fake.run(&["token", "delete", "nosuch"]), 1);
+    assert!(unknown.contains("no token") && unknown.contains("skctl token list"), "{unknown}");
     assert_eq!(fake.deleted(), ["AccessGrant/grant-1 now"]);
 }
 
 fn token(name: &str, expires_unix_s: i64) -> String {
-    let id = SiteId([1; 32]);
+    let id = fake::ISSUER;
     let token = Token {
         endpoints: vec!["hub.example:7443".into()],
         issuer: id,

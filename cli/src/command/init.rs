@@ -1,6 +1,9 @@
 //! `skctl init`
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::{
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    time::Duration,
+};
 
 use clap::{Args, ValueEnum};
 use serde::Serialize;
@@ -21,6 +24,9 @@ use crate::{
     output::{self, Show, note, printable},
     progress::Progress,
 };
+
+/// How long a router may take to listen elsewhere before what it says is shown as it is.
+const SOCKETS_MAX: Duration = Duration::from_secs(5);
 
 /// Creates and starts a site
 ///
@@ -175,7 +181,8 @@ pub(crate) async fn run(global: &Global, args: Init) -> Result<(), Failure> {
     if let Some(text) = args.proxy.note() {
         note(global, format_args!("note: {text}"));
     }
-    let mut progress = Progress::start(global, "creating the site");
+    let first = if paths.has_site() { "changing the site" } else { "creating the site" };
+    let mut progress = Progress::start(global, first);
     let found = find_or_create(&paths, &args, &mut progress).await?;
     let (created, client) = match found {
         Found::Running(client) if !args.foreground => (None, Some(client)),
@@ -214,12 +221,45 @@ pub(crate) async fn run(global: &Global, args: Init) -> Result<(), Failure> {
             note(global, format_args!("note: {text}"));
         }
     }
-    let status = host::ready(&paths, &mut progress).await?;
+    let status = listening(&paths, &mut progress).await?;
     progress.finish();
     if global.quiet && !global.structured() {
         return Ok(());
     }
     output::show(global, &Outcome { new: is_new, changes, status })
+}
+
+/// Waits until a router is there, and then, not for long, until it has the sockets that the site shall listen on; how things are then.
+async fn listening(paths: &Paths, progress: &mut Progress) -> Result<SiteStatus, Failure> {
+    let mut status = host::ready(paths, progress).await?;
+    let mut client = Client::connect_to(paths).await?;
+    let wanted = proxy::site_of(&mut client).await?.map(|site| site.spec.listen);
+    let Some(wanted) = wanted else { return Ok(status) };
+    let deadline = clock::instant() + SOCKETS_MAX;
+    while !listens_at(&status, &wanted) && clock::instant() < deadline {
+        progress.step("waiting for the router to listen");
+        clock::sleep(host::POLL).await;
+        status = client.query("status").await?;
+    }
+    Ok(status)
+}
+
+/// Whether the routers tell of `wanted` and of nothing else, be it that they cannot bind it.
+fn listens_at(status: &SiteStatus, wanted: &[String]) -> bool {
+    let is = |socket: &str, wanted: &str| match (
+        socket.parse::<SocketAddr>(),
+        wanted.parse::<SocketAddr>(),
+    ) {
+        (Ok(socket), Ok(wanted)) => {
+            socket.ip() == wanted.ip() && (wanted.port() == 0 || socket.port() == wanted.port())
+        }
+        _ => socket == wanted,
+    };
+    status.routers.iter().filter(|router| router.state == "attached").all(|router| {
+        let sockets = || router.sockets.iter().map(|socket| socket.address.as_str());
+        sockets().all(|socket| wanted.iter().any(|wanted| is(socket, wanted)))
+            && wanted.iter().all(|wanted| sockets().any(|socket| is(socket, wanted)))
+    })
 }
 
 /// What there is of the site before it is started.
@@ -345,6 +385,32 @@ impl Show for Outcome {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use skein_api::status::{RouterStatus, SocketStatus};
+
+    #[test]
+    fn sockets_of_before_are_told_from_those_wanted() {
+        let status = |sockets: &[&str]| SiteStatus {
+            routers: vec![RouterStatus {
+                state: "attached".into(),
+                sockets: sockets
+                    .iter()
+                    .map(|address| SocketStatus {
+                        address: (*address).into(),
+                        ..SocketStatus::default()
+                    })
+                    .collect(),
+                ..RouterStatus::default()
+            }],
+            ..SiteStatus::default()
+        };
+        let wanted = ["0.0.0.0:7444".to_owned()];
+        assert!(listens_at(&status(&["0.0.0.0:7444"]), &wanted));
+        assert!(!listens_at(&status(&["[::]:7443"]), &wanted));
+        assert!(!listens_at(&status(&["0.0.0.0:7444", "[::]:7443"]), &wanted));
+        assert!(!listens_at(&status(&[]), &wanted));
+        assert!(listens_at(&status(&[]), &[]) && !listens_at(&status(&["[::]:7443"]), &[]));
+        assert!(listens_at(&status(&["[::]:41234"]), &["[::]:0".to_owned()]));
+    }
 
     #[test]
     fn listen_addresses_parse() {

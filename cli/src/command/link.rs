@@ -5,7 +5,10 @@ use std::{path::Path, time::Duration as StdDuration};
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
 use serde::Serialize;
-use skein_api::{Duration, TOKEN_LEN_MAX, Token, status::LinkRow};
+use skein_api::{
+    Duration, TOKEN_LEN_MAX, Token,
+    status::{LinkRow, NetworkStatus},
+};
 use skein_wire::proto::site::{Progress as ProgressMessage, RedeemTokenRequest};
 
 use crate::{
@@ -22,6 +25,10 @@ use crate::{
 
 /// How much longer than its own timeout the controller may take to say that it gave up.
 const GRACE: StdDuration = StdDuration::from_secs(5);
+
+/// How long what the other site knows may take to arrive after the link is up.
+const ARRIVAL_MAX: StdDuration = StdDuration::from_secs(3);
+const ARRIVAL_POLL: StdDuration = StdDuration::from_millis(50);
 
 /// Joins another site with a token, or lists links
 ///
@@ -59,7 +66,7 @@ pub(crate) struct Link {
     provide: Vec<String>,
     #[command(flatten)]
     proxy: ProxyArgs,
-    /// How long to wait for the link to come up
+    /// How long to wait for the link to come up; that nothing answers at the token's endpoints is told after 8s at most
     #[arg(long, value_name = "DURATION", default_value = "60s")]
     timeout: Duration,
     #[command(subcommand)]
@@ -91,6 +98,13 @@ pub(crate) struct Unlink {
     /// Withdraws this site's endorsement of the other site as well
     #[arg(long)]
     withdraw: bool,
+}
+
+impl Link {
+    /// Whether the controller may go on when this command has ended: it finishes a claim, so that no token is used for nothing.
+    pub(crate) fn redeems(&self) -> bool {
+        self.file.is_some() && self.action.is_none()
+    }
 }
 
 pub(crate) async fn run(global: &Global, args: Link) -> Result<(), Failure> {
@@ -131,12 +145,17 @@ async fn redeem(global: &Global, args: &Link, file: &str) -> Result<(), Failure>
         provide: args.provide.clone(),
     };
     let waiting = follow(client.raw().redeem_token(request).await?.into_inner(), &mut progress);
+    let began = clock::instant();
     let limit = args.timeout.0.saturating_add(GRACE);
     let made = tokio::time::timeout(limit, waiting).await.map_err(|_| {
         Failure::timeout(format_args!("the link is not up after {}", args.timeout))
             .because("the controller still tries")
             .next("see `skctl link list` and `skctl doctor`")
     })??;
+    let patience = args.timeout.0.saturating_sub(began.elapsed()).min(ARRIVAL_MAX);
+    progress.step("waiting for what the other site knows");
+    // The link is up however this ends; what is missing arrives later.
+    let _ = tokio::time::timeout(patience, arrival(&mut client, &token.issuer.to_string())).await;
     progress.finish();
     for text in &made.notes {
         note(global, output::printable(text));
@@ -145,6 +164,21 @@ async fn redeem(global: &Global, args: &Link, file: &str) -> Result<(), Failure>
         global,
         &Linked { name: made.name, peer: token.issuer_name, peer_id: token.issuer.to_string() },
     )
+}
+
+/// Waits until a router of `site` can be reached: then its database is here, and commands that follow find what it offers,
+/// at local endpoints that are open.
+async fn arrival(client: &mut Client, site: &str) -> Result<(), Failure> {
+    loop {
+        let network: NetworkStatus = client.query("network").await?;
+        let mut routers =
+            network.sites.iter().filter(|known| known.id == site).flat_map(|known| &known.routers);
+        let is_opening = network.services.iter().any(|service| service.state == "opening");
+        if routers.any(|router| router.reachable) && !is_opening {
+            return Ok(());
+        }
+        clock::sleep(ARRIVAL_POLL).await;
+    }
 }
 
 const NEW_TOKEN: &str = "make one with `skctl token create` on the other site";

@@ -1,7 +1,7 @@
 //! `skctl service list`
 
 use clap::{Args, Subcommand};
-use skein_api::status::ServiceRow;
+use skein_api::status::{ServiceRow, SiteStatus};
 
 use crate::{
     args::{Format, Global},
@@ -34,9 +34,14 @@ struct List {}
 
 pub(crate) async fn run(global: &Global, args: Service) -> Result<(), Failure> {
     let Action::List(_) = args.action;
-    let services: Vec<ServiceRow> = Client::connect(global).await?.query("services").await?;
+    let mut client = Client::connect(global).await?;
+    let services: Vec<ServiceRow> = client.query("services").await?;
     if global.output == Format::Hosts {
         return output::print(&render::hosts(&services));
     }
-    output::show(global, &Services(services))
+    let is_linked = match services.is_empty() {
+        true => client.query::<SiteStatus>("status").await?.links_up > 0,
+        false => true,
+    };
+    output::show(global, &Services { rows: services, is_linked })
 }

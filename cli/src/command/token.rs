@@ -238,7 +238,16 @@ fn redeemers(ids: &[String], wide: bool) -> String {
 }
 
 async fn delete(global: &Global, args: Delete) -> Result<(), Failure> {
-    let notes = Client::connect(global).await?.delete("AccessGrant", &args.name, true).await?;
+    let mut client = Client::connect(global).await?;
+    let tokens: Vec<TokenRow> = client.query("tokens").await?;
+    let mut grants = client.get("AccessGrant", "").await?.into_iter();
+    if !tokens.iter().any(|token| token.name == args.name)
+        && !grants.any(|grant| grant.name() == args.name)
+    {
+        return Err(Failure::new(format_args!("there is no token {:?}", args.name))
+            .next("see `skctl token list`"));
+    }
+    let notes = client.delete("AccessGrant", &args.name, true).await?;
     note(global, format_args!("Token {} can no longer be used.", args.name));
     for text in notes {
         note(global, text);

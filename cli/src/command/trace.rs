@@ -28,7 +28,7 @@ pub(crate) async fn run(global: &Global, args: Trace) -> Result<(), Failure> {
     let mut client = Client::connect(global).await?;
     let report: TraceReport = client.trace(address.to_owned(), u32::from(port), protocol).await?;
     let failed = !report.error.is_empty() || !report.candidates.iter().any(|c| c.chosen);
-    output::show(global, &render::Trace(report))?;
+    output::show(global, &render::Trace { report, protocol })?;
     // The report itself says why.
     if failed { Err(Failure::told()) } else { Ok(()) }
 }

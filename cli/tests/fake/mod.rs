@@ -270,6 +270,9 @@ fn services() -> Vec<status::ServiceRow> {
     vec![db, web]
 }
 
+/// The site whose tokens are redeemed; it is in the network.
+pub(crate) const ISSUER: skein_core::SiteId = skein_core::SiteId([1; 32]);
+
 fn network() -> status::NetworkStatus {
     let link =
         status::NetworkLink { peer: "here".into(), peer_id: "r1".into(), cost: 1, rtt_us: 900 };
@@ -296,7 +299,10 @@ fn network() -> status::NetworkStatus {
         network_id: "networkid".into(),
         sites: vec![
             site("here", true, vec![router(true, 0)]),
-            site("hub\u{202e}", false, vec![router(true, 1)]),
+            status::NetworkSite {
+                id: ISSUER.to_string(),
+                ..site("hub\u{202e}", false, vec![router(true, 1)])
+            },
             site("gone", false, Vec::new()),
         ],
         services: services(),

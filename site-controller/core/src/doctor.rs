@@ -180,9 +180,10 @@ fn clock(seen: &Observations<'_>) -> DoctorFinding {
                 format!("the clock here is at least {ahead_s} s behind that of site {site}");
             bad("clock", detail, fix)
         }
-        (Some((site, ahead_s)), _) => {
-            good("clock", format!("within {} s of all neighbours ({site})", ahead_s.abs() + 1))
-        }
+        (Some((site, ahead_s)), _) => good(
+            "clock",
+            format!("within {} s of all neighbours (most: {site})", ahead_s.abs() + 1),
+        ),
         (None, Some(_)) => good("clock", "no other site's clock is ahead of this one's"),
         (None, None) => good("clock", "no other site to compare with"),
     }
@@ -206,6 +207,9 @@ fn buffers(seen: &Observations<'_>) -> Option<DoctorFinding> {
     })
 }
 
+/// How a router words the alert of a peer that does not know this site, or no longer trusts it.
+const NOT_TRUSTED: &str = "does not trust this site";
+
 fn links(seen: &Observations<'_>) -> Vec<DoctorFinding> {
     let all = seen.routers.iter().flat_map(|status| &status.links);
     let check = |link: &skein_wire::proto::control::LinkStatus| {
@@ -228,9 +232,24 @@ fn links(seen: &Observations<'_>) -> Vec<DoctorFinding> {
             (true, false) => attempts.join(", "),
             (false, false) => format!("{} ({})", link.error, attempts.join(", ")),
         };
-        bad(name, detail, "check that the other site runs and that nothing between blocks its port")
+        let fix = if detail.contains(NOT_TRUSTED) {
+            "get a new token from it (`skctl token create` there) and `skctl link` it here"
+        } else {
+            "check that the other site runs and that nothing between blocks its port"
+        };
+        bad(name, detail, fix)
     };
     all.filter(|link| !link.incoming || link_state(link) != "up").map(check).collect()
+}
+
+/// What became of an attempt over `carrier`, which its outcome may name already.
+fn over(carrier: &str, outcome: &str) -> String {
+    let first = |text: &str| text.split(' ').next().map(str::to_owned);
+    if first(carrier) == first(outcome) {
+        outcome.to_owned()
+    } else {
+        format!("{carrier}: {outcome}")
+    }
 }
 
 fn endpoints(seen: &Observations<'_>) -> Vec<DoctorFinding> {
@@ -239,7 +258,7 @@ fn endpoints(seen: &Observations<'_>) -> Vec<DoctorFinding> {
     };
     let check = |probe: &ProbeResult| {
         let name = format!("endpoint {}", probe.endpoint);
-        let detail = format!("UDP: {}, TLS over TCP: {}", probe.udp, probe.tcp);
+        let detail = format!("{}, {}", over("UDP", &probe.udp), over("TLS over TCP", &probe.tcp));
         match (probe.udp.as_str(), probe.tcp.as_str()) {
             ("ok", "ok") => good(name, detail),
             ("ok", _) => {
@@ -411,6 +430,34 @@ mod tests {
         );
         assert_eq!(findings.len(), 11);
         assert!(find(&findings, "clock").detail.contains("3600 s behind"));
+    }
+
+    #[test]
+    fn a_peer_without_trust_asks_for_a_token() {
+        let fix = |error: &str| {
+            let link = skein_wire::proto::control::LinkStatus {
+                name: "hub".into(),
+                error: error.into(),
+                ..Default::default()
+            };
+            let status = RouterStatus { links: vec![link], ..Default::default() };
+            links(&Observations { routers: vec![&status], ..Observations::default() }).remove(0).fix
+        };
+        assert!(
+            fix("the peer does not trust this site (or has not heard of it yet)")
+                .contains("token create")
+        );
+        assert!(fix("UDP to 203.0.113.7:7443 unanswered").contains("blocks its port"));
+    }
+
+    #[test]
+    fn a_carrier_is_named_once() {
+        assert_eq!(
+            over("UDP", "UDP to 203.0.113.7:7443 unanswered"),
+            "UDP to 203.0.113.7:7443 unanswered"
+        );
+        assert_eq!(over("UDP", "ok"), "UDP: ok");
+        assert_eq!(over("TLS over TCP", "refused"), "TLS over TCP: refused");
     }
 
     #[test]

@@ -346,7 +346,7 @@ pub(super) fn resource_status(state: &State, resource: &Resource) -> ResourceSta
     let seen = state.statuses_since(state.told_in(resource));
     match resource {
         Resource::Link(_) => status::link_status(name, seen),
-        Resource::Listener(_) => status::listener_status(name, seen),
+        Resource::Listener(listener) => status::listener_status(listener, seen),
         Resource::Connector(_) => status::connector_status(name, seen),
         Resource::AccessGrant(_) => {
             let grant = state.grants.get(name).map(|grant| grant.state(clock::unix_s()));

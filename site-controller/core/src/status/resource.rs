@@ -1,7 +1,12 @@
 //! The `status` of resources.
 
-use skein_api::{Condition, Phase, ResourceStatus};
-use skein_wire::proto::control::{ConnectorStatus, LinkStatus, ListenerStatus, RouterStatus};
+use std::collections::BTreeSet;
+
+use skein_api::{Condition, ListenerSpec, Manifest, Phase, Protocol, ResourceStatus};
+use skein_wire::proto::{
+    control::{ConnectorStatus, LinkStatus, ListenerStatus, RouterStatus},
+    routing,
+};
 
 use super::link_state;
 
@@ -29,16 +34,18 @@ pub fn link_status<'a>(
     }
 }
 
-/// Of a listener, by its name.
+/// Of a listener.
 #[must_use]
 pub fn listener_status<'a>(
-    name: &str,
+    listener: &Manifest<ListenerSpec>,
     statuses: impl IntoIterator<Item = &'a RouterStatus>,
 ) -> ResourceStatus {
+    let statuses: Vec<&RouterStatus> = statuses.into_iter().collect();
+    let name = &listener.metadata.name;
     let found: Vec<&ListenerStatus> = statuses
-        .into_iter()
+        .iter()
         .flat_map(|status| &status.listeners)
-        .filter(|listener| listener.name == name)
+        .filter(|listener| listener.name == *name)
         .collect();
     let errors: Vec<String> = found
         .iter()
@@ -46,19 +53,52 @@ pub fn listener_status<'a>(
         .filter(|port| !port.error.is_empty())
         .map(|port| format!("port {}: {}", port.port, port.error))
         .collect();
-    let bound: Vec<&str> = found
+    let bound: Vec<String> = found
         .iter()
         .flat_map(|listener| &listener.ports)
-        .map(|port| port.bound.as_str())
-        .filter(|bound| !bound.is_empty())
+        .filter(|port| !port.bound.is_empty())
+        .map(|port| match port.protocol() {
+            routing::Protocol::Udp => format!("{}/udp", port.bound),
+            routing::Protocol::Tcp | routing::Protocol::Unspecified => port.bound.clone(),
+        })
         .collect();
     if !errors.is_empty() {
         return settled(Phase::Error, "Bound", "Failed", errors.join(", "));
     }
     if bound.is_empty() {
-        return pending("Bound", "NoProvider", "no site serves the address, so nothing listens");
+        return unbound(&listener.spec, &statuses);
     }
     settled(Phase::Ready, "Bound", "Bound", format!("listens on {}", bound.join(", ")))
+}
+
+/// Why a listener has no port open.
+fn unbound(spec: &ListenerSpec, statuses: &[&RouterStatus]) -> ResourceStatus {
+    let addresses = statuses.iter().flat_map(|status| &status.addresses);
+    let served = addresses.filter(|served| served.address == spec.address);
+    let providers = served.flat_map(|served| &served.providers);
+    let offered: BTreeSet<(u32, &str)> = providers
+        .flat_map(|provider| &provider.ports)
+        .map(|port| {
+            (port.port, if port.protocol() == routing::Protocol::Udp { "udp" } else { "tcp" })
+        })
+        .collect();
+    if offered.is_empty() {
+        return pending("Bound", "NoProvider", "no site serves the address, so nothing listens");
+    }
+    let wanted = spec
+        .ports
+        .iter()
+        .map(|port| (port.port, if port.protocol == Protocol::Udp { "udp" } else { "tcp" }));
+    let missing: BTreeSet<_> = wanted.filter(|port| !offered.contains(port)).collect();
+    if missing.is_empty() {
+        return pending("Bound", "Opening", "the router opens it");
+    }
+    let text = |ports: BTreeSet<(u32, &str)>| {
+        let texts = ports.into_iter().map(|(port, protocol)| format!("{port}/{protocol}"));
+        texts.collect::<Vec<_>>().join(", ")
+    };
+    let message = format!("served, but not on {}; it has {}", text(missing), text(offered));
+    pending("Bound", "NoSuchPort", &message)
 }
 
 /// Of a connector, by its name.
@@ -126,7 +166,10 @@ fn pending(kind: &str, reason: &str, message: &str) -> ResourceStatus {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use skein_wire::proto::control::{TargetStatus, link_status::LinkState};
+    use skein_api::ListenerPort;
+    use skein_wire::proto::control::{
+        AddressProvider, ListenerPortStatus, NetworkAddress, TargetStatus, link_status::LinkState,
+    };
 
     #[test]
     fn a_link_is_as_its_best_router_says() {
@@ -146,6 +189,41 @@ mod tests {
         assert_eq!(link_status("hub", [&status]).phase, Phase::Ready);
         status.links[0].incoming = true;
         assert_eq!(link_status("hub", [&status]).phase, Phase::Pending);
+    }
+
+    #[test]
+    fn a_listener_on_a_port_that_nobody_serves_says_which_there_are() {
+        let port = ListenerPort { port: 9999, local_port: Some(19_999), protocol: Protocol::Tcp };
+        let spec =
+            ListenerSpec { address: "http".into(), host: "127.0.0.1".into(), ports: vec![port] };
+        let listener = Manifest::new("http", spec);
+        let mut status = RouterStatus::default();
+        let none = listener_status(&listener, [&status]);
+        assert!(none.message.starts_with("no site serves"), "{none:?}");
+        status.addresses.push(NetworkAddress {
+            address: "http".into(),
+            providers: vec![AddressProvider {
+                ports: vec![routing::Port { port: 8000, ..Default::default() }],
+                ..Default::default()
+            }],
+        });
+        let other = listener_status(&listener, [&status]);
+        assert_eq!(other.message, "served, but not on 9999/tcp; it has 8000/tcp");
+        let bound = |bound: &str, protocol: routing::Protocol| ListenerPortStatus {
+            bound: bound.into(),
+            protocol: protocol.into(),
+            ..Default::default()
+        };
+        status.listeners.push(ListenerStatus {
+            name: "http".into(),
+            ports: vec![
+                bound("127.0.0.1:53", routing::Protocol::Tcp),
+                bound("127.0.0.1:53", routing::Protocol::Udp),
+            ],
+            ..Default::default()
+        });
+        let ready = listener_status(&listener, [&status]);
+        assert_eq!(ready.message, "listens on 127.0.0.1:53, 127.0.0.1:53/udp");
     }
 
     #[test]
