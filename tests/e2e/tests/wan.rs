@@ -154,14 +154,17 @@ fn a_transit_leads_round_a_lost_link_before_the_news_arrives() -> Result<()> {
     let running = flow::start(far.host(), "duplex", to, &["--flows", "20"])?;
     sleep(2 * SECOND);
     let mut repaired = 0.0;
-    for transit in &transits {
+    // Which of them the flows take follows from round-trip times that are alike, and may change between two cuts.
+    for transit in [&transits; 4].into_iter().flatten() {
         lab.cut(transit.host(), near.host())?;
         sleep(2 * SECOND);
         lab.heal(transit.host(), near.host())?;
         near.wait_links_up(2)?;
-        let count = transit.metric("skein_frames_total{action=\"repaired\"}")?;
-        figure(&format!("frames led round by {}", transit.name()), count);
-        repaired += count;
+        repaired = transit.metric("skein_frames_total{action=\"repaired\"}")?;
+        figure(&format!("frames led round by {}", transit.name()), repaired);
+        if repaired > 0.0 {
+            break;
+        }
     }
     let report = flow::stop(running)?;
     figure("longest silence of a flow", format!("{:?}", gap_max(&report)));
