@@ -105,7 +105,7 @@ impl ReceiveWindow {
 
     /// Counts bytes that the local socket took, and returns the credit to grant now. `measure` reads time and round-trip time, when needed.
     ///
-    /// The window doubles when a whole window was drained in less than two round trips, so it settles at two to four times the
+    /// The window doubles when a whole window was drained in less than four round trips, so it settles at four to eight times the
     /// bandwidth-delay product; slow and idle flows keep what they have.
     pub fn consumed(
         &mut self,
