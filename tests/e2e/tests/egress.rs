@@ -1,12 +1,15 @@
 //! Two sites serve one address: either may go, and both are used.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use skein_e2e::topology::{Hub, internet, reachable};
 use skein_e2e::{Site, figure, flow};
 use skein_lab::Host;
+
+/// From a connection to its answer, on a busy machine.
+const IN_FLIGHT_MAX_MS: u64 = 1_000;
 
 /// A client at the hub's branch, servers `one` at dc and `two` at a third leaf.
 fn two_providers(strategy: &str) -> Result<(Hub, Site, [skein_lab::Process; 2])> {
@@ -37,13 +40,24 @@ fn killing_one_provider_loses_no_new_connection() -> Result<()> {
     let to = both_answer(&net)?;
     let probes = flow::start(net.branch.host(), "probe", to, &["--interval-ms", "20"])?;
     std::thread::sleep(Duration::from_secs(2));
+    let before = unix_ms();
     second.host().power_cut()?;
+    let after = unix_ms();
     std::thread::sleep(Duration::from_secs(4));
     let report = flow::stop(probes)?;
     figure("new connections while a provider dies", &report);
-    ensure!(report["ok"] == report["probes"], "{report}");
+    // One to which the target had said yes, and that has been handed what the client sent, is not new: nobody knows what became of that.
+    let in_flight = before - IN_FLIGHT_MAX_MS..=after;
+    let failed = report["failed_unix_ms"].as_array().context("failed_unix_ms")?;
+    let was_in_flight = |began: &Value| began.as_u64().is_some_and(|at| in_flight.contains(&at));
+    ensure!(failed.len() <= 5 && failed.iter().all(was_in_flight), "{in_flight:?} {report}");
     ensure!(report["servers"]["two"].as_u64() > Some(0), "{report}");
     Ok(())
+}
+
+fn unix_ms() -> u64 {
+    let since = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[test]

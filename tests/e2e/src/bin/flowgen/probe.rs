@@ -1,7 +1,7 @@
 //! New connections at a steady pace: who answers, and when does nobody.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Result;
 use serde_json::json;
@@ -12,6 +12,8 @@ use tokio::time::{Instant, timeout};
 use crate::protocol::{Header, Mode};
 use crate::{Target, net};
 
+/// Failures that are told one by one.
+const TOLD_MAX: usize = 100;
 /// A connection that takes longer has failed.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -28,7 +30,10 @@ pub(crate) struct Args {
 }
 
 struct Probe {
+    /// Since the first one.
     began_ms: u128,
+    /// To compare with what others did.
+    began_unix_ms: u128,
     took_ms: u128,
     outcome: Result<String, String>,
 }
@@ -55,7 +60,7 @@ pub(crate) async fn run(args: Args) -> Result<serde_json::Value> {
 }
 
 async fn probe(target: Target, start: Instant) -> Probe {
-    let began = Instant::now();
+    let (began, began_unix_ms) = (Instant::now(), unix_ms());
     let ask = async {
         let mut stream = net::connect(target.connect).await?;
         let header = Header { mode: Mode::Name, seed: target.seed, flow: 0, rate: 0 };
@@ -71,12 +76,17 @@ async fn probe(target: Target, start: Instant) -> Probe {
         Err(_) => Err(format!("nothing within {PROBE_TIMEOUT:?}")),
     };
     let (began_ms, took_ms) = ((began - start).as_millis(), began.elapsed().as_millis());
-    Probe { began_ms, took_ms, outcome }
+    Probe { began_ms, began_unix_ms, took_ms, outcome }
+}
+
+fn unix_ms() -> u128 {
+    SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_millis()
 }
 
 fn report(probes: &[Probe]) -> serde_json::Value {
     let (mut servers, mut errors) = (BTreeMap::<_, u64>::new(), BTreeMap::<_, u64>::new());
     let (mut outage_ms, mut outage_start) = (0, None);
+    let mut failed_unix_ms = Vec::new();
     for probe in probes {
         match &probe.outcome {
             Ok(name) => {
@@ -87,10 +97,12 @@ fn report(probes: &[Probe]) -> serde_json::Value {
             }
             Err(error) => {
                 *errors.entry(error).or_default() += 1;
+                failed_unix_ms.push(probe.began_unix_ms);
                 outage_start.get_or_insert(probe.began_ms);
             }
         }
     }
+    failed_unix_ms.truncate(TOLD_MAX);
     let mut took: Vec<_> = probes.iter().filter(|p| p.outcome.is_ok()).map(|p| p.took_ms).collect();
     took.sort_unstable();
     let percentile = |p: usize| took.get(took.len() * p / 100).or_else(|| took.last());
@@ -99,6 +111,7 @@ fn report(probes: &[Probe]) -> serde_json::Value {
         "ok": took.len(),
         "servers": servers,
         "errors": errors,
+        "failed_unix_ms": failed_unix_ms,
         "outage_max_ms": outage_ms,
         "p50_ms": percentile(50),
         "p99_ms": percentile(99),
