@@ -217,32 +217,59 @@ async fn udp_that_dies_leaves_the_link_to_tls() {
     assert_eq!(status(&nodes[0]).carrier, "tls");
 }
 
+/// Where tasks run later than this, the machine may decide who wins a race of carriers.
+const LATE_MAX: Duration = Duration::from_millis(50);
+/// How often it may do so.
+const DISTURBED_MAX: usize = 5;
+
+/// Repeats a scenario in which carriers race for as long as it fails and the machine may be why.
+async fn race(scenario: impl AsyncFn() -> Result<(), String>) {
+    for _ in 0..DISTURBED_MAX {
+        let watch = Stopwatch::start();
+        let Err(why) = scenario().await else { return };
+        assert!(watch.late_max() > LATE_MAX, "{why}");
+    }
+    panic!("fails again and again, on a machine that is too busy to tell why");
+}
+
+fn ensure(is_so: bool, why: impl FnOnce() -> String) -> Result<(), String> {
+    if is_so { Ok(()) } else { Err(why()) }
+}
+
 #[tokio::test]
 async fn udp_that_comes_up_and_dies_again_and_again_leaves_the_link_to_tls() {
-    let mut nodes = nodes(2).await;
-    let relay = Relay::with_tcp(nodes[1].address().await);
-    relay.kill_after(Duration::from_millis(400));
-    join(&mut nodes, 0, 1, Some(relay.addr)).await;
-    let mut lives = 0;
-    while status(&nodes[0]).carrier == "udp" {
-        lives += 1;
-        assert!(lives <= 8, "flaps for ever");
-        nodes[0].next_down().await;
-        nodes[0].next_up().await;
-    }
-    assert!(lives > 2, "it may have been anything");
-    let reason = status(&nodes[0]).carrier_reason;
-    assert_eq!(reason, "UDP comes up, and falls silent soon after");
+    race(async || {
+        let mut nodes = nodes(2).await;
+        let relay = Relay::with_tcp(nodes[1].address().await);
+        // Long enough for a handshake wherever.
+        relay.kill_after(Duration::from_secs(1));
+        join(&mut nodes, 0, 1, Some(relay.addr)).await;
+        let mut lives = 0;
+        while status(&nodes[0]).carrier == "udp" {
+            lives += 1;
+            ensure(lives <= 8, || "flaps for ever".into())?;
+            nodes[0].next_down().await;
+            nodes[0].next_up().await;
+        }
+        ensure(lives > 2, || format!("it may have been anything: {lives} lives"))?;
+        let reason = status(&nodes[0]).carrier_reason;
+        ensure(reason == "UDP comes up, and falls silent soon after", || reason)
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn a_neighbour_that_is_back_is_linked_over_udp_though_tls_finds_it_first() {
-    let mut nodes = nodes(2).await;
-    let relay = Relay::with_tcp(nodes[1].address().await);
-    relay.cut_until_tcp();
-    join(&mut nodes, 0, 1, Some(relay.addr)).await;
-    assert_eq!(nodes[0].up.len(), 1);
-    assert_eq!(status(&nodes[0]).carrier, "udp");
+    race(async || {
+        let mut nodes = nodes(2).await;
+        let relay = Relay::with_tcp(nodes[1].address().await);
+        relay.cut_until_tcp();
+        join(&mut nodes, 0, 1, Some(relay.addr)).await;
+        assert_eq!(nodes[0].up.len(), 1);
+        let carrier = status(&nodes[0]).carrier;
+        ensure(carrier == "udp", || carrier)
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -11,6 +11,7 @@ use prost::Message as _;
 use skein_core::Handle;
 use skein_router::{
     flows::{Edge, Outcome},
+    net,
     session::{INITIAL_CREDIT_BYTES, SESSION_BYTES},
 };
 use skein_wire::proto::session::{FlowReply, flow_reply, refused};
@@ -540,7 +541,7 @@ async fn a_connector_whose_target_is_gone_withdraws_until_it_is_back() {
     let status = || network.edges[1].egress.status()[0].clone();
     assert!(!status().advertised && !status().targets[0].healthy);
     assert_ne!(status().targets[0].error, "");
-    let _target = skein_router::net::tcp_listen(port).unwrap();
+    let _target = net::tcp_listen(port).unwrap();
     within(eventually(|| !entries.borrow().is_empty())).await;
     assert!(status().advertised && status().targets[0].healthy);
 }
@@ -900,15 +901,18 @@ async fn a_taken_port_is_reported_with_its_holder_and_the_fallback_used() {
     let mut network = Network::new(1);
     let target = listen_on_loopback();
     network.expose(0, "echo", target.local_addr().unwrap()).await;
-    let held = listen_on_loopback();
+    // No other test takes a port here while it is free.
+    let own = "127.0.0.4:0".parse().unwrap();
+    let held = net::tcp_listen(own).unwrap();
     let mut config = listener("echo");
+    config.host = own.ip().to_string();
     config.ports[0].local_port = held.local_addr().unwrap().port().into();
     let ingress = network.edges[0].ingress.clone();
     ingress.configure(vec![config.clone()]);
     let port = || ingress.status()[0].ports[0].clone();
     within(eventually(|| port().error.contains("is held by"))).await;
 
-    let free = listen_on_loopback();
+    let free = net::tcp_listen(own).unwrap();
     config.ports[0].fallback_port = free.local_addr().unwrap().port().into();
     drop(free);
     ingress.configure(vec![config]);

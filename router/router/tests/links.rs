@@ -113,14 +113,15 @@ async fn a_cut_link_goes_down_and_comes_back_with_the_network() {
 #[tokio::test]
 async fn a_router_that_was_killed_resets_its_links_when_it_is_back() {
     let network = Arc::new(Network::new(2));
-    let any = "127.0.0.1:0".parse().unwrap();
+    // No other test takes the victim's port while it is free.
+    let [any, own] = ["127.0.0.1:0", "127.0.0.3:0"].map(|addr| addr.parse().unwrap());
     let (kill, killed) = oneshot::channel::<()>();
     let (born, birth) = oneshot::channel();
     let of_host = Arc::clone(&network);
     let host = std::thread::spawn(move || {
         let host = runtime::Builder::new_current_thread().enable_all().build().unwrap();
         host.block_on(async move {
-            born.send(of_host.start(1, any)).ok().unwrap();
+            born.send(of_host.start(1, own)).ok().unwrap();
             killed.await.unwrap();
         });
         // Nothing gets to say goodbye.

@@ -7,6 +7,10 @@ use skein_lab::{Host, Signal, eventually};
 
 use crate::{Site, topology::Diamond};
 
+/// A link without traffic is given up after two probe intervals, and what a site says of it is up to a quarter of a second old: as long as one
+/// end has given it up and its word was lost, the other still shows it as up.
+const BELIEVED_MAX: Duration = Duration::from_millis(2_500);
+
 /// How a transit fails.
 #[derive(Clone, Copy, Debug)]
 pub enum Fault {
@@ -73,11 +77,12 @@ pub fn fail(net: &Diamond, transit: &Site, fault: Fault) -> Result<()> {
     }
 }
 
-/// Waits until all links are up: the next transit may fail only when the last one carries again.
+/// Waits, once a fault is undone, until all links are up: the next transit may fail only when the last one carries again.
 ///
 /// # Errors
 /// When they do not come up.
 pub fn recovered(net: &Diamond) -> Result<()> {
+    std::thread::sleep(BELIEVED_MAX);
     net.a.wait_links_up(2)?;
     net.b.wait_links_up(2)?;
     for transit in &net.transits {

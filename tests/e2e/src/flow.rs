@@ -12,6 +12,12 @@ fn finish_timeout() -> Duration {
     Duration::from_secs(crate::scaled(120, 1_200))
 }
 
+/// Flows open at once; the machine may be busy, and a way long.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Of a `probe` that is repeated until it succeeds: one that hangs does not keep the others from being made.
+pub const ONE_PROBE: [&str; 4] = ["--count", "1", "--timeout-ms", "1000"];
+
 /// Starts the server of the client commands on the host's loopback.
 ///
 /// # Errors
@@ -52,6 +58,20 @@ pub fn serve_datagrams(host: &Host, port: u16) -> Result<Process> {
 pub fn start(host: &Host, command: &str, to: SocketAddr, args: &[&str]) -> Result<Process> {
     let connect = ["--connect", &to.to_string()].map(str::to_owned);
     host.command(crate::flowgen()).arg(command).args(connect).args(args).spawn()
+}
+
+/// Starts `duplex` with so many flows, and waits until something has arrived on each: what befalls the network
+/// from then on befalls open flows.
+///
+/// # Errors
+/// With its report, when one of them does not open in time.
+pub fn start_open(host: &Host, to: SocketAddr, flows: u32, args: &[&str]) -> Result<Process> {
+    let flows = flows.to_string();
+    let process = start(host, "duplex", to, &[&["--flows", &flows], args].concat())?;
+    match process.wait_for(&format!("{{\"open\":{flows}}}"), OPEN_TIMEOUT) {
+        Ok(()) => Ok(process),
+        Err(error) => Err(error.context(stop(process)?)),
+    }
 }
 
 /// Runs a client command that ends by itself.

@@ -32,6 +32,13 @@ pub fn figure(name: &str, value: impl std::fmt::Display) {
     eprintln!("FIGURE {name}: {value}");
 }
 
+/// The time that all programs of a machine share, to compare what they saw.
+#[must_use]
+pub fn unix_ms() -> u64 {
+    let since = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
 /// The `skctl` under test: `SKEIN_BIN`, or the one of this build, brought up to date.
 ///
 /// # Panics

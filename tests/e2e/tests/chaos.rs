@@ -10,8 +10,11 @@ use rand::{Rng as _, SeedableRng as _};
 use serde_json::Value;
 use skein_e2e::faults::{FAULTS, fail, recovered};
 use skein_e2e::topology::Diamond;
-use skein_e2e::{Site, Usage, figure, flow, scaled};
+use skein_e2e::{Site, Usage, figure, flow, scaled, unix_ms};
 use skein_lab::{Deadline, Mtu, Profile, Wan};
+
+/// A flow sends fifty times a second, on a busy machine less often: so much before a fault it may have heard the last before a stall.
+const STALL_BEGINS_BEFORE_MS: u64 = 100;
 
 #[test]
 fn flows_survive_transits_failing_one_at_a_time() -> Result<()> {
@@ -20,17 +23,20 @@ fn flows_survive_transits_failing_one_at_a_time() -> Result<()> {
     let _server = flow::serve(net.b.host(), 7500, &[])?;
     net.b.expose("chaos", 7500, &[])?;
     let to = net.a.endpoint("chaos", 7500)?;
-    let flows = flow::start(net.a.host(), "duplex", to, &["--flows", "200", "--rate", "5000"])?;
+    let flows = flow::start_open(net.a.host(), to, 200, &["--rate", "5000"])?;
     let probes = flow::start(net.a.host(), "probe", to, &["--interval-ms", "50"])?;
     let mut rng = StdRng::seed_from_u64(seed);
+    let mut rounds = Vec::new();
     for round in 0..scaled(8, 100) {
         let transit = &net.transits[rng.random_range(0..2)];
         let fault = *FAULTS.choose(&mut rng).context("invariant: there are faults")?;
+        rounds.push((unix_ms(), format!("round {round}: {fault:?} of {}", transit.name())));
         fail(&net, transit, fault).with_context(|| format!("round {round}: {fault:?}"))?;
         recovered(&net).with_context(|| format!("after round {round}: {fault:?}"))?;
     }
     let flows = flow::stop(flows)?;
     report(&flows, &flow::stop(probes)?);
+    figure("the longest stall", longest_stall(&flows, &rounds).unwrap_or_default());
     flow::clean(&flows)?;
     ensure!(flows["flows"] == 200, "{flows}");
     Ok(())
@@ -60,6 +66,24 @@ fn report(flows: &Value, probes: &Value) {
     }
 }
 
+/// How long it was, and what befell the network when it began or just before.
+fn longest_stall(flows: &Value, rounds: &[(u64, String)]) -> Option<String> {
+    let start_ms = flows["start_unix_ms"].as_u64()?;
+    let gaps = flows["gaps"].as_array()?;
+    let longest = gaps.iter().max_by_key(|gap| gap["length_ms"].as_u64())?;
+    let (flow, length_ms) = (longest["flow"].as_u64()?, longest["length_ms"].as_u64()?);
+    let began_ms = start_ms + longest["at_ms"].as_u64()?;
+    let fault = rounds.iter().rfind(|(at_ms, _)| *at_ms <= began_ms + STALL_BEGINS_BEFORE_MS);
+    let after = fault.map_or_else(
+        || "before the first round".to_owned(),
+        |(at_ms, what)| {
+            let since_ms = i128::from(began_ms) - i128::from(*at_ms);
+            format!("{since_ms} ms after the beginning of {what}")
+        },
+    );
+    Some(format!("{length_ms} ms of flow {flow}, {after}"))
+}
+
 /// What befalls the network in a storm, besides the faults of its transits.
 #[derive(Clone, Copy, Debug)]
 enum Weather {
@@ -87,8 +111,7 @@ fn flows_and_datagrams_survive_a_storm() -> Result<()> {
     net.b.expose("storm", 7550, &[])?;
     net.b.expose("spray", 7551, &["--protocol", "udp"])?;
     let to = net.a.endpoint("storm", 7550)?;
-    let args = ["--flows", "100", "--rate", "5000"];
-    let flows = flow::start(net.a.host(), "duplex", to, &args)?;
+    let flows = flow::start_open(net.a.host(), to, 100, &["--rate", "5000"])?;
     let to = net.a.endpoint_of("spray", 7551, "udp")?;
     let args = ["--flows", "20", "--rate", "50", "--sizes", "200,1420,4000"];
     let datagrams = flow::start(net.a.host(), "udp-duplex", to, &args)?;
@@ -174,8 +197,7 @@ fn without_any_path_flows_wait_and_then_go_on_or_are_reset() -> Result<()> {
     net.b.expose("paths", 7600, &[])?;
     let to = net.a.endpoint("paths", 7600)?;
 
-    let waiting = flow::start(net.a.host(), "duplex", to, &["--flows", "20", "--rate", "5000"])?;
-    carries(&net.a, to)?;
+    let waiting = flow::start_open(net.a.host(), to, 20, &["--rate", "5000"])?;
     isolate(&net, true)?;
     std::thread::sleep(Duration::from_secs(10));
     isolate(&net, false)?;
@@ -183,8 +205,7 @@ fn without_any_path_flows_wait_and_then_go_on_or_are_reset() -> Result<()> {
     carries(&net.a, net.a.endpoint("paths", 7600)?)?;
     flow::clean(&flow::stop(waiting)?)?;
 
-    let doomed = flow::start(net.a.host(), "duplex", to, &["--flows", "20", "--rate", "5000"])?;
-    carries(&net.a, to)?;
+    let doomed = flow::start_open(net.a.host(), to, 20, &["--rate", "5000"])?;
     isolate(&net, true)?;
     std::thread::sleep(Duration::from_secs(40));
     let report = flow::stop(doomed)?;

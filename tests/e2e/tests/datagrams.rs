@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
+use skein_e2e::faults::recovered;
 use skein_e2e::topology::{Diamond, Hub};
 use skein_e2e::{Shown, Site, figure, flow, scaled, servers};
 use skein_lab::{Host, Process, Signal, eventually};
@@ -107,15 +108,21 @@ struct Beside<'a> {
     ways: [(&'a str, SocketAddr); 3],
 }
 
+/// More than one in ten of the first way: the machine is too busy to tell.
+const TOO_BUSY: f64 = 0.1;
+/// That one way loses more than the first one: a share of what was sent, and of few as many.
+const MORE_SHARE: f64 = 0.01;
+const MORE_COUNT: f64 = 2.0;
+
 impl Beside<'_> {
-    /// Whether no way loses one datagram in a hundred more than the first one, which shares with them what the machine does meanwhile.
+    /// Whether no way loses noticeably more datagrams than the first one, which shares with them what the machine does meanwhile.
     fn is_carried(&self, kind: &str, rate: u64, size: u64) -> Result<bool> {
         let args = ["--rate", &rate.to_string(), "--sizes", &size.to_string()];
         let running = self.ways.map(|(_, to)| flow::start(self.from, "udp-duplex", to, &args));
         let running: Vec<_> = running.into_iter().collect::<Result<_>>()?;
         let_it_stream();
         running.iter().try_for_each(Process::terminate)?;
-        let mut shares = Vec::new();
+        let mut counts = Vec::new();
         for ((way, _), running) in self.ways.into_iter().zip(running) {
             let seen = flow::finish(running)?;
             figure(&format!("datagrams {kind}, {rate}/s, {way}"), &seen);
@@ -123,9 +130,12 @@ impl Beside<'_> {
             let (sent, lost) = (seen["sent"].as_f64(), seen["lost"].as_f64());
             let (sent, lost) = sent.zip(lost).with_context(|| seen.to_string())?;
             ensure!(sent > 0.0, "{way}: {seen}");
-            shares.push(lost / sent);
+            counts.push((sent, lost));
         }
-        Ok(shares.iter().all(|share| *share <= shares[0] + 0.01))
+        let share = counts[0].1 / counts[0].0;
+        let is_alike =
+            |(sent, lost): &(f64, f64)| lost - sent * share <= (sent * MORE_SHARE).max(MORE_COUNT);
+        Ok(share < TOO_BUSY && counts.iter().all(is_alike))
     }
 }
 
@@ -206,6 +216,8 @@ fn ten_thousand_associations_are_held() -> Result<()> {
 
 /// Long enough for the flood of a router's restart to be over.
 const OUTAGE_MAX: Duration = Duration::from_secs(3);
+/// Whatever streams then has something to show for it.
+const STREAM_FOR: Duration = Duration::from_secs(2);
 
 #[test]
 fn streams_go_on_when_a_transit_dies() -> Result<()> {
@@ -222,17 +234,19 @@ fn streams_go_on_when_a_transit_dies() -> Result<()> {
     for transit in &net.transits {
         outage_max = outage_max.max(kill(&net, transit)?.extended(OUTAGE_MAX));
     }
-    std::thread::sleep(Duration::from_secs(2));
+    std::thread::sleep(STREAM_FOR);
     ensure!(opened()? <= before, "associations were opened anew");
     let seen = flow::stop(running)?;
     figure("20 streams while two transits die, one after the other", &seen);
     ensure!(seen["wrong"] == 0 && seen["flows"] == 20, "{seen}");
-    let outage = seen["gap_max_ms"].as_u64().map(Duration::from_millis);
-    ensure!(outage.is_some_and(|outage| outage < outage_max), "{outage_max:?} {seen}");
+    ensure!(seen["received_min"].as_u64() > Some(0), "{seen}");
+    let silence = |name: &str| seen[name].as_u64().map(Duration::from_millis).context("a silence");
+    ensure!(silence("gap_max_ms")? < outage_max, "{outage_max:?} {seen}");
+    ensure!(silence("last_gap_max_ms")? < STREAM_FOR, "silent at the end: {seen}");
     Ok(())
 }
 
-/// Kills a transit's router and waits until both leaves have their links to it again.
+/// Kills a transit's router and waits until all links are up again.
 fn kill(net: &Diamond, transit: &Site) -> Result<Shown> {
     let router = transit.processes()?.router;
     transit.host().signal(router, Signal::Kill)?;
@@ -240,8 +254,7 @@ fn kill(net: &Diamond, transit: &Site) -> Result<Shown> {
     let shown = Shown::watch("a new router", Duration::from_secs(20), ask, |_| {
         Ok(transit.processes()?.router != router)
     })?;
-    net.a.wait_links_up(2)?;
-    net.b.wait_links_up(2)?;
+    recovered(net)?;
     Ok(shown)
 }
 

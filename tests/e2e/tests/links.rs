@@ -12,7 +12,7 @@ use skein_lab::{Lab, eventually};
 const OTHER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 0);
 
 fn answers(from: &Site, to: SocketAddr) -> Result<bool> {
-    Ok(flow::run(from.host(), "probe", to, &["--count", "1"])?["ok"] == 1)
+    Ok(flow::run(from.host(), "probe", to, &flow::ONE_PROBE)?["ok"] == 1)
 }
 
 /// A running router that learns of a new path uses it within this.
@@ -26,7 +26,7 @@ fn flows_survive_a_gateway_that_gets_another_address() -> Result<()> {
     let _server = flow::serve(net.dc.host(), 8200, &[])?;
     net.dc.expose("moved", 8200, &[])?;
     let to = net.branch.endpoint("moved", 8200)?;
-    let running = flow::start(net.branch.host(), "duplex", to, &["--flows", "20"])?;
+    let running = flow::start_open(net.branch.host(), to, 20, &[])?;
     for site in [&net.branch, &net.dc, &net.branch] {
         site.host().gateway().context("a gateway")?.renumber(&net.internet)?;
         let ask = || net.branch.status();
@@ -61,7 +61,7 @@ fn two_links_between_the_same_pair_carry_for_each_other() -> Result<()> {
     let _server = flow::serve(far.host(), 8210, &[])?;
     far.expose("twice", 8210, &[])?;
     let to = near.endpoint("twice", 8210)?;
-    let running = flow::start(near.host(), "duplex", to, &["--flows", "20"])?;
+    let running = flow::start_open(near.host(), to, 20, &[])?;
     for lan in [&lans[0], &lans[1], &lans[0]] {
         hosts[0].unplug(lan)?;
         let ask = || near.json(&["link", "list"]);

@@ -16,7 +16,7 @@ fn an_upgrade_of_a_transit_keeps_its_flows() -> Result<()> {
     let _server = flow::serve(net.dc.host(), 7970, &[])?;
     net.dc.expose("kept", 7970, &[])?;
     let to = net.branch.endpoint("kept", 7970)?;
-    let running = flow::start(net.branch.host(), "duplex", to, &["--flows", "20"])?;
+    let running = flow::start_open(net.branch.host(), to, 20, &[])?;
     let before = net.hub.processes()?;
     net.hub.skctl(&["upgrade"]).check()?;
     let after = net.hub.processes()?;

@@ -17,7 +17,7 @@ use serde_json::Value;
 use skein_e2e::flow::clean;
 use skein_e2e::topology::Away;
 use skein_e2e::{Site, figure, flow, scaled, servers};
-use skein_lab::{Counters, Direction, Host, Lab, Loss, Process, Profile, Rate, eventually};
+use skein_lab::{Counters, Direction, Host, Lab, Loss, Process, Profile, Rate, alone, eventually};
 
 const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
@@ -73,6 +73,8 @@ struct Seen {
     down: Counters,
     /// Flows at the hub's router.
     flows: f64,
+    /// Since when the link is up, over UDP.
+    since: Value,
 }
 
 impl Paths {
@@ -157,7 +159,13 @@ impl Paths {
 
     fn seen(&self) -> Result<Seen> {
         let flows = self.net.hub.metric("skein_flows_opened_total")?;
-        Ok(Seen { down: self.net.wan.counters(Direction::Down), flows })
+        let mut since = Value::Null;
+        eventually("a link over UDP", KNOWN_MAX, || {
+            let link = self.net.link()?;
+            since = link["since"].clone();
+            Ok(link["state"] == "up" && link["carrier"] == "udp")
+        })?;
+        Ok(Seen { down: self.net.wan.counters(Direction::Down), flows, since })
     }
 
     /// That all that arrived has come over the WAN box, by Skein over UDP or without it as was meant, and that the box did what it was told.
@@ -168,16 +176,14 @@ impl Paths {
         let flows = after.flows - before.flows;
         ensure!((flows > 0.0) == is_skein, "{flows} flows at the hub's router");
         ensure!(after.down.unheld == 0, "too much for the WAN box: {:?}", after.down);
-        let link = self.net.link()?;
-        ensure!(link["carrier"] == "udp", "{link}");
+        ensure!(after.since == before.since, "the link was lost: {:?}", self.net.link());
         Ok(after)
     }
 }
 
 /// What arrived whole.
-fn bytes(bulk: Process) -> Result<u64> {
-    let report = flow::finish(bulk)?;
-    clean(&report)?;
+fn bytes(report: &Value) -> Result<u64> {
+    clean(report)?;
     report["bytes"].as_u64().with_context(|| report.to_string())
 }
 
@@ -203,7 +209,7 @@ fn measure(name: &str, profile: &Profile, ways: &[Way], seconds: u64) -> Result<
         // By then it has its speed.
         sleep(SECOND);
         let echo = paths.echo(way, seconds.saturating_sub(2).max(1))?;
-        let bytes = bytes(bulk)?;
+        let bytes = bytes(&flow::finish(bulk)?)?;
         let after = paths.ensure_crossed(&before, bytes, way == Way::Skein)?;
         ensure_within(profile, bytes, seconds)?;
         let is_lossy = profile.loss != Loss::None;
@@ -229,7 +235,7 @@ fn share(name: &str, profile: &Profile, ways: [Way; 2], seconds: u64) -> Result<
     let paths = Paths::with_second(profile)?;
     let before = paths.seen()?;
     let [one, other] = ways.map(|way| paths.bulk(way, seconds));
-    let (one, other) = (bytes(one?)?, bytes(other?)?);
+    let (one, other) = (bytes(&flow::finish(one?)?)?, bytes(&flow::finish(other?)?)?);
     ensure!(one > 0 && other > 0, "{one} and {other} bytes");
     let is_skein = !ways.iter().all(|way| matches!(way, Way::Tcp(_)));
     paths.ensure_crossed(&before, one + other, is_skein)?;
@@ -245,6 +251,7 @@ fn share(name: &str, profile: &Profile, ways: [Way; 2], seconds: u64) -> Result<
 
 #[test]
 fn flows_cross_a_lossy_path_whole() -> Result<()> {
+    let _alone = alone();
     let (ways, seconds) = scaled((&ALL[..2], 4), (&ALL[..], 8));
     measure("1 %, 50 ms", &Profile::lossy(25 * MS, 0.01), ways, seconds)?;
     if skein_e2e::long() {
@@ -257,6 +264,7 @@ fn flows_cross_a_lossy_path_whole() -> Result<()> {
 
 #[test]
 fn flows_fill_and_share_a_narrow_path() -> Result<()> {
+    let _alone = alone();
     let queues = [("50 ms of queue", LONG_QUEUE_BYTES), ("2 ms of queue", 12_500)];
     let pairs = [
         [Way::Skein, Way::SecondSkein],
@@ -276,6 +284,7 @@ fn flows_fill_and_share_a_narrow_path() -> Result<()> {
 
 #[test]
 fn flows_go_on_when_a_path_becomes_slow() -> Result<()> {
+    let _alone = alone();
     let (fast_seconds, slow_seconds) = scaled((2, 3), (4, 10));
     for way in ALL.into_iter().take(scaled(1, 3)).filter(|way| way.is_open()) {
         let paths = Paths::new(&narrow(LONG_QUEUE_BYTES))?;
@@ -287,7 +296,11 @@ fn flows_go_on_when_a_path_becomes_slow() -> Result<()> {
         let fast = paths.net.wan.counters(Direction::Down).delivered_bytes;
         let echo = paths.echo(way, slow_seconds)?;
         let slow = paths.net.wan.counters(Direction::Down).delivered_bytes;
-        paths.ensure_crossed(&before, bytes(bulk)?, way == Way::Skein)?;
+        let report = flow::finish(bulk)?;
+        let gap_ms = report["gap_max_ms"].as_u64();
+        // One that stands still from then on is silent for longer.
+        ensure!(gap_ms.is_some_and(|gap_ms| gap_ms < slow_seconds * 1_000), "{report}");
+        paths.ensure_crossed(&before, bytes(&report)?, way == Way::Skein)?;
         figure(
             &format!("50 to 5 Mbit/s, {way:?}"),
             format!("{} bytes in {slow_seconds} s, beside them {echo}", slow - fast),
@@ -299,6 +312,7 @@ fn flows_go_on_when_a_path_becomes_slow() -> Result<()> {
 #[test]
 fn datagrams_cross_a_lossy_path() -> Result<()> {
     const SIZE: u64 = 1_200;
+    let _alone = alone();
     let paths = Paths::new(&Profile::lossy(25 * MS, 0.01))?;
     let to = paths.net.branch.endpoint_of("datagrams", DATAGRAMS, "udp")?;
     let before = paths.seen()?;
@@ -329,6 +343,7 @@ fn chain(host: &Host, sites: usize) -> Result<Vec<Site>> {
 
 #[test]
 fn flows_between_sites_of_one_host() -> Result<()> {
+    let _alone = alone();
     for sites in 2..=scaled(2, 3) {
         let lab = Lab::new()?;
         let host = lab.host("machine")?;

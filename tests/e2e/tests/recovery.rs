@@ -37,7 +37,7 @@ fn a_controller_that_dies_costs_nothing_and_comes_back() -> Result<()> {
     let _server = flow::serve(net.dc.host(), 7900, &[])?;
     net.dc.expose("steady", 7900, &[])?;
     let to = net.branch.endpoint("steady", 7900)?;
-    let running = flow::start(net.branch.host(), "duplex", to, &["--flows", "20"])?;
+    let running = flow::start_open(net.branch.host(), to, 20, &[])?;
     for (site, other) in [(&net.hub, &net.branch), (&net.branch, &net.dc), (&net.dc, &net.hub)] {
         let before = site.processes()?;
         site.host().signal(before.controller, Signal::Kill)?;
@@ -64,7 +64,7 @@ fn a_router_that_dies_is_back_without_a_command() -> Result<()> {
         ensure!(net.branch.endpoint("again", 7950)? == to, "the endpoint moved");
         let most = shown.extended(Duration::from_secs(5));
         eventually("connections again", most, || {
-            let report = flow::run(net.branch.host(), "probe", to, &["--count", "1"])?;
+            let report = flow::run(net.branch.host(), "probe", to, &flow::ONE_PROBE)?;
             Ok(report["ok"] == 1)
         })?;
     }
@@ -77,7 +77,7 @@ fn a_transit_that_loses_its_router_keeps_flows() -> Result<()> {
     let _server = flow::serve(net.dc.host(), 7960, &[])?;
     net.dc.expose("kept", 7960, &[])?;
     let to = net.branch.endpoint("kept", 7960)?;
-    let running = flow::start(net.branch.host(), "duplex", to, &["--flows", "20"])?;
+    let running = flow::start_open(net.branch.host(), to, 20, &[])?;
     let before = net.hub.processes()?;
     net.hub.host().signal(before.router, Signal::Kill)?;
     back(&net.hub, before.router, 2, &net.dc)?;
@@ -98,7 +98,7 @@ fn after_a_power_cut_one_command_brings_the_site_back() -> Result<()> {
     net.dc.refuses(&["status"], 1, &["skctl start"])?;
     net.dc.skctl(&["start"]).check()?;
     eventually("connections again", Duration::from_secs(30), || {
-        let report = flow::run(net.branch.host(), "probe", to, &["--count", "1"])?;
+        let report = flow::run(net.branch.host(), "probe", to, &flow::ONE_PROBE)?;
         Ok(report["ok"] == 1)
     })?;
     Ok(())

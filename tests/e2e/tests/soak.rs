@@ -9,6 +9,7 @@ use skein_lab::eventually;
 
 #[test]
 fn churn_leaves_nothing_behind() -> Result<()> {
+    let _alone = skein_lab::alone();
     let net = Hub::new()?;
     // One flow in two hundred is killed by the target, about as many by the client.
     let _server = flow::serve(net.dc.host(), 8100, &["--kill-every", "200"])?;

@@ -1,8 +1,10 @@
 //! Limits of time on a machine that is busy with other things.
+#![allow(dead_code, reason = "each test uses its part")]
 
 use parking_lot::Mutex;
 use std::{sync::Arc, time::Duration};
 use tokio::{
+    runtime::Handle,
     task::JoinSet,
     time::{self, Instant},
 };
@@ -10,10 +12,10 @@ use tokio::{
 /// How often it is looked whether the runtime comes to it in time.
 const TICK: Duration = Duration::from_millis(10);
 
-/// The time since it was started, and how late tasks ran meanwhile on the runtime that it was started on.
+/// The time since it was started, and how late tasks ran meanwhile on the runtimes that it was started on.
 pub(crate) struct Stopwatch {
     began: Instant,
-    ticks: Arc<Mutex<Ticks>>,
+    ticks: Vec<Arc<Mutex<Ticks>>>,
     _ticking: JoinSet<()>,
 }
 
@@ -29,17 +31,32 @@ impl Ticks {
 }
 
 impl Stopwatch {
+    /// On the runtime of the caller.
     pub(crate) fn start() -> Self {
+        Self::start_on([Handle::current()])
+    }
+
+    /// On runtimes that live as long as it is looked at.
+    pub(crate) fn start_on(runtimes: impl IntoIterator<Item = Handle>) -> Self {
         let began = Instant::now();
-        let ticks = Arc::new(Mutex::new(Ticks { next: began + TICK, late_max: Duration::ZERO }));
         let mut ticking = JoinSet::new();
-        ticking.spawn(tick(Arc::clone(&ticks)));
-        Self { began, ticks, _ticking: ticking }
+        let start = |runtime| {
+            let ticks = Ticks { next: began + TICK, late_max: Duration::ZERO };
+            let ticks = Arc::new(Mutex::new(ticks));
+            ticking.spawn_on(tick(Arc::clone(&ticks)), &runtime);
+            ticks
+        };
+        Self { began, ticks: runtimes.into_iter().map(start).collect(), _ticking: ticking }
+    }
+
+    /// How late tasks ran at worst.
+    pub(crate) fn late_max(&self) -> Duration {
+        self.ticks.iter().map(|ticks| ticks.lock().late_max()).max().unwrap_or_default()
     }
 
     /// `limit`, and what the machine adds: on a way of a few steps each waits for it once.
     pub(crate) fn extended(&self, limit: Duration) -> Duration {
-        limit + 4 * self.ticks.lock().late_max()
+        limit + 4 * self.late_max()
     }
 
     /// That it was started less than `limit` ago, extended.

@@ -20,7 +20,7 @@ use skein_wire::{
 use std::{net::SocketAddr, sync::Arc, thread::JoinHandle, time::Duration};
 use tempfile::TempDir;
 use tokio::{
-    runtime::Builder,
+    runtime::{Builder, Handle},
     sync::{mpsc, watch},
     task::JoinSet,
     time,
@@ -46,6 +46,7 @@ pub(crate) struct Site {
 struct Process {
     router: Router,
     stop: CancellationToken,
+    runtime: Handle,
     thread: JoinHandle<()>,
 }
 
@@ -154,9 +155,14 @@ impl Site {
         };
         let router = Router::start(config, &runtimes).unwrap();
         let stop = CancellationToken::new();
-        let stopped = stop.clone();
+        let (stopped, handle) = (stop.clone(), runtime.handle().clone());
         let thread = std::thread::spawn(move || runtime.block_on(stopped.cancelled()));
-        self.process = Some(Process { router, stop, thread });
+        self.process = Some(Process { router, stop, runtime: handle, thread });
+    }
+
+    /// What the router runs on, while it does.
+    pub(crate) fn runtime(&self) -> Option<Handle> {
+        self.process.as_ref().map(|process| process.runtime.clone())
     }
 
     /// Ends the router as `kill -9` would: nothing of it runs any more, nobody is told.

@@ -154,19 +154,30 @@ async fn down(
     let mut payload = Payload::new(seed, flow, Direction::Down);
     let mut share = Share { bytes: 0, wrong: 0, gap_max_ms: 0, error: None };
     let (mut buffer, mut last) = (vec![0; 256 << 10], Instant::now());
+    // On a long way the first bytes may come when the time is over, but they come.
+    let (mut has_begun, mut gap_max) = (false, Duration::ZERO);
     // The time alone does not end a read that always finds something.
-    while Instant::now() < end {
-        let Ok(outcome) = timeout_at(end, stream.read(&mut buffer)).await else { break };
-        let n = outcome?;
+    while !has_begun || Instant::now() < end {
+        let until = if has_begun { end } else { end + ANSWER_TIMEOUT };
+        let n = match timeout_at(until, stream.read(&mut buffer)).await {
+            Ok(outcome) => outcome?,
+            Err(_) if has_begun => break,
+            Err(over) => return Err(over.into()),
+        };
         if n == 0 {
             return Err(std::io::ErrorKind::UnexpectedEof.into());
         }
-        let gap_ms = u64::try_from(last.elapsed().as_millis()).unwrap_or(u64::MAX);
-        share.gap_max_ms = share.gap_max_ms.max(gap_ms);
+        has_begun = true;
+        gap_max = gap_max.max(last.elapsed());
         last = Instant::now();
-        share.bytes += n as u64;
+        if last < end {
+            share.bytes += n as u64;
+        }
         share.wrong += payload.check(&buffer[..n]);
     }
+    // Nothing need end a silence.
+    gap_max = gap_max.max(end.saturating_duration_since(last));
+    share.gap_max_ms = u64::try_from(gap_max.as_millis()).unwrap_or(u64::MAX);
     net::reset_on_drop(stream)?;
     Ok(share)
 }

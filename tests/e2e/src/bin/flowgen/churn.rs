@@ -7,7 +7,7 @@ use anyhow::Result;
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, MissedTickBehavior, timeout};
 
 use crate::payload::{Direction, Payload};
 use crate::protocol::{Header, Mode};
@@ -15,6 +15,8 @@ use crate::{Target, net};
 
 /// A flow that takes longer has failed.
 const FLOW_TIMEOUT: Duration = Duration::from_secs(15);
+/// Flows at once: a machine that is too busy for the rate makes fewer, instead of keeping all of them waiting.
+const RUNNING_MAX: usize = 100;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -43,10 +45,11 @@ enum Outcome {
 pub(crate) async fn run(args: Args) -> Result<serde_json::Value> {
     let end = Instant::now() + Duration::from_secs(args.seconds);
     let mut ticks = tokio::time::interval(Duration::from_micros(1_000_000 / args.rate.max(1)));
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let (mut running, mut outcomes, mut flow) = (JoinSet::new(), Vec::new(), 0_u64);
     while Instant::now() < end {
         tokio::select! {
-            _ = ticks.tick() => {
+            _ = ticks.tick(), if running.len() < RUNNING_MAX => {
                 flow += 1;
                 let kill = args.kill_every > 0 && flow.is_multiple_of(args.kill_every);
                 running.spawn(one(args.target.clone(), flow, args.bytes, kill));

@@ -179,6 +179,8 @@ struct Account {
     /// Sixteenths of microseconds, so that it can be smoothed in whole numbers.
     jitter_16: u64,
     gap_max: Duration,
+    /// Since the last one came, when it was told to stop.
+    silence: Duration,
     gaps: u64,
     seen_max: Option<u64>,
     seen: Vec<bool>,
@@ -236,6 +238,7 @@ async fn run(
             }
             () = &mut stop, if !is_stopping => {
                 is_stopping = true;
+                account.stop(last.elapsed());
                 linger.as_mut().reset(Instant::now() + LINGER);
             }
             () = &mut linger => return Ok(account),
@@ -258,6 +261,15 @@ async fn send(socket: &UdpSocket, account: &mut Account, flow: u64, start: Insta
 }
 
 impl Account {
+    /// A silence that nothing ends is one as well.
+    fn stop(&mut self, silence: Duration) {
+        self.silence = silence;
+        if self.received > 0 && silence >= GAP_MIN {
+            self.gaps += 1;
+            self.gap_max = self.gap_max.max(silence);
+        }
+    }
+
     fn take(&mut self, datagram: &[u8], flow: u64, start: Instant, last: &mut Instant) {
         let head = Head::read(datagram, seed_of(flow), Direction::Down);
         let Some((head, wrong)) = head.filter(|(head, _)| head.flow == flow) else {
@@ -301,11 +313,13 @@ fn report(accounts: Vec<Account>) -> serde_json::Value {
     rtts.sort_unstable();
     let at = |percent: usize| rtts.get(rtts.len() * percent / 100).copied().unwrap_or_default();
     let gap_max = accounts.iter().map(|a| a.gap_max).max().unwrap_or_default();
+    let silence_max = accounts.iter().map(|a| a.silence).max().unwrap_or_default();
     let jitter_us = accounts.iter().map(|a| a.jitter_16 / 16).max();
     json!({
         "flows": accounts.len(),
         "sent": sum(|a| a.sent),
         "received": sum(|a| a.received),
+        "received_min": accounts.iter().map(|a| a.received).min(),
         "lost": sum(|a| a.sent - a.received),
         "lost_up": sum(|a| a.sent.saturating_sub(a.arrived)),
         "wrong": sum(|a| a.wrong),
@@ -315,6 +329,7 @@ fn report(accounts: Vec<Account>) -> serde_json::Value {
         "jitter_us": jitter_us,
         "gaps": sum(|a| a.gaps),
         "gap_max_ms": gap_max.as_millis(),
+        "last_gap_max_ms": silence_max.as_millis(),
     })
 }
 
@@ -388,5 +403,16 @@ mod tests {
         }
         assert_eq!((account.received, account.duplicates, account.reordered), (3, 1, 1));
         assert_eq!((account.wrong, account.arrived), (0, 4));
+    }
+
+    #[test]
+    fn a_silence_to_the_end_is_one_of_a_stream_that_ran() {
+        let silence = Duration::from_secs(9);
+        let mut account = Account { received: 1, ..Account::default() };
+        account.stop(silence);
+        assert_eq!((account.gap_max, account.gaps), (silence, 1));
+        let mut account = Account::default();
+        account.stop(silence);
+        assert_eq!((account.gap_max, account.silence), (Duration::ZERO, silence));
     }
 }

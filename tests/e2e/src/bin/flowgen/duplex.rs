@@ -8,7 +8,7 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
@@ -54,20 +54,39 @@ pub(crate) struct Account {
 }
 
 pub(crate) async fn run(args: Args) -> Result<serde_json::Value> {
-    let start = Instant::now();
+    let (start, start_unix_ms) = (Instant::now(), net::unix_ms());
     let (stop, stopping) = watch::channel(false);
+    // Room for each flow's one word.
+    let (open, opened) = mpsc::channel(usize::try_from(args.flows)?.max(1));
     let mut flows = JoinSet::new();
     for flow in 0..args.flows {
-        flows.spawn(client(args.target.clone(), flow, args.rate, start, stopping.clone()));
+        let (open, stopping) = (open.clone(), stopping.clone());
+        flows.spawn(client(args.target.clone(), flow, args.rate, start, stopping, open));
     }
-    net::stopped().await?;
+    drop(open);
+    tokio::select! {
+        outcome = net::stopped() => outcome?,
+        outcome = tell_when_open(opened, args.flows) => outcome?,
+    }
     // Nobody listens any more only if every flow has ended already.
     let _ = stop.send(true);
     let accounts = flows.join_all().await;
-    Ok(report(&accounts))
+    Ok(report(&accounts, start_unix_ms))
 }
 
-fn report(accounts: &[Account]) -> serde_json::Value {
+/// Says on stdout that something has arrived on every flow, if so; completes when this process is told to stop.
+async fn tell_when_open(mut opened: mpsc::Receiver<()>, flows: u64) -> Result<()> {
+    let mut open = 0;
+    while opened.recv().await.is_some() {
+        open += 1;
+    }
+    if open == flows {
+        crate::print(&json!({ "open": open }));
+    }
+    std::future::pending().await
+}
+
+fn report(accounts: &[Account], start_unix_ms: u128) -> serde_json::Value {
     let sum = |f: fn(&Account) -> u64| accounts.iter().map(f).sum::<u64>();
     let errors: Vec<_> = accounts.iter().filter_map(|a| a.error.clone()).collect();
     let gaps: Vec<_> = accounts.iter().flat_map(|a| a.gaps.clone()).collect();
@@ -83,6 +102,7 @@ fn report(accounts: &[Account]) -> serde_json::Value {
         "failed": errors.len(),
         "truncated": accounts.iter().filter(short).count(),
         "errors": errors,
+        "start_unix_ms": start_unix_ms,
         "gaps": gaps,
     })
 }
@@ -93,6 +113,7 @@ async fn client(
     rate: u64,
     start: Instant,
     stopping: watch::Receiver<bool>,
+    is_open: mpsc::Sender<()>,
 ) -> Account {
     let header = Header { mode: Mode::Duplex, seed: target.seed, flow, rate };
     let open = async {
@@ -102,7 +123,8 @@ async fn client(
     };
     match open.await {
         Ok(stream) => {
-            converse(stream, header, [Direction::Up, Direction::Down], start, stopping).await
+            let directions = [Direction::Up, Direction::Down];
+            converse(stream, header, directions, start, stopping, Some(is_open)).await
         }
         Err(error) => {
             Account { error: Some(format!("flow {flow}: open: {error}")), ..Account::default() }
@@ -113,7 +135,7 @@ async fn client(
 /// The server's end: it stops sending when the client has.
 pub(crate) async fn serve(stream: TcpStream, header: Header, start: Instant) -> Account {
     let (_never, stopping) = watch::channel(false);
-    converse(stream, header, [Direction::Down, Direction::Up], start, stopping).await
+    converse(stream, header, [Direction::Down, Direction::Up], start, stopping, None).await
 }
 
 async fn converse(
@@ -122,12 +144,13 @@ async fn converse(
     [outbound, inbound]: [Direction; 2],
     start: Instant,
     mut stopping: watch::Receiver<bool>,
+    is_open: Option<mpsc::Sender<()>>,
 ) -> Account {
     let (reader, writer) = stream.into_split();
     let (done, peer_done) = watch::channel(None);
     let client = matches!(outbound, Direction::Up);
-    let read =
-        receive(reader, Payload::new(header.seed, header.flow, inbound), header.flow, start, done);
+    let payload = Payload::new(header.seed, header.flow, inbound);
+    let read = receive(reader, payload, header.flow, start, done, is_open);
     let stop = async {
         if client {
             // The sender of this signal lives as long as `run`.
@@ -150,19 +173,24 @@ async fn converse(
 
 type Received = (Trailer, Option<Trailer>, Vec<Gap>, Option<String>);
 
-/// Reads to the end; `done` hears what arrived once the peer has said it sends no more.
+/// Reads to the end; `is_open` hears of the first frame, `done` what arrived once the peer has said it sends no more.
 async fn receive(
     mut reader: OwnedReadHalf,
     mut payload: Payload,
     flow: u64,
     start: Instant,
     done: watch::Sender<Option<Trailer>>,
+    mut is_open: Option<mpsc::Sender<()>>,
 ) -> Received {
     let (mut own, mut gaps, mut last) = (Trailer::default(), Vec::new(), Instant::now());
     let mut buffer = vec![0; FRAME_MAX_BYTES];
     let outcome: std::io::Result<Trailer> = async {
         loop {
             let length = reader.read_u32().await? as usize;
+            if let Some(is_open) = is_open.take() {
+                // Nobody listens any more when this process has been told to stop.
+                let _ = is_open.try_send(());
+            }
             let silence = last.elapsed();
             if silence >= GAP_MIN {
                 let at_ms = (last - start).as_millis();

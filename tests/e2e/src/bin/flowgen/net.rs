@@ -47,6 +47,11 @@ pub(crate) fn reset_on_drop(stream: &TcpStream) -> std::io::Result<()> {
     socket2::SockRef::from(stream).set_linger(Some(std::time::Duration::ZERO))
 }
 
+/// The time all programs of a machine share.
+pub(crate) fn unix_ms() -> u128 {
+    std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_millis()
+}
+
 /// Completes when this process is told to stop.
 pub(crate) async fn stopped() -> Result<()> {
     use tokio::signal::unix::{SignalKind, signal};

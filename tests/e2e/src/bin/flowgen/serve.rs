@@ -85,11 +85,13 @@ async fn swallow(stream: &mut TcpStream, header: Header) -> std::io::Result<()> 
     let end = last + Duration::from_millis(header.rate);
     loop {
         let n = stream.read(&mut buffer).await?;
-        if Instant::now() < end {
-            gap_max = gap_max.max(last.elapsed());
+        let now = Instant::now();
+        // A silence counts as far as the time does.
+        gap_max = gap_max.max(now.min(end).saturating_duration_since(last));
+        if now < end {
             in_time += n as u64;
         }
-        last = Instant::now();
+        last = now;
         if n == 0 {
             break;
         }
