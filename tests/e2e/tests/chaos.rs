@@ -149,6 +149,7 @@ fn flows_and_datagrams_survive_a_storm() -> Result<()> {
     flow::clean(&flows)?;
     ensure!(flows["flows"] == 100 && datagrams["flows"] == 20, "{flows} {datagrams}");
     ensure!(datagrams["wrong"] == 0, "{datagrams}");
+    ensure!(datagrams["received_min"].as_u64() > Some(0), "{datagrams}");
     Ok(())
 }
 

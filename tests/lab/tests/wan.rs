@@ -14,6 +14,8 @@ const PUBLIC: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 0);
 const MS: Duration = Duration::from_millis(1);
 /// What a busy machine may add to a round trip.
 const BUSY: Duration = Duration::from_millis(40);
+/// It may be too busy a few times.
+const TRIES: usize = 5;
 
 /// Two hosts, one of them behind a WAN box, the other with servers.
 struct Net {
@@ -83,20 +85,35 @@ impl Net {
     }
 }
 
+/// Measures until it took no longer than it should: a box that is too slow is so every time.
+fn in_time<T: std::fmt::Debug>(
+    mut measure: impl FnMut() -> Result<T>,
+    is_in_time: impl Fn(&T) -> bool,
+) -> Result<T> {
+    let mut late = Vec::new();
+    for _ in 0..TRIES {
+        let measured = measure()?;
+        if is_in_time(&measured) {
+            return Ok(measured);
+        }
+        late.push(measured);
+    }
+    anyhow::bail!("too late each time: {late:?}")
+}
+
 #[test]
 fn what_is_measured_is_what_was_set() -> Result<()> {
     if !require_root("a thread enters the network of the lab") {
         return Ok(());
     }
     let net = Net::new()?;
-    let none = net.ping(1_000, MS, 100)?;
+    let none = in_time(|| net.ping(1_000, MS, 100), |none| none.mean < BUSY)?;
     ensure!(none.answered == 1_000 && none.copies + none.late == 0, "{none:?}");
-    ensure!(none.mean < BUSY, "{none:?}");
 
     net.wan.set(&Profile { delay: 100 * MS, ..Profile::default() });
-    let delayed = net.ping(300, 2 * MS, 100)?;
+    let delayed = in_time(|| net.ping(300, 2 * MS, 100), |delayed| delayed.mean < 200 * MS + BUSY)?;
     ensure!(delayed.answered == 300 && delayed.late == 0, "{delayed:?}");
-    ensure!(delayed.least >= 200 * MS && delayed.mean < 200 * MS + BUSY, "{delayed:?}");
+    ensure!(delayed.least >= 200 * MS, "{delayed:?}");
 
     let jitter = Profile { delay: 100 * MS, jitter: 80 * MS, ..Profile::default() };
     net.wan.set_one_way(Direction::Up, jitter.clone());
@@ -135,20 +152,29 @@ fn a_bottleneck_a_small_mtu_and_blocks() -> Result<()> {
     let net = Net::new()?;
     let rate = Rate { bits_per_second: 16_000_000, queue_bytes: 100_000 };
     net.wan.set(&Profile { rate: Some(rate), delay: 5 * MS, ..Profile::default() });
-    let mut said = Ok(false);
-    let took = eventually("said", Duration::from_secs(30), || {
-        said = net.tcp(4_000_000);
-        Ok(true)
-    })?;
-    // 2.0 s of payload, 4 % of headers.
-    ensure!(said? && took > Duration::from_millis(2_000), "{took:?}");
-    ensure!(took < Duration::from_millis(3_500), "{took:?} {:?}", net.wan);
-    let before = net.wan.counters(Direction::Up);
-    let full = net.ping(2_000, MS / 4, 1_000)?;
-    let overflowed = net.wan.counters(Direction::Up).overflowed - before.overflowed;
+    let say = || {
+        let mut said = Ok(false);
+        let took = eventually("said", Duration::from_secs(30), || {
+            said = net.tcp(4_000_000);
+            Ok(true)
+        })?;
+        // 2.0 s of payload, 4 % of headers.
+        ensure!(said? && took > Duration::from_millis(2_000), "{took:?}");
+        Ok(took)
+    };
+    in_time(say, |took| *took < Duration::from_millis(3_500))
+        .with_context(|| format!("{:?}", net.wan))?;
     // Twice what passes: the queue holds 50 ms of it.
-    ensure!((700..1_150).contains(&overflowed), "{overflowed} {full:?}");
-    ensure!(full.most > 40 * MS && full.most < 60 * MS + 2 * BUSY, "{full:?}");
+    let overflow = || {
+        let before = net.wan.counters(Direction::Up);
+        let full = net.ping(2_000, MS / 4, 1_000)?;
+        let overflowed = net.wan.counters(Direction::Up).overflowed - before.overflowed;
+        ensure!(full.most > 40 * MS, "{full:?}");
+        Ok((overflowed, full.most))
+    };
+    in_time(overflow, |(overflowed, most)| {
+        (700..1_150).contains(overflowed) && *most < 60 * MS + 2 * BUSY
+    })?;
 
     let mtu = Mtu { bytes: 1_280, is_told: false };
     net.wan.set(&Profile { mtu: Some(mtu), ..Profile::default() });
