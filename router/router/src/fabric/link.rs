@@ -154,7 +154,12 @@ impl FrameLink {
         self.too_small.load(Ordering::Relaxed)
     }
 
-    /// Whether it was given up because nothing came any more.
+    /// Nothing comes any more, or nothing that is sent arrives.
+    pub(crate) fn set_silent(&self) {
+        self.silent.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it was given up, at either end, because nothing came any more.
     pub(crate) fn is_silent(&self) -> bool {
         self.silent.load(Ordering::Relaxed)
     }
@@ -229,7 +234,7 @@ impl FrameLink {
         let mut attention = None;
         match due {
             Some(Due::Dead(silence)) => {
-                self.silent.store(true, Ordering::Relaxed);
+                self.set_silent();
                 return Attention::Dead(silence);
             }
             Some(Due::Probe { token, missed }) => {

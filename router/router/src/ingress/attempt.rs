@@ -235,8 +235,12 @@ impl<C: Client> Attempt<'_, C> {
         match opened {
             Ok(Ok(flow)) => Ok(Opened::Remote(Box::new(flow), later)),
             Ok(Err(failure)) => Err(failure),
-            Err(_lost) if handed_over.load(Ordering::Relaxed) && !candidate.at_least_once => {
-                Err(Failure::Fatal(Outcome::SessionLost))
+            Err(error) if handed_over.load(Ordering::Relaxed) && !candidate.at_least_once => {
+                Err(Failure::Fatal(Outcome::from(&error)))
+            }
+            // Asked again it would say the same.
+            Err(error @ FlowError::Malformed(_)) if !candidate.has_alternative => {
+                Err(Failure::Fatal(Outcome::from(&error)))
             }
             Err(_lost) => Err(Failure::Lost),
         }

@@ -5,7 +5,7 @@ use super::{
     Inner, Links,
     established::{Established, Neighbour, PATH_TOO_SMALL, Terms},
     hello::{self, REFUSED},
-    preference::{self, Loss, Plan, Preference, Rest},
+    preference::{Absence, Loss, Plan, Preference, Rest, was_there},
     race::{DialError, Race, Won},
 };
 use crate::{clock, fabric::FrameLink};
@@ -30,7 +30,7 @@ const BACKOFF_MAX: Duration = Duration::from_secs(5);
 /// Back-off after losses, however often: a network that comes and goes is used while it is there.
 const LOST_BACKOFF_MAX: Duration = Duration::from_millis(500);
 /// A link that lasted this long was a good one: its loss is redialled without back-off.
-const GOOD_AFTER: Duration = Duration::from_secs(10);
+const GOOD_AFTER: Duration = Duration::from_secs(1);
 /// How long two links to a neighbour are in service when one replaces the other: until every router has heard of the new one.
 const OVERLAP: Duration = Duration::from_secs(2);
 /// Why a link does not use UDP over which others died young.
@@ -142,26 +142,26 @@ impl Dialler {
     async fn dial(&mut self) -> Result<(Established, String), DialError> {
         let endpoints = self.endpoints.borrow_and_update().clone();
         self.progress.lock().attempts.retain(|endpoint, _| endpoints.contains(endpoint));
-        let (began, lost) = (clock::now(), self.lost.take());
-        let plan = self.preference.plan(began);
+        let plan = self.preference.plan(clock::now());
         let race = Race { inner: &self.inner, endpoints: &endpoints, site: self.site, plan };
         let progress = Arc::clone(&self.progress);
         let note = |endpoint, error: &DialError| {
             progress.lock().attempts.insert(endpoint, error.to_string());
         };
         let won = tokio::select! {
-            won = race.run(note) => won?, // dropped, its sockets close
+            won = race.run(note) => won, // dropped, its sockets close
             _ = self.endpoints.changed() => return Err(DialError::EndpointsChanged), // cancel-safe
         };
+        let lost = self.lost.take();
+        let won = won?;
+        let began = won.began;
         let (link, not_udp) = self.greet(won).await?;
-        let took = clock::now().saturating_duration_since(began);
-        let was_there = lost == Some(link.neighbour()) && preference::was_there(took, link.rtt());
-        self.preference.redialled(was_there);
+        self.preference.redialled(absence(&link, lost, began));
         Ok((link, not_udp))
     }
 
     async fn greet(&self, won: Won) -> Result<(Established, String), DialError> {
-        let Won { connection, port, peer, not_udp } = won;
+        let Won { connection, port, peer, not_udp, began: _ } = won;
         let mut mine = (self.inner.hello)(self.site);
         mine.protocol_min = hello::PROTOCOL_MIN;
         mine.protocol_max = hello::PROTOCOL_MAX;
@@ -270,6 +270,19 @@ impl Dialler {
         tracing::info!(name = self.name, "link moved to UDP");
         new
     }
+}
+
+/// What the first dial since a loss tells of the neighbour, whose answer to the handshake begun then is this link.
+fn absence(link: &Established, lost: Option<Neighbour>, began: Instant) -> Absence {
+    if lost != Some(link.neighbour()) {
+        return Absence::Away;
+    }
+    // Over TLS, and a proxy perhaps, anything may have taken long.
+    if link.is_tls() {
+        return Absence::Unknown;
+    }
+    let took = clock::now().saturating_duration_since(began);
+    if was_there(took, link.rtt()) { Absence::None } else { Absence::Away }
 }
 
 fn reason(ended: Result<String, JoinError>) -> String {

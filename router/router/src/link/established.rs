@@ -3,7 +3,7 @@
 use super::{
     Inner, LinkEvent, LinkUp, Registered,
     event::Turns,
-    hello::{self, CLOSED, Greeted, HelloError, TOO_SMALL},
+    hello::{self, CLOSED, Greeted, HelloError, SILENT, TOO_SMALL},
     port::ServedPort,
     stream::{MessageReader, ReadError, write_queued},
 };
@@ -190,13 +190,19 @@ impl Established {
         frames.set_down();
         inner.fabric.remove_link(id);
         let closed = connection.close_reason();
-        if let Some(ConnectionError::ApplicationClosed(close)) = &closed
-            && close.error_code == TOO_SMALL
-        {
-            frames.set_too_small();
+        if let Some(ConnectionError::ApplicationClosed(close)) = &closed {
+            match close.error_code {
+                TOO_SMALL => frames.set_too_small(),
+                SILENT => frames.set_silent(),
+                _ => {}
+            }
         }
         let reason = closed.map_or(reason, |error| connection_reason(&error));
-        let code = if frames.is_too_small() { TOO_SMALL } else { CLOSED };
+        let code = match (frames.is_too_small(), frames.is_silent()) {
+            (true, _) => TOO_SMALL,
+            (false, true) => SILENT,
+            (false, false) => CLOSED,
+        };
         connection.close(code, reason.as_bytes());
         inner.unregister(id);
         tracing::info!(reason, "link down");

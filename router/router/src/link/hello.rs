@@ -30,6 +30,8 @@ pub(super) const CLOSED: VarInt = VarInt::from_u32(0);
 pub(super) const REFUSED: VarInt = VarInt::from_u32(1);
 /// The path does not carry frames of the smallest size.
 pub(super) const TOO_SMALL: VarInt = VarInt::from_u32(2);
+/// Nothing has come from the neighbour for too long.
+pub(super) const SILENT: VarInt = VarInt::from_u32(3);
 
 /// Why a connection did not become a link.
 #[derive(Debug, thiserror::Error)]

@@ -42,12 +42,23 @@ pub(super) fn was_there(took: Duration, rtt: Duration) -> bool {
     took <= THERE_WITHIN + THERE_WITHIN_RTTS * rtt
 }
 
+/// Where a neighbour was between a loss and the next link.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Absence {
+    /// There, all the time.
+    None,
+    /// Away, or restarted.
+    Away,
+    /// It has not restarted.
+    Unknown,
+}
+
 /// How a link was lost.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Loss {
-    /// Nothing came any more.
+    /// Nothing came any more, here or there.
     Silence,
-    /// The neighbour said so, or this router.
+    /// For another reason, which the neighbour told, or this router.
     Told,
 }
 
@@ -115,10 +126,14 @@ impl Preference {
         self.udp_rests.and_then(|(why, until)| (now < until).then_some(why))
     }
 
-    /// The link is about to come up, dialled; `was_there` says whether its neighbour was, all the time since the last was lost.
-    pub(super) fn redialled(&mut self, was_there: bool) {
+    /// The link is about to come up, dialled.
+    pub(super) fn redialled(&mut self, absence: Absence) {
         if std::mem::take(&mut self.died_young) {
-            self.deaths = if was_there { self.deaths + 1 } else { 0 };
+            self.deaths = match absence {
+                Absence::None => self.deaths + 1,
+                Absence::Away => 0,
+                Absence::Unknown => self.deaths,
+            };
         }
     }
 
@@ -260,8 +275,8 @@ mod tests {
     }
 
     /// Dialled, and lost after a second.
-    fn life(preference: &mut Preference, now: Instant, was_there: bool) {
-        preference.redialled(was_there);
+    fn life(preference: &mut Preference, now: Instant, absence: Absence) {
+        preference.redialled(absence);
         preference.up(false);
         preference.lost(now, false, SECOND, Loss::Silence);
     }
@@ -269,14 +284,14 @@ mod tests {
     #[test]
     fn udp_that_dies_young_again_and_again_rests_though_it_comes_up_at_once() {
         let (mut preference, now) = (Preference::new(INTERVAL), crate::clock::now());
-        life(&mut preference, now, false);
+        life(&mut preference, now, Absence::Away);
         for _ in 0..DEATHS_MAX {
             assert_eq!(preference.resting(now), None, "it may have been anything");
-            life(&mut preference, now, true);
+            life(&mut preference, now, Absence::None);
         }
         assert_eq!(preference.resting(now), Some(Rest::Dying));
         assert_eq!(preference.plan(now).tls_after, Some(Duration::ZERO));
-        preference.redialled(true);
+        preference.redialled(Absence::None);
         preference.up(true);
         // When it is over, UDP gets one more chance, until it has been good for long.
         let later = now + preference.interval(now);
@@ -284,9 +299,9 @@ mod tests {
         preference.up(false);
         preference.lost(later, false, SECOND, Loss::Silence);
         assert_eq!(preference.resting(later + 3 * INTERVAL), Some(Rest::Dying), "for longer");
-        preference.redialled(true);
+        preference.redialled(Absence::None);
         preference.lost(later, false, 60 * SECOND, Loss::Silence);
-        life(&mut preference, later, true);
+        life(&mut preference, later, Absence::None);
         assert_eq!(preference.resting(later + 4 * INTERVAL), None);
     }
 
@@ -295,18 +310,35 @@ mod tests {
         let (mut preference, now) = (Preference::new(INTERVAL), crate::clock::now());
         for _ in 0..10 {
             // It was away in between, once in a while.
-            life(&mut preference, now, false);
+            life(&mut preference, now, Absence::Away);
             for _ in 0..DEATHS_MAX {
-                life(&mut preference, now, true);
+                life(&mut preference, now, Absence::None);
                 // It has said so itself, over UDP.
-                preference.redialled(true);
+                preference.redialled(Absence::None);
                 preference.up(false);
                 preference.lost(now, false, SECOND, Loss::Told);
             }
-            life(&mut preference, now, true);
-            life(&mut preference, now, true);
+            life(&mut preference, now, Absence::None);
+            life(&mut preference, now, Absence::None);
             assert_eq!(preference.resting(now), None);
         }
+    }
+
+    #[test]
+    fn what_took_long_over_tls_tells_nothing() {
+        let (mut preference, now) = (Preference::new(INTERVAL), crate::clock::now());
+        life(&mut preference, now, Absence::Away);
+        for _ in 0..DEATHS_MAX {
+            life(&mut preference, now, Absence::None);
+        }
+        let later = now + preference.interval(now);
+        preference.redialled(Absence::Unknown);
+        preference.up(true);
+        life(&mut preference, later, Absence::Unknown);
+        assert_eq!(preference.resting(later), Some(Rest::Dying), "no four lives again");
+        let later = later + preference.interval(later);
+        life(&mut preference, later, Absence::Away);
+        assert_eq!(preference.resting(later), None, "the neighbour was away");
     }
 
     #[test]

@@ -107,6 +107,8 @@ pub(super) struct Won {
     pub(super) connection: Connection,
     pub(super) port: Arc<ServedPort>,
     pub(super) peer: Peer,
+    /// When the first handshake began that it would have answered had it been there; names were resolved before.
+    pub(super) began: Instant,
     /// Why it was not reached over UDP; empty if it was.
     pub(super) not_udp: String,
 }
@@ -128,6 +130,7 @@ impl Race<'_> {
     /// # Cancel safety
     /// Cancelled, its sockets close.
     pub(super) async fn run(&self, mut failed: impl FnMut(String, &DialError)) -> Outcome {
+        let began = clock::now();
         let mut attempts = JoinSet::new();
         let mut last = DialError::Unanswered(SocketAddr::from(([0; 4], 0)));
         let mut rounds = 0;
@@ -136,7 +139,8 @@ impl Race<'_> {
         loop {
             if rounds < rounds_max {
                 rounds += 1;
-                self.launch(&mut attempts);
+                let is_first = rounds == 1;
+                self.launch(&mut attempts, (!is_first).then_some(began));
             }
             let silence = time::sleep(self.inner.jittered(SILENCE));
             tokio::pin!(silence);
@@ -162,14 +166,16 @@ impl Race<'_> {
         }
     }
 
-    fn launch(&self, attempts: &mut JoinSet<(String, Outcome)>) {
+    /// Starts a round; one that is not the first tells when that `began`.
+    fn launch(&self, attempts: &mut JoinSet<(String, Outcome)>, began: Option<Instant>) {
         for (i, endpoint) in (0_u32..).zip(self.endpoints) {
             let (inner, endpoint) = (Arc::clone(self.inner), endpoint.clone());
             let (site, plan) = (self.site, self.plan);
             attempts.spawn(async move {
                 time::sleep(STAGGER * i.min(10)).await;
                 let outcome = try_endpoint(&inner, &endpoint, site, plan).await;
-                (endpoint, outcome)
+                let since_first = |won: Won| Won { began: began.unwrap_or(won.began), ..won };
+                (endpoint, outcome.map(since_first))
             });
         }
     }
@@ -246,6 +252,7 @@ async fn first_of(
     anew: Option<impl Future<Output = Outcome>>,
 ) -> Outcome {
     let neither = |udp, tls| DialError::Neither { udp: Box::new(udp), tls: Box::new(tls) };
+    let began = clock::now();
     tokio::pin!(udp, tls);
     let (over_tls, not_udp) = tokio::select! {
         outcome = &mut udp => match outcome { // not polled again
@@ -266,7 +273,7 @@ async fn first_of(
     if let Some(anew) = anew {
         let patience = ANEW_MIN + 2 * over_tls.connection.rtt();
         if let Ok(Ok(over_udp)) = time::timeout(patience, anew).await {
-            return Ok(over_udp);
+            return Ok(Won { began, ..over_udp });
         }
     }
     Ok(Won { not_udp, ..over_tls })
@@ -274,11 +281,13 @@ async fn first_of(
 
 async fn over_udp(inner: &Inner, addr: SocketAddr, site: SiteId) -> Outcome {
     let dial = inner.tls.link_client(site);
+    let began = clock::now();
     let (connection, port) = udp_handshake(inner, addr, &dial).await?;
-    identified(inner, connection, port)
+    identified(inner, connection, port, began)
 }
 
 async fn over_tls(inner: &Inner, endpoint: &str, way: Way, site: SiteId) -> Outcome {
+    let began = clock::now();
     let (port, addr) = tls::connect(inner, endpoint, way, site).await?;
     let dial = inner.tls.link_client(site);
     let connection = tokio::select! {
@@ -288,15 +297,20 @@ async fn over_tls(inner: &Inner, endpoint: &str, way: Way, site: SiteId) -> Outc
         })?,
         reason = port.port().ended() => return Err(DialError::Ended(addr, reason)), // cancel-safe
     };
-    identified(inner, connection, port)
+    identified(inner, connection, port, began)
 }
 
-fn identified(inner: &Inner, connection: Connection, port: Arc<ServedPort>) -> Outcome {
+fn identified(
+    inner: &Inner,
+    connection: Connection,
+    port: Arc<ServedPort>,
+    began: Instant,
+) -> Outcome {
     let admitted = hello::admitted(&connection).map_err(HelloError::Peer)?;
     let peer = hello::neighbour(admitted, inner.router).inspect_err(|error| {
         connection.close(REFUSED, error.to_string().as_bytes());
     })?;
-    Ok(Won { connection, port, peer, not_udp: String::new() })
+    Ok(Won { connection, port, peer, began, not_udp: String::new() })
 }
 
 /// One QUIC handshake from a socket of its own.

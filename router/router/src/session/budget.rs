@@ -128,8 +128,10 @@ impl Account {
     }
 
     fn give_back(&self, bytes: u64) {
-        *self.budget.used.lock().of(self.class) -= bytes;
-        self.used_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        let mut used = self.budget.used.lock();
+        *used.of(self.class) -= bytes;
+        let own_bytes = self.used_bytes.load(Ordering::Relaxed) - bytes;
+        self.used_bytes.store(own_bytes, Ordering::Relaxed);
     }
 }
 
@@ -221,6 +223,22 @@ mod tests {
         assert_eq!((budget.used_bytes(), first.bytes()), (45, 45));
         drop(first);
         assert_eq!(budget.used_bytes(), 0);
+    }
+
+    #[test]
+    fn what_threads_give_back_is_missed_nowhere() {
+        let budget = Budget::new(1 << 40);
+        let shared = account(&budget, Class::Streams);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for bytes in 1..20_000 {
+                        drop(shared.reserve(bytes).unwrap());
+                    }
+                });
+            }
+        });
+        assert_eq!((budget.used_bytes(), shared.used_bytes.load(Ordering::Relaxed)), (0, 0));
     }
 
     #[test]

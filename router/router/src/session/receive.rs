@@ -144,7 +144,7 @@ impl FlowRecv {
 
     fn violated(&self, violation: &dyn std::error::Error) -> FlowError {
         self.state.session.violated(violation);
-        FlowError::SessionLost
+        FlowError::Malformed("more than was granted")
     }
 
     /// As [`FlowRecv::fill`], where what arrives has to wait.

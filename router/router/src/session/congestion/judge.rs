@@ -16,8 +16,8 @@ const WAIT_MAX: Duration = Duration::from_millis(4);
 const BATCHES: usize = 8;
 /// The shortest round trip is that of one or two spans of this length: longer than the queue of a flow that grows and backs off is full.
 const FLOOR_SPAN: Duration = Duration::from_secs(15);
-/// One packet in so many may get lost, 2 % as in BBRv2. However many share a queue, they lose no more than that and what they would without
-/// a judge.
+/// One packet in so many may get lost, 2 % as in BBRv2, and between two cuts what [`LOSSES_AFTER_CUT`] and the flight that was cut have paid
+/// for. However many share a queue, they lose little more than that and what they would without a judge.
 const PACKETS_PER_LOSS: u64 = 50;
 /// Losses that can be paid for at once. A path that loses 1 % by chance needs more once in tens of thousands of them.
 const LOSSES_MAX: u64 = 8;
