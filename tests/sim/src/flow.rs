@@ -34,6 +34,8 @@ pub(crate) struct Seen {
     pub(crate) read: u64,
     pub(crate) wrong_at: Option<u64>,
     pub(crate) ended: Option<Ended>,
+    /// When it was told how the other direction has ended.
+    pub(crate) ended_ms: Option<u64>,
     /// It has finished or reset its own direction.
     pub(crate) has_ended: bool,
     pub(crate) over_ms: Option<u64>,
@@ -138,6 +140,7 @@ impl Desk {
                 } else {
                     self.ledger.update(place, |seen| {
                         seen.ended = Some(Ended::Failed(io::ErrorKind::ConnectionReset));
+                        seen.ended_ms = Some(began_ms);
                         seen.over_ms = Some(began_ms);
                     });
                 }
@@ -281,7 +284,11 @@ impl Desk {
                 Err(error) => break Ended::Failed(error.kind()),
             }
         };
-        self.ledger.update(at, |seen| seen.ended = Some(ended));
+        let now_ms = self.now_ms();
+        self.ledger.update(at, |seen| {
+            seen.ended = Some(ended);
+            seen.ended_ms = Some(now_ms);
+        });
     }
 }
 

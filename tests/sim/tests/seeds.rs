@@ -51,6 +51,21 @@ fn the_same_seed_gives_the_same_trace() {
     }
 }
 
+/// What seeds beyond those have found, made smaller.
+#[test]
+fn what_was_found_once_stays_mended() {
+    let found = concat!(env!("CARGO_MANIFEST_DIR"), "/found");
+    let mut scenarios = 0;
+    for entry in std::fs::read_dir(found).unwrap() {
+        let path = entry.unwrap().path();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let outcome = run(&serde_json::from_str(&text).unwrap());
+        assert!(outcome.failures.is_empty(), "{}: {:?}", path.display(), outcome.failures);
+        scenarios += 1;
+    }
+    assert!(scenarios > 0, "none in {found}");
+}
+
 #[test]
 fn a_scenario_is_saved_and_read() {
     let scenario = Scenario::generate(7);
