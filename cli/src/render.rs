@@ -358,6 +358,9 @@ fn trace(report: &TraceReport, protocol: Protocol) -> String {
             out += &line(&format!("  {}", one_line(path)));
         }
     }
+    if report.candidates.iter().any(|candidate| !candidate.paths.is_empty()) {
+        out += "metric: round-trip times of the links and 1ms for each unit of their costs, summed; less is better\n";
+    }
     out
 }
 

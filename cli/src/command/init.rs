@@ -1,7 +1,8 @@
 //! `skctl init`
 
 use std::{
-    net::{IpAddr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::Path,
     time::Duration,
 };
 
@@ -231,27 +232,48 @@ pub(crate) async fn run(global: &Global, args: Init) -> Result<(), Failure> {
 
 /// Waits until a router is there, and then, not for long, until it has the sockets that the site shall listen on; how things are then.
 async fn listening(paths: &Paths, progress: &mut Progress) -> Result<SiteStatus, Failure> {
-    let mut status = host::ready(paths, progress).await?;
-    let mut client = Client::connect_to(paths).await?;
-    let wanted = proxy::site_of(&mut client).await?.map(|site| site.spec.listen);
-    let Some(wanted) = wanted else { return Ok(status) };
+    let mut last = host::ready(paths, progress).await?;
+    let has_ipv6 = Path::new("/proc/net/if_inet6").exists();
     let deadline = clock::instant() + SOCKETS_MAX;
-    while !listens_at(&status, &wanted) && clock::instant() < deadline {
+    loop {
+        // What was changed stands, also when the controller restarts just now: then the last that was heard is told.
+        if let Ok((wanted, status)) = heard(paths).await
+            && status.routers.iter().any(|router| router.state == "attached")
+        {
+            last = status;
+            if wanted.is_none_or(|wanted| listens_at(&last, &wanted, has_ipv6)) {
+                return Ok(last);
+            }
+        }
+        if clock::instant() >= deadline {
+            return Ok(last);
+        }
         progress.step("waiting for the router to listen");
         clock::sleep(host::POLL).await;
-        status = client.query("status").await?;
     }
-    Ok(status)
 }
 
-/// Whether the routers tell of `wanted` and of nothing else, be it that they cannot bind it.
-fn listens_at(status: &SiteStatus, wanted: &[String]) -> bool {
+/// The sockets that the site shall have, and how things are, of the controller that is there now.
+async fn heard(paths: &Paths) -> Result<(Option<Vec<String>>, SiteStatus), Failure> {
+    let mut client = Client::connect_to(paths).await?;
+    let wanted = proxy::site_of(&mut client).await?.map(|site| site.spec.listen);
+    Ok((wanted, client.query("status").await?))
+}
+
+/// Whether the routers tell of `wanted` and of nothing else, be it that they cannot bind it. Without IPv6 they take 0.0.0.0 for [::].
+fn listens_at(status: &SiteStatus, wanted: &[String], has_ipv6: bool) -> bool {
+    let becomes = |wanted: IpAddr| match wanted {
+        IpAddr::V6(Ipv6Addr::UNSPECIFIED) if !has_ipv6 => Ipv4Addr::UNSPECIFIED.into(),
+        other => other,
+    };
     let is = |socket: &str, wanted: &str| match (
         socket.parse::<SocketAddr>(),
         wanted.parse::<SocketAddr>(),
     ) {
         (Ok(socket), Ok(wanted)) => {
-            socket.ip() == wanted.ip() && (wanted.port() == 0 || socket.port() == wanted.port())
+            // One that could not be bound is told as it was asked for.
+            (socket.ip() == wanted.ip() || socket.ip() == becomes(wanted.ip()))
+                && (wanted.port() == 0 || socket.port() == wanted.port())
         }
         _ => socket == wanted,
     };
@@ -403,13 +425,23 @@ mod tests {
             }],
             ..SiteStatus::default()
         };
-        let wanted = ["0.0.0.0:7444".to_owned()];
-        assert!(listens_at(&status(&["0.0.0.0:7444"]), &wanted));
-        assert!(!listens_at(&status(&["[::]:7443"]), &wanted));
-        assert!(!listens_at(&status(&["0.0.0.0:7444", "[::]:7443"]), &wanted));
-        assert!(!listens_at(&status(&[]), &wanted));
-        assert!(listens_at(&status(&[]), &[]) && !listens_at(&status(&["[::]:7443"]), &[]));
-        assert!(listens_at(&status(&["[::]:41234"]), &["[::]:0".to_owned()]));
+        for (sockets, wanted, has_ipv6, there) in [
+            (&["0.0.0.0:7444"][..], &["0.0.0.0:7444"][..], true, true),
+            (&["[::]:7443"], &["0.0.0.0:7444"], true, false),
+            (&["0.0.0.0:7444", "[::]:7443"], &["0.0.0.0:7444"], true, false),
+            (&[], &["0.0.0.0:7444"], true, false),
+            (&[], &[], true, true),
+            (&["[::]:7443"], &[], true, false),
+            (&["[::]:41234"], &["[::]:0"], true, true),
+            (&["0.0.0.0:7443"], &["[::]:7443"], true, false),
+            (&["0.0.0.0:7443"], &["[::]:7443"], false, true),
+            (&["[::]:7443"], &["[::]:7443"], false, true),
+            (&["0.0.0.0:7444"], &["[::]:7443"], false, false),
+        ] {
+            let listed: Vec<String> = wanted.iter().map(|&address| address.to_owned()).collect();
+            let found = listens_at(&status(sockets), &listed, has_ipv6);
+            assert_eq!(found, there, "{sockets:?} {wanted:?} {has_ipv6}");
+        }
     }
 
     #[test]

@@ -15,7 +15,7 @@ use crate::{
     args::Global,
     client::{self, Client},
     clock,
-    command::proxy::ProxyArgs,
+    command::proxy::{ProxyArgs, Wanted},
     error::Failure,
     input,
     output::{self, Show, note},
@@ -66,7 +66,8 @@ pub(crate) struct Link {
     provide: Vec<String>,
     #[command(flatten)]
     proxy: ProxyArgs,
-    /// How long to wait for the link to come up; that nothing answers at the token's endpoints is told after 8s at most
+    /// How long it may take until the link is up, claim included, before it gives up with exit code 3; that nothing answers at the
+    /// token's endpoints is told after 8s at most
     #[arg(long, value_name = "DURATION", default_value = "60s")]
     timeout: Duration,
     #[command(subcommand)]
@@ -131,29 +132,17 @@ async fn redeem(global: &Global, args: &Link, file: &str) -> Result<(), Failure>
     })?;
     let token = check(&text, clock::now())?;
     progress.step(format!("connecting to {:?}", output::printable(&token.issuer_name)));
-    let mut client = Client::connect(global).await?;
-    for text in proxy.apply(&mut client, &client::paths(global)?).await? {
-        note(global, format_args!("note: {text}"));
-    }
-    let request = RedeemTokenRequest {
-        token: text,
-        name: args.name.clone().unwrap_or_default(),
-        cost: args.cost.unwrap_or(0),
-        merge: args.merge,
-        timeout_ms: u64::try_from(args.timeout.0.as_millis()).unwrap_or(u64::MAX),
-        consume: args.consume.clone(),
-        provide: args.provide.clone(),
-    };
-    let waiting = follow(client.raw().redeem_token(request).await?.into_inner(), &mut progress);
     let began = clock::instant();
+    let patience = || args.timeout.0.saturating_sub(began.elapsed());
     let limit = args.timeout.0.saturating_add(GRACE);
-    let made = tokio::time::timeout(limit, waiting).await.map_err(|_| {
+    let claim = claim(global, args, proxy, text, &patience, &mut progress);
+    let (made, mut client) = tokio::time::timeout(limit, claim).await.map_err(|_| {
         Failure::timeout(format_args!("the link is not up after {}", args.timeout))
-            .because("the controller still tries")
+            .because("the controller still tries, or does not answer")
             .next("see `skctl link list` and `skctl doctor`")
     })??;
-    let patience = args.timeout.0.saturating_sub(began.elapsed()).min(ARRIVAL_MAX);
     progress.step("waiting for what the other site knows");
+    let patience = patience().min(ARRIVAL_MAX);
     // The link is up however this ends; what is missing arrives later.
     let _ = tokio::time::timeout(patience, arrival(&mut client, &token.issuer.to_string())).await;
     progress.finish();
@@ -164,6 +153,34 @@ async fn redeem(global: &Global, args: &Link, file: &str) -> Result<(), Failure>
         global,
         &Linked { name: made.name, peer: token.issuer_name, peer_id: token.issuer.to_string() },
     )
+}
+
+/// Has the controller redeem the token `text`, within what is left of the user's patience, and waits until the link is up.
+async fn claim(
+    global: &Global,
+    args: &Link,
+    proxy: Wanted,
+    text: String,
+    patience: &impl Fn() -> StdDuration,
+    progress: &mut Progress,
+) -> Result<(ProgressMessage, Client), Failure> {
+    let mut client = Client::connect(global).await?;
+    for text in proxy.apply(&mut client, &client::paths(global)?).await? {
+        note(global, format_args!("note: {text}"));
+    }
+    // 0 would be the controller's own idea of patience.
+    let timeout_ms = u64::try_from(patience().as_millis()).unwrap_or(u64::MAX).max(1);
+    let request = RedeemTokenRequest {
+        token: text,
+        name: args.name.clone().unwrap_or_default(),
+        cost: args.cost.unwrap_or(0),
+        merge: args.merge,
+        timeout_ms,
+        consume: args.consume.clone(),
+        provide: args.provide.clone(),
+    };
+    let made = follow(client.raw().redeem_token(request).await?.into_inner(), progress).await?;
+    Ok((made, client))
 }
 
 /// Waits until a router of `site` can be reached: then its database is here, and commands that follow find what it offers,

@@ -80,7 +80,7 @@ struct Create {
     force: bool,
 }
 
-/// Lists the tokens made here, without their secrets
+/// Lists the tokens made here, without their secrets; those that expired more than a day ago are forgotten
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  skctl token list")]
 struct List {}
@@ -210,7 +210,7 @@ impl Show for Tokens {
         let rows = self.0.iter().map(|token| {
             [
                 token.name.clone(),
-                token.state.clone(),
+                if token.state == "used" { "used up" } else { &token.state }.to_owned(),
                 format!("{}/{}", token.used, token.uses),
                 if token.state == "valid" {
                     clock::left(&token.expires, now)

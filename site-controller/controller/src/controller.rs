@@ -262,6 +262,7 @@ impl Controller {
             changed |= self.forget(&mut state, now);
             if is_steady {
                 changed |= self.forget_expired(&mut state, now);
+                changed |= self.forget_old_grants(&mut state, now);
             }
         }
         // Not at the start, when no router has told yet who serves what.

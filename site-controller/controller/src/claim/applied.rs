@@ -81,7 +81,7 @@ async fn redeem(controller: &Controller, name: String, spec: AccessTokenSpec) {
             tracing::warn!(token = name, %error, "an applied token is not redeemed");
             let may_succeed = matches!(
                 error,
-                RedeemError::Unreachable(_) | RedeemError::Unsaved(_) | RedeemError::Store(_)
+                RedeemError::Unreachable { .. } | RedeemError::Unsaved(_) | RedeemError::Store(_)
             );
             let retry_at = may_succeed.then(|| clock::instant() + RETRY_AFTER);
             // It may have been deleted meanwhile.

@@ -80,9 +80,13 @@ pub(crate) enum RedeemError {
     #[error("a link named {0:?} to another site is there already; choose another --name")]
     NameTaken(String),
     #[error(
-        "no endpoint of the token can be reached: {0}; check the address with `skctl doctor` at the issuing site"
+        "no endpoint of the token can be reached: {failures}; check the address with `skctl doctor` at the issuing site"
     )]
-    Unreachable(String),
+    Unreachable {
+        failures: String,
+        /// Some might have answered later than the user would wait.
+        is_cut: bool,
+    },
     #[error("the issuer refuses the token: {0}")]
     Refused(String),
     #[error("the issuer's answer does not hold: {0}")]
@@ -140,7 +144,7 @@ pub(crate) async fn redeem(
             }
         }
     }
-    Err(RedeemError::Unreachable(race.failures.to_string()))
+    Err(RedeemError::Unreachable { failures: race.failures.to_string(), is_cut: race.is_cut })
 }
 
 #[derive(Debug, thiserror::Error)]

@@ -64,12 +64,21 @@ impl fmt::Display for Failures {
 }
 
 /// One way to one endpoint, as a task: its result names the endpoint.
-type Attempts = JoinSet<(String, Result<Connected, String>)>;
+type Attempts = JoinSet<(String, Result<Connected, Unconnected>)>;
+
+enum Unconnected {
+    /// For this reason.
+    Failed(String),
+    /// The caller's patience ended first; in words.
+    Cut(String),
+}
 
 /// A race that goes on: more connections can be taken from it when the first one breaks.
 pub(super) struct Race {
     attempts: Attempts,
     pub(super) failures: Failures,
+    /// Whether an endpoint would have been waited for longer, had the caller had the patience.
+    pub(super) is_cut: bool,
 }
 
 impl Race {
@@ -82,6 +91,8 @@ impl Race {
         timeout: Option<Duration>,
     ) -> Self {
         let timeout = timeout.map_or(DIAL_TIMEOUT, |timeout| timeout.min(DIAL_TIMEOUT));
+        let unconnected =
+            if timeout < DIAL_TIMEOUT { Unconnected::Cut } else { Unconnected::Failed };
         let mut attempts = JoinSet::new();
         for endpoint in endpoints {
             let proxy = proxy.clone().filter(|proxy| proxy.is_for(endpoint));
@@ -91,12 +102,15 @@ impl Race {
                     let unanswered = carrier.unanswered();
                     let connected = connect(&endpoint, carrier, issuer, pin);
                     let result = tokio::time::timeout(timeout, connected).await;
-                    let result = result.unwrap_or(Err(unanswered));
+                    let result = match result {
+                        Ok(ended) => ended.map_err(Unconnected::Failed),
+                        Err(_) => Err(unconnected(unanswered)),
+                    };
                     (endpoint, result)
                 });
             }
         }
-        Self { attempts, failures: Failures::default() }
+        Self { attempts, failures: Failures::default(), is_cut: false }
     }
 
     /// The next connection that comes about; `None` when all have failed.
@@ -107,7 +121,11 @@ impl Race {
         while let Some(ended) = self.attempts.join_next().await {
             match ended {
                 Ok((_, Ok(connected))) => return Some(connected),
-                Ok((endpoint, Err(why))) => self.failures.add(&endpoint, why),
+                Ok((endpoint, Err(Unconnected::Failed(why)))) => self.failures.add(&endpoint, why),
+                Ok((endpoint, Err(Unconnected::Cut(why)))) => {
+                    self.is_cut = true;
+                    self.failures.add(&endpoint, why);
+                }
                 Err(error) => tracing::error!(%error, "a dialling task broke"),
             }
         }

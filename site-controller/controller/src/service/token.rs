@@ -11,7 +11,7 @@ use skein_wire::proto::site::{CreateTokenReply, CreateTokenRequest, Progress, Re
 use tonic::Status;
 
 use crate::{
-    claim::client::{self, Redeemed, Wish},
+    claim::client::{self, RedeemError, Redeemed, Wish},
     clock,
     controller::{Controller, State},
     service::{ProgressSender, failed},
@@ -39,7 +39,7 @@ impl Controller {
                 "this site listens nowhere, so nobody could redeem a token; make it at a site that listens, or run `skctl init --listen [::]:7443`",
             ));
         }
-        self.forget_old_grants(&mut state);
+        self.forget_old_grants(&mut state, clock::unix_s());
         let spec = wanted(request, &state)?;
         if state.grants.len() >= GRANTS_MAX {
             return Err(Status::resource_exhausted(format!(
@@ -93,10 +93,10 @@ impl Controller {
         Ok(CreateTokenReply { token: token.encode(), grant: name, warnings, uses, expires_s })
     }
 
-    /// Grants expired a day ago say nothing any more.
-    fn forget_old_grants(&self, state: &mut State) {
+    /// Grants expired a day ago say nothing any more. Returns whether there were any.
+    pub(crate) fn forget_old_grants(&self, state: &mut State, now: i64) -> bool {
         const KEPT_S: i64 = 86_400;
-        let now = clock::unix_s();
+        let before = state.grants.len();
         let old: Vec<String> = state
             .grants
             .values()
@@ -114,6 +114,7 @@ impl Controller {
             state.grants.remove(&name);
             state.resources.remove(skein_api::Kind::AccessGrant, &name);
         }
+        state.grants.len() < before
     }
 }
 
@@ -212,6 +213,8 @@ pub(super) async fn redeem(
                 Err(error) => {
                     return Progress {
                         done: true,
+                        // With more patience they might have answered.
+                        timed_out: matches!(error, RedeemError::Unreachable { is_cut: true, .. }),
                         error: error.to_string(),
                         ..Progress::default()
                     };
@@ -229,7 +232,7 @@ pub(super) async fn redeem(
         Err(_) => Progress {
             done: true,
             timed_out: true,
-            error: format!("the link is not up after {} s: {last}", timeout.as_secs()),
+            error: format!("the link is not up in time: {last}"),
             ..Progress::default()
         },
     };

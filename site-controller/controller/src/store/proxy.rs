@@ -87,12 +87,14 @@ impl Store {
     /// and goes when nobody is to read it.
     ///
     /// # Errors
-    /// The file cannot be read.
+    /// The file cannot be read, or what was decided of it earlier cannot be finished.
     pub fn credentials_change(
         &self,
         proxy: Option<&ProxySpec>,
         given: Option<&ProxyCredentials>,
     ) -> Result<Option<Change>, StoreError> {
+        // A journal that waits may be about to write the file.
+        self.finish_journal(&mut Vec::new())?;
         let path = self.path(FILE);
         let kept = self.read(&path)?.map(Zeroizing::new);
         if let Some(given) = given.filter(|given| given.are_for(proxy, &path)) {
@@ -126,8 +128,15 @@ fn reads(proxy: &ProxySpec, file: &Path) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    };
+
+    use skein_api::Resource;
+
     use super::*;
-    use crate::store::tests::site;
+    use crate::store::tests::{FullAfter, site};
 
     fn default(paths: &Paths, url: &str, credentials: &str) -> ProxyDefault {
         let spec = ProxySpec { url: url.into(), ..ProxySpec::default() };
@@ -167,6 +176,23 @@ mod tests {
         assert!(!file.exists());
         change(&store, None, &rotated);
         assert!(!file.exists());
+    }
+
+    #[test]
+    fn a_password_that_was_decided_and_not_written_does_not_stay() {
+        let (_dir, paths) = site();
+        // The journal and the first file find room, the credentials do not.
+        let disk = Arc::new(FullAfter(AtomicUsize::new(2)));
+        let store = Store::with_disk(paths.clone(), Arc::clone(&disk) as _);
+        let first = default(&paths, "http://a:1", "me:mine");
+        let put = store.credentials_change(Some(first.spec()), first.credentials()).unwrap();
+        let other = Change::put(Resource::Site(store.load().unwrap().resources.site.unwrap()));
+        store.commit(&[other, put.unwrap()]).unwrap();
+        assert!(!paths.state().join(FILE).exists());
+        // Somebody frees some space; the site shall have no proxy after all.
+        disk.0.store(usize::MAX, Ordering::SeqCst);
+        change(&store, None, &first);
+        assert!(!paths.state().join(FILE).exists());
     }
 
     #[test]

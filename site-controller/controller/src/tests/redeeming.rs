@@ -67,6 +67,33 @@ async fn what_is_no_skein_endpoint_is_named() {
     }
 }
 
+#[tokio::test]
+async fn an_endpoint_that_may_yet_answer_is_told_from_one_that_does_not() {
+    // Accepts, and never says a word.
+    let silent = listener();
+    let hub = Site::start("hub", Some(silent.local_addr().unwrap()));
+    let branch = Site::start("branch", None);
+    let wish = Wish { dial_timeout: Some(Duration::from_millis(200)), ..Wish::default() };
+    let error = client::redeem(&branch.controller, &hub.token(1), &wish).await.unwrap_err();
+    assert!(matches!(error, RedeemError::Unreachable { is_cut: true, .. }), "{error}");
+    for site in [hub, branch] {
+        site.stop().await;
+    }
+}
+
+#[test]
+fn a_token_is_forgotten_a_day_after_it_expired() {
+    let (_dir, paths) = listening();
+    let controller = silent(&paths, None);
+    controller.create_token(&rpc::CreateTokenRequest::default()).unwrap();
+    let mut state = controller.state();
+    let over = state.grants.values().next().unwrap().expires_unix_s + 86_400;
+    assert!(!controller.forget_old_grants(&mut state, over));
+    assert!(controller.forget_old_grants(&mut state, over + 1));
+    assert!(state.grants.is_empty() && state.resources.grants.is_empty());
+    assert!(Store::new(paths).load().unwrap().grants.is_empty());
+}
+
 #[test]
 fn of_a_thousand_redemptions_at_once_one_succeeds() {
     let (_dir, paths) = listening();
