@@ -238,11 +238,20 @@ fn ensure(is_so: bool, why: impl FnOnce() -> String) -> Result<(), String> {
 
 #[tokio::test]
 async fn udp_that_comes_up_and_dies_again_and_again_leaves_the_link_to_tls() {
+    udp_dies_young(|relay, lifetime| relay.kill_after(lifetime)).await;
+}
+
+#[tokio::test]
+async fn so_does_udp_whose_death_only_the_neighbour_notices() {
+    udp_dies_young(|relay, lifetime| relay.kill_sent_after(lifetime)).await;
+}
+
+async fn udp_dies_young(kill_after: impl Fn(&Relay, Duration)) {
     race(async || {
         let mut nodes = nodes(2).await;
         let relay = Relay::with_tcp(nodes[1].address().await);
         // Long enough for a handshake wherever.
-        relay.kill_after(Duration::from_secs(1));
+        kill_after(&relay, Duration::from_secs(1));
         join(&mut nodes, 0, 1, Some(relay.addr)).await;
         let mut lives = 0;
         while status(&nodes[0]).carrier == "udp" {

@@ -31,6 +31,8 @@ struct State {
     heals_with_tcp: AtomicBool,
     /// What a client's address may send and get, from its first datagram on.
     lifetime: Mutex<Option<Duration>>,
+    /// It may get more.
+    answers_pass: AtomicBool,
     /// Longer datagrams are lost.
     len_max: AtomicUsize,
     back: Mutex<Arc<UdpSocket>>,
@@ -71,6 +73,7 @@ impl Relay {
             cut: AtomicBool::new(false),
             heals_with_tcp: AtomicBool::new(false),
             lifetime: Mutex::default(),
+            answers_pass: AtomicBool::new(false),
             len_max: AtomicUsize::new(usize::MAX),
             back: Mutex::new(Arc::new(net::udp_bind(any()).unwrap())),
             client: Mutex::default(),
@@ -100,6 +103,12 @@ impl Relay {
         *self.state.lifetime.lock() = Some(lifetime);
     }
 
+    /// The same for what a client sends alone.
+    pub(crate) fn kill_sent_after(&self, lifetime: Duration) {
+        self.state.answers_pass.store(true, Ordering::Relaxed);
+        self.kill_after(lifetime);
+    }
+
     /// Ends every TCP connection there is.
     pub(crate) fn reset_tcp(&self) {
         self.state.tcp_reset.notify_waiters();
@@ -121,10 +130,12 @@ impl Relay {
 }
 
 impl State {
-    fn passes(&self, len: usize, since: Instant) -> bool {
-        !self.cut.load(Ordering::Relaxed)
-            && len <= self.len_max.load(Ordering::Relaxed)
-            && self.lifetime.lock().is_none_or(|lifetime| since.elapsed() <= lifetime)
+    fn passes(&self, len: usize) -> bool {
+        !self.cut.load(Ordering::Relaxed) && len <= self.len_max.load(Ordering::Relaxed)
+    }
+
+    fn lives(&self, since: Instant) -> bool {
+        self.lifetime.lock().is_none_or(|lifetime| since.elapsed() <= lifetime)
     }
 }
 
@@ -162,7 +173,7 @@ async fn forward(state: Arc<State>) {
             since
         };
         let back = Arc::clone(&state.back.lock());
-        if state.passes(n, since) {
+        if state.passes(n) && state.lives(since) {
             time::timeout(PATIENCE, back.send_to(&buffer[..n], state.target))
                 .await
                 .unwrap()
@@ -181,7 +192,8 @@ async fn backward(state: Arc<State>) {
         };
         let client = *state.client.lock();
         if let Some((client, since)) = client
-            && state.passes(n, since)
+            && state.passes(n)
+            && (state.lives(since) || state.answers_pass.load(Ordering::Relaxed))
         {
             state.front.send_to(&buffer[..n], client).await.unwrap();
         }
