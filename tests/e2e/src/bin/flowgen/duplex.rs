@@ -192,7 +192,8 @@ async fn receive(
                 let _ = is_open.try_send(());
             }
             let silence = last.elapsed();
-            if silence >= GAP_MIN {
+            // What passes before the first frame is the opening.
+            if own.received > 0 && silence >= GAP_MIN {
                 let at_ms = (last - start).as_millis();
                 gaps.push(Gap { flow, at_ms, length_ms: silence.as_millis() });
             }
