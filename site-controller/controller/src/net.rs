@@ -129,6 +129,16 @@ pub(crate) fn has_ipv6() -> bool {
     UdpSocket::bind((Ipv6Addr::LOCALHOST, 0)).is_ok()
 }
 
+/// What stands for `wanted` on a host that may have no IPv6: every address is every one that there is.
+pub(crate) fn without_ipv6(wanted: SocketAddr, has_ipv6: bool) -> SocketAddr {
+    match wanted.ip() {
+        IpAddr::V6(Ipv6Addr::UNSPECIFIED) if !has_ipv6 => {
+            (Ipv4Addr::UNSPECIFIED, wanted.port()).into()
+        }
+        _ => wanted,
+    }
+}
+
 /// `wanted`, or the next port above it that is free for both UDP and TCP. Port 0 means any.
 pub(crate) fn free_port(wanted: SocketAddr) -> io::Result<SocketAddr> {
     let mut last = io::Error::from(io::ErrorKind::AddrInUse);
@@ -190,6 +200,18 @@ mod tests {
         };
         let (accepted, _client) = tokio::join!(acceptor.accept(), connected);
         accepted.unwrap();
+    }
+
+    #[test]
+    fn without_ipv6_every_address_is_every_ipv4_address() {
+        for (wanted, has_ipv6, taken) in [
+            ("[::]:7500", true, "[::]:7500"),
+            ("[::]:7500", false, "0.0.0.0:7500"),
+            ("[2001:db8::1]:7500", false, "[2001:db8::1]:7500"),
+            ("192.0.2.1:0", false, "192.0.2.1:0"),
+        ] {
+            assert_eq!(without_ipv6(wanted.parse().unwrap(), has_ipv6).to_string(), taken);
+        }
     }
 
     #[test]

@@ -1,6 +1,11 @@
 //! The birth of a site: identity, CA, secret and the `Site` resource, before any process runs.
 
-use std::{collections::BTreeMap, io, net::SocketAddr, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    io,
+    net::{Ipv6Addr, SocketAddr},
+    path::PathBuf,
+};
 
 use aws_lc_rs::rand::{SecureRandom, SystemRandom};
 use skein_api::{
@@ -329,9 +334,11 @@ fn new_manifest(options: &InitOptions) -> Result<(Manifest<SiteSpec>, Vec<String
     let mut notes = Vec::new();
     let mut options = options.clone();
     if options.listen.is_none() {
-        let any = if net::has_ipv6() { "[::]" } else { "0.0.0.0" };
-        let addr = format!("{any}:{}", skein_api::DEFAULT_PORT);
-        options.listen = Some(addr.parse().into_iter().collect());
+        let any = net::without_ipv6(
+            (Ipv6Addr::UNSPECIFIED, skein_api::DEFAULT_PORT).into(),
+            net::has_ipv6(),
+        );
+        options.listen = Some(vec![any]);
     }
     // None of its own yet: whoever holds the default port is somebody else.
     let blank = SiteSpec { listen: Vec::new(), ..SiteSpec::default() };
@@ -410,6 +417,7 @@ fn choose_sockets(
 }
 
 fn chosen_socket(addr: SocketAddr, notes: &mut Vec<String>) -> Result<SocketAddr, CreateError> {
+    let addr = net::without_ipv6(addr, net::has_ipv6());
     let chosen = net::free_port(addr).map_err(|source| CreateError::Listen { addr, source })?;
     if addr.port() != 0 && chosen.port() != addr.port() {
         notes.push(format!(

@@ -98,7 +98,7 @@ fn endpoints_that_are_not_there_or_something_else() -> Result<()> {
     ensure!(output.code == Some(3) || output.code == Some(1), "{output}");
     ensure!(output.stderr.contains("203.0.113.99:7443"), "{output}");
     // Whoever is impatient still learns what became of each endpoint.
-    site.refuses(&["link", &nowhere, "--timeout", "3s"], 1, &["203.0.113.99:7443", "unanswered"])?;
+    site.refuses(&["link", &nowhere, "--timeout", "3s"], 3, &["203.0.113.99:7443", "unanswered"])?;
     link(&token_to("closed", &format!("{address}:9"))?, 1, &["refused"])?;
     // A web server.
     let (_nginx, _) = skein_e2e::servers::nginx_on(&host, &address, 8080)?;

@@ -343,7 +343,9 @@ fn judge(run: &Run<'_>, plan: &FlowPlan, attempt: &Attempt) -> Vec<String> {
     }
     // Who is told of an end may still have something to say.
     let told_ms = client.ended_ms.max(server.ended_ms).unwrap_or(over_ms);
-    outlived(run, (near, far), (client.began_ms, told_ms.min(over_ms)), &mut failures);
+    // And what was not open yet when a router was killed may be opened at its next boot.
+    let open_ms = client.began_ms.max(server.began_ms);
+    outlived(run, (near, far), (open_ms, told_ms.min(over_ms)), &mut failures);
     let scripted = plan.client.resets || plan.server.resets;
     let is_whole = |seen: &Seen, other: &Seen| {
         seen.ended == Some(Ended::Finished) && seen.read == other.written && other.has_ended
